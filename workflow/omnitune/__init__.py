@@ -1,0 +1,1 @@
+"""Omnitune: fine-tune OmniGen2 as a Snakemake workflow."""

@@ -1,0 +1,114 @@
+"""What all configuration models share: strictness, loading, and errors that a person can act on."""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a configuration file; its text names file, key, value and what is allowed."""
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown keys are errors: a misspelt key must never be a silently ignored one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping; raises ConfigError for a missing file, bad YAML or another top level."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Check the path in the file that names it."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{path}{where}: not valid YAML: {problem}.") from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path}: the top level must be a mapping of keys, found {found}.")
+    return content
+
+
+def load_config(path: Path | str, model: type[ModelT]) -> ModelT:
+    """Reads and checks a YAML file against a model; raises ConfigError with every problem in one block."""
+    path = Path(path)
+    return check_config(read_yaml(path), model, str(path))
+
+
+def check_config(content: dict[str, Any], model: type[ModelT], where: str) -> ModelT:
+    """Checks loaded content against a model; `where` is the file that the errors name."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = [_describe(detail, model) for detail in error.errors()]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError("\n".join([f"{where}: {count}", *(f"  - {problem}" for problem in problems)])) from None
+
+
+def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    location = [part for part in detail["loc"] if not _is_union_tag(part)]
+    key = ".".join(str(part) for part in location) or "(file)"
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key. {_nearest(location, model)}"
+    if detail["type"] == "missing":
+        return f"{key}: is required and missing."
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error" and not location:
+        return message
+    return f"{key}: {detail['input']!r} is not allowed: {message[0].lower()}{message[1:]}."
+
+
+def _is_union_tag(part: int | str) -> bool:
+    """Pydantic puts the tried member of a union (`list[int]`) into an error's location; it is no key."""
+    return isinstance(part, str) and (part in {"int", "str", "float", "bool"} or "[" in part)
+
+
+def _nearest(location: list[int | str], model: type[BaseModel]) -> str:
+    known = known_keys(location[:-1], model)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known keys here: {', '.join(sorted(known))}."
+
+
+def known_keys(location: list[int | str], model: type[BaseModel]) -> list[str]:
+    """The keys that a model allows at a location such as ["train"]."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int) or current is None:
+            continue
+        field = current.model_fields.get(part)
+        current = section_of(field.annotation) if field else None
+    if current is None:
+        return []
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section model inside an annotation such as `ArchOptions | None` or `list[Entry]`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType, list, tuple}:
+        for argument in typing.get_args(annotation):
+            found = section_of(argument)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,40 @@
+"""Mixture files: which sources a data set consists of and at which ratio, in the published format."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from omnitune.config.base import Section
+
+
+class MixtureEntry(Section):
+    """One source of a mixture."""
+
+    path: Annotated[
+        str,
+        Field(
+            description="A .jsonl file of samples, a further .yml mixture, or a folder, whose .jsonl files are all taken. "
+            "A relative path is taken from the working directory, and if nothing is there, from the folder of this file."
+        ),
+    ]
+    type: Annotated[
+        str, Field(description="A name for the kind of samples; used in reports only. Each sample's task_type decides.")
+    ] = "default"
+    ratio: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Share of the source among its neighbours; normalised to sum to 1, multiplied along nested files. "
+            "0 leaves the source out.",
+        ),
+    ] = 1.0
+
+
+class Mixture(Section):
+    """A mixture file."""
+
+    ratio_type: Annotated[
+        str | None, Field(description="Read for compatibility with published files; has no effect.")
+    ] = None
+    data: Annotated[list[MixtureEntry], Field(min_length=1, description="The sources of the mixture.")]

@@ -1,0 +1,385 @@
+"""Options of an experiment, in the published OmniGen2 format with Omnitune's own keys beside it."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, Field, field_validator, model_validator
+
+from omnitune.config.base import ConfigError, Section, load_config
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataOptions(Section):
+    """Data: what is trained on and how large it may be."""
+
+    data_path: Annotated[
+        str, Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}.")
+    ]
+    use_chat_template: Annotated[
+        bool,
+        Field(description="Wrap instructions in the text encoder's chat template, as the published model expects."),
+    ] = True
+    maximum_text_tokens: Annotated[PositiveInt, Field(description="Instructions are cut at this many tokens.")] = 888
+    prompt_dropout_prob: Annotated[
+        Probability, Field(description="Probability of training a sample with the empty instruction.")
+    ] = 0.0001
+    ref_img_dropout_prob: Annotated[
+        Probability, Field(description="Probability of dropping the references where the instruction was dropped.")
+    ] = 0.5
+    max_output_pixels: Annotated[
+        int, Field(ge=256, description="Output images are shrunk to at most this many pixels (width x height).")
+    ] = 1048576
+    max_input_pixels: Annotated[
+        int | list[int],
+        Field(
+            description="The same for input images. A list: its k-th entry holds for samples with k inputs, "
+            "the last one also for more."
+        ),
+    ] = [1048576, 1048576, 589824, 262144]
+    max_side_length: Annotated[
+        int, Field(ge=16, description="No side of any image is longer than this, in pixels.")
+    ] = 2048
+    max_reject_fraction: Annotated[
+        Probability, Field(description="Validation fails when more than this share of the rows is rejected.")
+    ] = 0.01
+    samples_per_shard: Annotated[PositiveInt, Field(description="Rows of a source that go into one tar.")] = 1000
+    encoded_cache_mb: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory per process in MB that keeps latents and text features of samples seen before. 0: none.",
+        ),
+    ] = 0
+
+    @field_validator("max_input_pixels")
+    @classmethod
+    def _limits_are_positive(cls, value: int | list[int]) -> int | list[int]:
+        limits = value if isinstance(value, list) else [value]
+        if not limits or min(limits) < 256:
+            raise ValueError("needs one limit or a list of limits, each at least 256 pixels")
+        return value
+
+    @property
+    def dataset(self) -> str:
+        """Name of the prepared data set."""
+        return Path(self.data_path).stem
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The keys that decide what the shards hold; experiments that share a data set must agree in them."""
+        keys = {"data_path", "max_output_pixels", "max_input_pixels", "max_side_length", "max_reject_fraction"}
+        return self.model_dump(include=keys | {"samples_per_shard"})
+
+
+class ArchOptions(Section):
+    """Architecture of the transformer; checked against the pretrained weights."""
+
+    patch_size: PositiveInt = Field(2, description="Side of a patch in latent positions.")
+    in_channels: PositiveInt = Field(16, description="Latent channels.")
+    out_channels: PositiveInt | None = Field(None, description="Channels of the prediction. null: in_channels.")
+    hidden_size: PositiveInt = Field(2520, description="Width of the transformer.")
+    num_layers: PositiveInt = Field(32, description="Joint layers.")
+    num_refiner_layers: PositiveInt = Field(2, description="Blocks in each of the three refiners.")
+    num_attention_heads: PositiveInt = Field(21, description="Query heads.")
+    num_kv_heads: PositiveInt = Field(7, description="Key and value heads.")
+    multiple_of: PositiveInt = Field(256, description="The feed-forward width is rounded up to a multiple of this.")
+    ffn_dim_multiplier: float | None = Field(None, description="Scales the feed-forward width. null: 1.")
+    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the RMS norms.")
+    axes_dim_rope: tuple[int, int, int] = Field(
+        (40, 40, 40), description="Rotary dimensions per axis; their sum is the head size."
+    )
+    axes_lens: tuple[int, int, int] = Field((10000, 10000, 10000), description="Longest position per axis.")
+    text_feat_dim: PositiveInt = Field(2048, description="Width of the text features.")
+    timestep_scale: float = Field(1000.0, gt=0, description="Factor on the time before its sinusoidal projection.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.num_attention_heads or (
+            self.hidden_size // self.num_attention_heads != sum(self.axes_dim_rope)
+        ):
+            raise ValueError(
+                f"arch_opt: hidden_size {self.hidden_size} / num_attention_heads {self.num_attention_heads} "
+                f"must equal the sum of axes_dim_rope {list(self.axes_dim_rope)}"
+            )
+        return self
+
+
+CONVERTED = re.compile(
+    r"experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/(?P<weights>transformer(?:_lora)?)/?"
+)
+
+
+class ModelOptions(Section):
+    """Weights to start from."""
+
+    pretrained_model_path: Annotated[
+        str,
+        Field(
+            description="What training starts from: a repository id (`OmniGen2/OmniGen2`), a local pipeline folder, `demo` "
+            "(the tiny built-in model), or another experiment's converted checkpoint "
+            "(`experiments/{experiment}/checkpoint-{step}/transformer`), which is then trained first."
+        ),
+    ]
+    pretrained_revision: Annotated[
+        str | None,
+        Field(description="Commit, branch or tag of the repository. null: the newest; pin a commit to reproduce."),
+    ] = None
+    pretrained_vae_model_name_or_path: Annotated[
+        str | None, Field(description="Take the VAE from this repository or folder. null: the pipeline's own.")
+    ] = None
+    pretrained_text_encoder_model_name_or_path: Annotated[
+        str | None, Field(description="Take text encoder and tokenizer from here. null: the pipeline's own.")
+    ] = None
+    arch_opt: Annotated[
+        ArchOptions | None,
+        Field(description="Architecture that the weights must have; a difference is an error. null: not checked."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _base_is_not_an_adapter(self) -> Self:
+        match = CONVERTED.search(self.pretrained_model_path)
+        if match and match["weights"] == "transformer_lora":
+            raise ValueError(
+                f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base weights; "
+                "name a pipeline or a `transformer` folder"
+            )
+        return self
+
+    @property
+    def upstream(self) -> tuple[str, int] | None:
+        """(experiment, step) when training starts from another experiment's converted checkpoint."""
+        match = CONVERTED.search(self.pretrained_model_path)
+        return (match["experiment"], int(match["step"])) if match else None
+
+
+class TransportOptions(Section):
+    """The flow: how training times are drawn."""
+
+    snr_type: Annotated[
+        Literal["lognorm", "uniform"], Field(description="Distribution of times: sigmoid of a normal draw, or uniform.")
+    ] = "lognorm"
+    do_shift: Annotated[bool, Field(description="Shift times towards noise for larger images.")] = True
+    dynamic_time_shift: Annotated[
+        bool, Field(description="Shift by each sample's own number of image tokens instead of max_output_pixels.")
+    ] = True
+    time_shift_version: Annotated[Literal["v1", "v2"], Field(description="Formula of the shift.")] = "v1"
+
+
+class TrainOptions(Section):
+    """The optimisation."""
+
+    global_batch_size: Annotated[
+        PositiveInt, Field(description="Samples per step: batch_size x processes x gradient_accumulation_steps.")
+    ] = 16
+    batch_size: Annotated[PositiveInt, Field(description="Samples per process and forward.")] = 2
+    gradient_accumulation_steps: Annotated[PositiveInt, Field(description="Forwards per step.")] = 1
+    max_train_steps: Annotated[PositiveInt, Field(description="Optimizer steps of the whole training.")] = 4000
+    dataloader_num_workers: Annotated[
+        int, Field(ge=0, description="Reader processes per training process. 0: read in the training process.")
+    ] = 6
+    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 8e-7
+    scale_lr: Annotated[bool, Field(description="Multiply the learning rate by global_batch_size.")] = False
+    lr_scheduler: Annotated[
+        Literal[
+            "timm_constant_with_warmup",
+            "timm_cosine",
+            "constant",
+            "constant_with_warmup",
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+        ],
+        Field(
+            description="Schedule: the published `timm_` ones (keys warmup_*, t_*, lr_min) or diffusers' (keys lr_*)."
+        ),
+    ] = "timm_constant_with_warmup"
+    warmup_t: Annotated[int, Field(ge=0, description="timm: steps of linear warm-up.")] = 500
+    warmup_lr_init: Annotated[
+        float, Field(ge=0, description="timm: learning rate at the first step of the warm-up.")
+    ] = 1e-18
+    warmup_prefix: Annotated[bool, Field(description="timm: the schedule starts after the warm-up.")] = True
+    t_in_epochs: Annotated[Literal[False], Field(description="timm: times count steps; epochs are not supported.")] = (
+        False
+    )
+    t_initial: Annotated[
+        PositiveInt | None, Field(description="timm_cosine: length of the cosine. null: up to the end.")
+    ] = None
+    lr_min: Annotated[float, Field(ge=0, description="timm_cosine: lowest learning rate.")] = 0.0
+    cycle_decay: Annotated[
+        float, Field(gt=0, le=1, description="timm_cosine: peak of each further cycle, as a share of the one before.")
+    ] = 1.0
+    lr_warmup_steps: Annotated[int, Field(ge=0, description="diffusers: steps of linear warm-up.")] = 0
+    lr_num_cycles: Annotated[int, Field(ge=1, description="diffusers: cycles of cosine_with_restarts.")] = 1
+    lr_power: Annotated[float, Field(gt=0, description="diffusers: power of polynomial.")] = 1.0
+    use_8bit_adam: Annotated[Literal[False], Field(description="Not supported: keep false.")] = False
+    adam_beta1: Annotated[Probability, Field(description="AdamW: decay of the first moment.")] = 0.9
+    adam_beta2: Annotated[Probability, Field(description="AdamW: decay of the second moment.")] = 0.95
+    adam_weight_decay: Annotated[float, Field(ge=0, description="AdamW: weight decay.")] = 0.01
+    adam_epsilon: Annotated[float, Field(gt=0, description="AdamW: epsilon.")] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this global norm.")] = 1.0
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(
+            description="Recompute each block's activations in the backward pass: less memory, about a third more work."
+        ),
+    ] = True
+    set_grads_to_none: Annotated[
+        bool, Field(description="Read for compatibility: gradients are always set to none.")
+    ] = True
+    allow_tf32: Annotated[bool, Field(description="Let CUDA matrix products of float32 use TF32.")] = False
+    mixed_precision: Annotated[
+        Literal["bf16", "no"],
+        Field(description="Precision of forward and backward; weights and optimizer stay float32."),
+    ] = "bf16"
+    ema_decay: Annotated[float, Field(ge=0, le=0, description="Not supported: keep 0.")] = 0.0
+    lora_ft: Annotated[bool, Field(description="Train LoRA adapters instead of all parameters.")] = False
+    lora_rank: Annotated[PositiveInt, Field(description="LoRA rank.")] = 8
+    lora_alpha: Annotated[PositiveInt | None, Field(description="LoRA alpha. null: the rank.")] = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="LoRA dropout.")] = 0.0
+    resume_from_checkpoint: Annotated[
+        str | None, Field(description="Read for compatibility at this place; use the top-level key.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        per_process = self.batch_size * self.gradient_accumulation_steps
+        if self.global_batch_size % per_process:
+            raise ValueError(
+                f"global_batch_size: {self.global_batch_size} is no multiple of batch_size {self.batch_size} x "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} = {per_process}"
+            )
+        return self
+
+    @property
+    def num_processes(self) -> int:
+        """How many training processes the batch sizes ask for, over all nodes."""
+        return self.global_batch_size // (self.batch_size * self.gradient_accumulation_steps)
+
+
+class ValOptions(Section):
+    """What is evaluated."""
+
+    evaluate_checkpoints: Annotated[
+        Literal["last", "all"], Field(description="Convert and evaluate the last checkpoint or each one.")
+    ] = "last"
+    validation_steps: Annotated[
+        int, Field(ge=0, description="Read for compatibility: evaluation is a stage of its own, after training.")
+    ] = 500
+    train_visualization_steps: Annotated[
+        int, Field(ge=0, description="Read for compatibility: images are made by the evaluation stage.")
+    ] = 100
+
+
+class LoggerOptions(Section):
+    """Logs and checkpoints."""
+
+    log_with: Annotated[
+        list[Literal["tensorboard", "wandb"]] | Literal["tensorboard", "wandb"] | None,
+        Field(description="Trackers beside logs/metrics.jsonl. wandb needs `pip install wandb`."),
+    ] = ["tensorboard"]
+    project_name: Annotated[str, Field(description="wandb: name of the project.")] = "omnitune"
+    checkpointing_steps: Annotated[
+        PositiveInt, Field(description="A checkpoint every so many steps, and at the end.")
+    ] = 1000
+    checkpoints_total_limit: Annotated[
+        PositiveInt | None,
+        Field(description="Keep at most this many checkpoints besides those to evaluate. null: all."),
+    ] = None
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers."""
+        if self.log_with is None:
+            return []
+        return [self.log_with] if isinstance(self.log_with, str) else list(self.log_with)
+
+
+class ExperimentOptions(Section):
+    """Options of one experiment."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+            description="Name of the experiment: experiments/{name}. Letters, digits, `_`, `.`, `-`.",
+        ),
+    ]
+    seed: Annotated[int, Field(ge=0, description="Seed of data order, noise, times and dropout.")] = 2233
+    device_specific_seed: Annotated[
+        bool, Field(description="Read for compatibility: randomness belongs to samples here, not to devices.")
+    ] = True
+    worker_specific_seed: Annotated[
+        bool,
+        Field(
+            validation_alias=AliasChoices("worker_specific_seed", "workder_specific_seed"),
+            description="Read for compatibility, also under its published spelling `workder_specific_seed`.",
+        ),
+    ] = True
+    data: DataOptions = Field(description="Data: what is trained on and how large it may be.")
+    model: ModelOptions = Field(description="Weights to start from.")
+    transport: TransportOptions = Field(TransportOptions(), description="The flow: how training times are drawn.")
+    train: TrainOptions = Field(TrainOptions(), description="The optimisation.")
+    val: ValOptions = Field(ValOptions(), description="What is evaluated.")
+    logger: LoggerOptions = Field(LoggerOptions(), description="Logs and checkpoints.")
+    cache_dir: Annotated[
+        str | None, Field(description="Folder where downloaded weights are cached. null: the library's.")
+    ] = None
+    resume_from_checkpoint: Annotated[
+        Literal["latest"] | None,
+        Field(
+            description="`latest`: an interrupted training goes on from its newest checkpoint. null: it starts over."
+        ),
+    ] = "latest"
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads an options file; raises ConfigError."""
+        return load_config(path, cls)
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """Steps at which training saves: every checkpointing_steps, and the last."""
+        last = self.train.max_train_steps
+        return sorted({*range(self.logger.checkpointing_steps, last, self.logger.checkpointing_steps), last})
+
+    @property
+    def evaluated_steps(self) -> list[int]:
+        """Steps that are converted and evaluated."""
+        return self.checkpoint_steps if self.val.evaluate_checkpoints == "all" else self.checkpoint_steps[-1:]
+
+    @property
+    def weights_folder(self) -> str:
+        """Name of the converted weights' folder inside a checkpoint."""
+        return "transformer_lora" if self.train.lora_ft else "transformer"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide what the trained weights are: those a checkpoint is bound to.
+
+        Left out are keys that may change between two starts of one training: its length (checkpoints know their step),
+        logging, evaluation, paths of caches and how the global batch is cut into processes.
+        """
+        free_train = {"max_train_steps", "batch_size", "gradient_accumulation_steps", "dataloader_num_workers"}
+        free_train |= {"gradient_checkpointing", "set_grads_to_none", "resume_from_checkpoint"}
+        free = {"val", "logger", "cache_dir", "resume_from_checkpoint", "device_specific_seed", "worker_specific_seed"}
+        content = self.model_dump(mode="json", exclude=free)
+        content["train"] = {key: value for key, value in content["train"].items() if key not in free_train}
+        content["data"].pop("encoded_cache_mb")
+        return content
+
+
+def require_processes(options: ExperimentOptions, num_processes: int, where: str) -> None:
+    """Raises ConfigError unless the batch sizes fit the number of processes."""
+    train = options.train
+    if train.num_processes != num_processes:
+        per_process = train.batch_size * train.gradient_accumulation_steps
+        raise ConfigError(
+            f"{where}: 1 problem\n"
+            f"  - train.global_batch_size: {train.global_batch_size} is not allowed: batch_size {train.batch_size} x "
+            f"{num_processes} processes x gradient_accumulation_steps {train.gradient_accumulation_steps} = "
+            f"{per_process * num_processes}. Start {train.num_processes} processes or change one of the three."
+        )

@@ -1,0 +1,98 @@
+"""Which weights an experiment starts from, and where the workflow keeps them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnitune.config.base import ConfigError
+from omnitune.config.options import ExperimentOptions, ModelOptions
+
+PRETRAINED_ROOT = Path("resources/pretrained")
+EXPERIMENTS_ROOT = Path("experiments")
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """Where an experiment's training starts.
+
+    Attributes:
+        model: the {model} wildcard, a name for the base pipeline.
+        base: folder of the base pipeline (VAE, text encoder, tokenizer, scheduler and its transformer).
+        transformer: folder of the transformer to train: the base's own or another experiment's converted one.
+        source: the model options that say how the base folder is made.
+        upstream: (experiment, step) whose conversion must run first, if any.
+    """
+
+    model: str
+    base: Path
+    transformer: Path
+    source: ModelOptions
+    upstream: tuple[str, int] | None
+
+
+def model_name(model: ModelOptions) -> str:
+    """A file name for a base pipeline, distinct for each combination of its sources."""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "--", model.pretrained_model_path.strip("/"))
+    extra = [
+        model.pretrained_revision,
+        model.pretrained_vae_model_name_or_path,
+        model.pretrained_text_encoder_model_name_or_path,
+    ]
+    if any(extra):
+        name += "-" + hashlib.sha256(json.dumps(extra).encode()).hexdigest()[:8]
+    return name
+
+
+def starting_weights(options: ExperimentOptions, experiments: Mapping[str, ExperimentOptions]) -> StartingWeights:
+    """Follows `pretrained_model_path` through other experiments to the pipeline at its root.
+
+    Args:
+        options: the experiment.
+        experiments: the configured experiments by name; others are looked up in experiments/{name}/options.yml.
+
+    Raises:
+        ConfigError: for an unknown experiment, a step without checkpoint, a LoRA experiment or a circle.
+    """
+    seen = [options.name]
+    source = options
+    while source.model.upstream:
+        name, step = source.model.upstream
+        if name in seen:
+            raise ConfigError(f"experiments start from each other in a circle: {' -> '.join([*seen, name])}.")
+        following = _experiment(name, experiments, source)
+        _check_upstream(following, step, source)
+        seen.append(name)
+        source = following
+    model = model_name(source.model)
+    base = PRETRAINED_ROOT / model
+    upstream = options.model.upstream
+    transformer = (
+        EXPERIMENTS_ROOT / upstream[0] / f"checkpoint-{upstream[1]}" / "transformer"
+        if upstream
+        else base / "transformer"
+    )
+    return StartingWeights(model, base, transformer, source.model, upstream)
+
+
+def _experiment(name: str, experiments: Mapping[str, ExperimentOptions], by: ExperimentOptions) -> ExperimentOptions:
+    if name in experiments:
+        return experiments[name]
+    resolved = EXPERIMENTS_ROOT / name / "options.yml"
+    if resolved.is_file():
+        return ExperimentOptions.load(resolved)
+    raise ConfigError(
+        f"experiment {by.name!r}: model.pretrained_model_path: {by.model.pretrained_model_path!r} names the experiment "
+        f"{name!r}, which is neither in `experiments` (known: {', '.join(sorted(experiments))}) nor in {resolved}."
+    )
+
+
+def _check_upstream(upstream: ExperimentOptions, step: int, by: ExperimentOptions) -> None:
+    where = f"experiment {by.name!r}: model.pretrained_model_path: {by.model.pretrained_model_path!r}"
+    if upstream.train.lora_ft:
+        raise ConfigError(f"{where}: {upstream.name!r} trains a LoRA adapter and leaves no `transformer` folder.")
+    if step not in upstream.checkpoint_steps:
+        steps = ", ".join(map(str, upstream.checkpoint_steps))
+        raise ConfigError(f"{where}: {upstream.name!r} saves no checkpoint at step {step}; it saves at {steps}.")

@@ -1,0 +1,104 @@
+"""config/README.md and the JSON schemas, written from the config models so that they cannot drift."""
+
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from omnitune.config.base import Section, section_of
+from omnitune.config.benchmark import Benchmark
+from omnitune.config.mixture import Mixture
+from omnitune.config.options import ExperimentOptions
+from omnitune.config.workflow import WorkflowConfig
+from omnitune.files import write_text
+
+MODELS: dict[str, tuple[type[Section], str]] = {
+    "workflow": (WorkflowConfig, "config/config.yaml"),
+    "options": (ExperimentOptions, "config/options/*.yml"),
+    "mixture": (Mixture, "config/data/*.yml"),
+    "benchmark": (Benchmark, "config/benchmarks/*.yml"),
+}
+INTRODUCTION = """# Configuration
+
+Every key of every configuration file. This page and the JSON schemas in workflow/schemas are written by `omnitune schema`
+from the models in workflow/omnitune/config; editors that know `# yaml-language-server: $schema=...` complete and check keys.
+
+Unknown keys are errors, and all files are checked before any job starts.
+"""
+
+
+def reference_files() -> dict[str, str]:
+    """Path relative to the project -> content, of the reference page and each schema."""
+    files = {"config/README.md": _page()}
+    for name, (model, _) in MODELS.items():
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(by_alias=True)}
+        files[f"workflow/schemas/{name}.schema.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
+def write_reference(project: Path) -> None:
+    """Writes them below a project folder."""
+    for path, content in reference_files().items():
+        write_text(project / path, content)
+
+
+def _page() -> str:
+    parts = [INTRODUCTION]
+    for model, where in MODELS.values():
+        parts.append(f"## {where}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(_rows(model, "")) + "\n")
+    return "\n".join(parts)
+
+
+def _rows(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = [] if prefix else ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        key = f"{prefix}{name}"
+        rows.append(
+            f"| `{key}` | {_type(field.annotation, field)} | {_default(field)} | {_escape(field.description or '')} |"
+        )
+        if section is not None:
+            rows += _rows(section, f"{key}[]." if typing.get_origin(field.annotation) is list else f"{key}.")
+    return rows
+
+
+def _type(annotation: Any, field: FieldInfo) -> str:
+    limits = [
+        f"{sign} {getattr(m, attribute)}" for m in field.metadata for attribute, sign in _SIGNS if hasattr(m, attribute)
+    ]
+    return _escape(", ".join([_type_name(annotation), *limits]))
+
+
+_SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="), ("multiple_of", "multiple of"))
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(a)}`" for a in arguments)
+    if origin in {typing.Union, types.UnionType}:
+        return " or ".join(_type_name(a) for a in arguments)
+    if origin in {list, tuple}:
+        return f"list of {_type_name(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}.get(
+        annotation.__name__, str(annotation)
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    return f"`{json.dumps(field.default)}`"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,27 @@
+"""config/config.yaml: what the workflow runs."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from omnitune.config.base import Section
+
+
+class WorkflowConfig(Section):
+    """What to run. Both lists can be replaced on the command line: `snakemake --config 'experiments=[...]'`."""
+
+    experiments: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            description="Options files, one per experiment, relative to the project or absolute. "
+            "An experiment's name is the `name` in its file.",
+        ),
+    ]
+    benchmarks: Annotated[
+        list[str],
+        Field(
+            description="Benchmark files that every experiment is evaluated on, relative to the project or absolute. "
+            "A benchmark's name is the stem of its file. Empty: no evaluation."
+        ),
+    ] = []
