@@ -1,0 +1,137 @@
+"""LoRA adapters: what they change, and their file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_models_pipeline import TRANSFORMER, randomise, tiny_pipeline, tiny_transformer
+
+from omnitune.models import (
+    OmniGen2Pipeline,
+    OmniGen2Transformer2DModel,
+    load_lora,
+    lora_config,
+    lora_state_dict,
+    read_lora,
+    save_lora,
+)
+
+pytestmark = pytest.mark.unit
+
+FILE = "pytorch_lora_weights.safetensors"
+
+
+def inputs() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": [torch.randn(4, 8, 8, generator=generator)],
+        "timestep": torch.tensor([0.5]),
+        "encoder_hidden_states": torch.randn(1, 5, 32, generator=generator),
+        "encoder_attention_mask": None,
+        "ref_image_hidden_states": [[torch.randn(4, 4, 4, generator=generator)]],
+    }
+
+
+@torch.no_grad()
+def output(model: OmniGen2Transformer2DModel, **options: Any) -> torch.Tensor:
+    return model(**inputs(), **options).sample[0]
+
+
+def trained(rank: int = 4, alpha: float | None = None) -> OmniGen2Transformer2DModel:
+    model = tiny_transformer()
+    model.add_adapter(lora_config(rank, alpha))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.5, generator=generator)
+    return model
+
+
+def test_new_adapter_changes_nothing_and_covers_all_attention() -> None:
+    model = tiny_transformer()
+    before = output(model)
+    model.add_adapter(lora_config(4))
+    assert torch.equal(output(model), before)
+    state = lora_state_dict(model)
+    blocks = 3 * TRANSFORMER["num_refiner_layers"] + TRANSFORMER["num_layers"]
+    assert len(state) == blocks * 4 * 2
+    assert state["layers.0.attn.to_out.0.lora_A.weight"].shape == (4, 48)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
+        name.replace(".weight", ".default.weight") for name in state
+    }
+
+
+@pytest.mark.parametrize("alpha", [None, 16])
+def test_file_gives_the_same_outputs(alpha: float | None, tmp_path: Path) -> None:
+    model = trained(alpha=alpha)
+    path = save_lora(tmp_path, lora_state_dict(model), model.peft_config["default"])
+    assert path == tmp_path / FILE and list(tmp_path.iterdir()) == [path]
+    assert all(name.startswith("transformer.") and ".lora_" in name for name in load_file(path))
+    assert (output(model) - output(tiny_transformer())).abs().max() > 0.01
+    for source in (tmp_path, path):
+        loaded = tiny_transformer()
+        load_lora(loaded, source)
+        assert torch.allclose(output(loaded), output(model), atol=1e-6)
+
+
+def test_published_file_without_config_means_alpha_is_rank(tmp_path: Path) -> None:
+    model = trained()
+    save_lora(tmp_path, lora_state_dict(model.state_dict()))
+    with safe_open(tmp_path / FILE, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    loaded = tiny_transformer()
+    load_lora(loaded, tmp_path)
+    assert torch.allclose(output(loaded), output(model), atol=1e-6)
+
+
+def test_scale_of_a_call() -> None:
+    model, plain = trained(), output(tiny_transformer())
+    assert torch.allclose(output(model, attention_kwargs={"scale": 0.0}), plain, atol=1e-6)
+    assert not torch.allclose(output(model), plain, atol=1e-3)
+
+
+def test_pipeline_saves_loads_and_unloads(tmp_path: Path) -> None:
+    model = trained(alpha=8)
+    OmniGen2Pipeline.save_lora_weights(tmp_path, lora_state_dict(model), model.peft_config["default"])
+    pipeline = tiny_pipeline()
+    before = output(pipeline.transformer)
+    pipeline.load_lora_weights(tmp_path)
+    assert torch.allclose(output(pipeline.transformer), output(model), atol=1e-6)
+    assert pipeline.get_active_adapters() == ["default"]
+    pipeline.set_adapters(["default"], [0.0])
+    assert torch.allclose(output(pipeline.transformer), before, atol=1e-6)
+    pipeline.unload_lora_weights()
+    assert torch.equal(output(pipeline.transformer), before)
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rank = 0"):
+        lora_config(0)
+    with pytest.raises(ValueError, match="no LoRA adapter named 'default'"):
+        lora_state_dict(tiny_transformer())
+    with pytest.raises(FileNotFoundError, match=FILE):
+        read_lora(tmp_path)
+    state = lora_state_dict(trained())
+    save_lora(tmp_path, {name.replace("layers.", "blocks."): tensor for name, tensor in state.items()})
+    with pytest.raises(ValueError, match=r"modules that the model does not have, such as \['blocks.0.attn"):
+        load_lora(tiny_transformer(), tmp_path)
+    pair = {name: tensor for name, tensor in state.items() if name.startswith("layers.0.attn.to_q.")}
+    for wrong in (state, {f"transformer.{next(iter(pair))}": torch.zeros(1)}, {}):
+        save_file(wrong, tmp_path / FILE)
+        with pytest.raises(ValueError, match="is no LoRA of the transformer"):
+            read_lora(tmp_path)
+
+
+def test_adapter_on_bfloat16_base(tmp_path: Path) -> None:
+    model = trained()
+    save_lora(tmp_path, lora_state_dict(model))
+    half = tiny_transformer()
+    randomise(half)
+    half.to(torch.bfloat16)
+    load_lora(half, tmp_path)
+    exact = output(model)
+    assert (output(half) - exact).norm() < 0.05 * exact.norm()

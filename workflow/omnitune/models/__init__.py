@@ -1,0 +1,71 @@
+"""OmniGen2 in diffusers style: transformer, schedulers, pipeline, text features, images and LoRA.
+
+Names are loaded when they are first used: importing diffusers takes seconds, and sizing an image needs none of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
+    from .lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
+    from .pipeline_omnigen2 import DEFAULT_NEGATIVE_PROMPT, OmniGen2Pipeline
+    from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
+    from .text_features import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template, encode_text
+    from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel, OmniGen2TransformerBlock
+
+_HOMES = {
+    "DEFAULT_NEGATIVE_PROMPT": "pipeline_omnigen2",
+    "MAX_REFERENCE_IMAGES": "transformer_omnigen2",
+    "SYSTEM_PROMPT": "text_features",
+    "SYSTEM_PROMPT_DROP": "text_features",
+    "OmniGen2DPMSolverScheduler": "scheduler",
+    "OmniGen2FlowMatchScheduler": "scheduler",
+    "OmniGen2Pipeline": "pipeline_omnigen2",
+    "OmniGen2Transformer2DModel": "transformer_omnigen2",
+    "OmniGen2TransformerBlock": "transformer_omnigen2",
+    "apply_chat_template": "text_features",
+    "encode_text": "text_features",
+    "load_lora": "lora",
+    "lora_config": "lora",
+    "lora_state_dict": "lora",
+    "read_lora": "lora",
+    "resize": "image_processor",
+    "save_lora": "lora",
+    "target_size": "image_processor",
+    "to_pil": "image_processor",
+    "to_rgb": "image_processor",
+    "to_tensor": "image_processor",
+}
+
+__all__ = [
+    "DEFAULT_NEGATIVE_PROMPT",
+    "MAX_REFERENCE_IMAGES",
+    "SYSTEM_PROMPT",
+    "SYSTEM_PROMPT_DROP",
+    "OmniGen2DPMSolverScheduler",
+    "OmniGen2FlowMatchScheduler",
+    "OmniGen2Pipeline",
+    "OmniGen2Transformer2DModel",
+    "OmniGen2TransformerBlock",
+    "apply_chat_template",
+    "encode_text",
+    "load_lora",
+    "lora_config",
+    "lora_state_dict",
+    "read_lora",
+    "resize",
+    "save_lora",
+    "target_size",
+    "to_pil",
+    "to_rgb",
+    "to_tensor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,185 @@
+"""LoRA adapters of the transformer, and their file in the published layout.
+
+The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`. Without
+more, alpha equals the rank. The adapter's config travels in the file's metadata under `lora_adapter_metadata`, as diffusers
+writes it, so that another alpha survives.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
+from huggingface_hub import hf_hub_download
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from omnitune.files import atomic_path
+
+WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+METADATA_KEY = "lora_adapter_metadata"
+PREFIX = "transformer."
+TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def lora_config(
+    rank: int, alpha: float | None = None, dropout: float = 0.0, target_modules: Sequence[str] = TARGET_MODULES
+) -> LoraConfig:
+    """Config of an adapter for `model.add_adapter`; Gaussian start, so that a new adapter changes nothing.
+
+    Args:
+        rank: of the two factors.
+        alpha: the adapter is scaled by alpha / rank; None means rank.
+        dropout: on the adapter's input, in training.
+        target_modules: endings of the names of the Linear layers that get one.
+    """
+    if rank < 1:
+        raise ValueError(f"lora rank = {rank} must be at least 1")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(target_modules),
+    )
+
+
+def lora_state_dict(
+    source: nn.Module | Mapping[str, torch.Tensor], adapter_name: str = "default"
+) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, named `<module>.lora_A.weight` and `<module>.lora_B.weight`.
+
+    Args:
+        source: a model with the adapter, or its (gathered) state dict, base weights included or not.
+        adapter_name: which adapter.
+
+    Raises:
+        ValueError: when the source has no such adapter.
+    """
+    state_dict = source.state_dict() if isinstance(source, nn.Module) else source
+    infix = f".{adapter_name}.weight"
+    adapter = {
+        name.removesuffix(infix) + ".weight": tensor
+        for name, tensor in state_dict.items()
+        if name.endswith((f".lora_A{infix}", f".lora_B{infix}"))
+    }
+    if not adapter:
+        raise ValueError(f"no LoRA adapter named '{adapter_name}' among {len(state_dict)} tensors")
+    return adapter
+
+
+def save_lora(
+    folder: str | Path,
+    state_dict: Mapping[str, torch.Tensor],
+    config: LoraConfig | Mapping[str, Any] | None = None,
+    weight_name: str = WEIGHT_NAME,
+) -> Path:
+    """Write an adapter in the published layout, under a temporary name first.
+
+    Args:
+        folder: made where it is missing.
+        state_dict: as from lora_state_dict.
+        config: of the adapter; None leaves alpha = rank to the reader.
+        weight_name: of the file.
+
+    Returns:
+        the path of the file.
+    """
+    metadata = {"format": "pt"}
+    if config is not None:
+        values = config.to_dict() if isinstance(config, LoraConfig) else dict(config)
+        # a set has no order: sorted, equal adapters give equal files
+        values = {PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+        metadata[METADATA_KEY] = json.dumps(values, indent=2, sort_keys=True)
+    path = Path(folder) / weight_name
+    tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    return path
+
+
+def read_lora(
+    source: str | Path, weight_name: str = WEIGHT_NAME
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Read an adapter from its file, its folder, or the repository with this id.
+
+    Returns:
+        the tensors as lora_state_dict names them, and the adapter's config, or None where the file carries none.
+
+    Raises:
+        ValueError: for a file with other tensors than the transformer's LoRA pairs.
+        FileNotFoundError: for a folder without the file.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / weight_name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: a LoRA folder holds {weight_name}")
+    elif not path.is_file():
+        path = Path(hf_hub_download(str(source), weight_name))
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        metadata = (file.metadata() or {}).get(METADATA_KEY)
+        unknown = [name for name in names if not _is_pair_of(name, names)]
+        if unknown or not names:
+            raise ValueError(
+                f"{path} is no LoRA of the transformer: {len(unknown)} of {len(names)} tensors, such as "
+                f"{unknown[:3]}, are not {PREFIX}<module>.lora_A.weight and lora_B.weight in pairs"
+            )
+        tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+    if metadata is None:
+        return tensors, None
+    return tensors, {key.removeprefix(PREFIX): value for key, value in json.loads(metadata).items()}
+
+
+def _is_pair_of(name: str, names: list[str]) -> bool:
+    a, b = ".lora_A.weight", ".lora_B.weight"
+    partner = name.removesuffix(a) + b if name.endswith(a) else name.removesuffix(b) + a
+    return name.startswith(PREFIX) and name.endswith((a, b)) and partner in names
+
+
+def load_lora(
+    model: Any, source: str | Path, adapter_name: str = "default", weight_name: str = WEIGHT_NAME, **kwargs: Any
+) -> None:
+    """Add the adapter at `source` (see read_lora) to a transformer and activate it.
+
+    Raises:
+        ValueError: when the adapter's modules are not among the model's, or the name is taken.
+    """
+    tensors, config = read_lora(source, weight_name)
+    modules = {name.rsplit(".lora_", 1)[0] for name in tensors}
+    known = {name.removesuffix(".base_layer") for name, _ in model.named_modules()}
+    if modules - known:
+        missing = sorted(modules - known)
+        raise ValueError(
+            f"{source} adapts {len(missing)} modules that the model does not have, such as {missing[:3]}: "
+            "it belongs to a model of another size"
+        )
+    model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
+
+
+class OmniGen2LoraLoaderMixin(LoraBaseMixin):
+    """load_lora_weights and save_lora_weights of the pipeline; the rest (set_adapters, fuse, unload) is diffusers'."""
+
+    _lora_loadable_modules = ["transformer"]
+
+    def load_lora_weights(  # type: ignore[override]
+        self, source: str | Path, adapter_name: str = "default", weight_name: str = WEIGHT_NAME
+    ) -> None:
+        """Add an adapter to the transformer and activate it; see load_lora."""
+        load_lora(self.transformer, source, adapter_name, weight_name, _pipeline=self)  # type: ignore[attr-defined]
+
+    @classmethod
+    def save_lora_weights(  # type: ignore[override]
+        cls,
+        save_directory: str | Path,
+        transformer_lora_layers: Mapping[str, torch.Tensor],
+        transformer_lora_adapter_metadata: LoraConfig | Mapping[str, Any] | None = None,
+        weight_name: str = WEIGHT_NAME,
+    ) -> None:
+        """Write an adapter; see save_lora."""
+        save_lora(save_directory, transformer_lora_layers, transformer_lora_adapter_metadata, weight_name)

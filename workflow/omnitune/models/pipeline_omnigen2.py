@@ -1,0 +1,580 @@
+"""The OmniGen2 pipeline: instruction and reference images to an image (arXiv 2506.18871), in diffusers style.
+
+A call takes one prompt or a list. Samples of a list may have images of different sizes and numbers; all of them, and their
+guidance predictions, share one transformer call per step.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
+from PIL import Image
+
+from omnitune.files import write_json
+
+from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
+from .lora import OmniGen2LoraLoaderMixin
+from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
+from .text_features import encode_text
+from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel
+
+DEFAULT_NEGATIVE_PROMPT = (
+    "(((deformed))), blurry, over saturation, bad anatomy, disfigured, poorly drawn face, mutation, mutated, "
+    "(extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, broken legs censor, censored, censor_bar"
+)
+DEFAULT_LATENT_SIDE = 128
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+
+# what the published folder's model_index.json says; our loader goes by the component names alone
+PUBLISHED_INDEX: dict[str, Any] = {
+    "_class_name": "OmniGen2Pipeline",
+    "_diffusers_version": "0.33.1",
+    "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "processor": ["transformers", "Qwen2_5_VLProcessor"],
+    "scheduler": ["scheduling_flow_match_euler_discrete_time_shifting", "FlowMatchEulerDiscreteScheduler"],
+    "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
+
+ImageList = list[Image.Image]
+Features = torch.Tensor
+Callback = Callable[[Any, int, list[float], dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class _Sample:
+    """One image on its way: what conditions it, where it stands, and the size it was asked in (width, height)."""
+
+    prompt: Features
+    negative: Features
+    references: list[torch.Tensor]
+    latent: torch.Tensor
+    size: tuple[int, int]
+    scheduler: Any
+
+
+@dataclass
+class _Branches:
+    """The predictions of one step, as one ragged batch: (sample, text features, references) each."""
+
+    samples: list[int] = field(default_factory=list)
+    texts: list[Features] = field(default_factory=list)
+    references: list[list[torch.Tensor]] = field(default_factory=list)
+
+    def add(self, sample: int, text: Features, references: list[torch.Tensor]) -> None:
+        self.samples.append(sample)
+        self.texts.append(text)
+        self.references.append(references)
+
+
+class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
+    """Generates and edits images.
+
+    Args:
+        transformer: OmniGen2Transformer2DModel.
+        vae: AutoencoderKL of FLUX (or a smaller one).
+        scheduler: OmniGen2FlowMatchScheduler or OmniGen2DPMSolverScheduler.
+        mllm: Qwen2_5_VLForConditionalGeneration or Qwen2_5_VLModel; only its text model is used.
+        processor: its tokenizer, or an object with a `tokenizer`.
+    """
+
+    model_cpu_offload_seq = "mllm->transformer->vae"  # type: ignore[assignment]
+    transformer: Any
+    vae: Any
+    scheduler: Any
+    mllm: Any
+    processor: Any
+
+    def __init__(
+        self,
+        transformer: OmniGen2Transformer2DModel,
+        vae: Any,
+        scheduler: OmniGen2FlowMatchScheduler,
+        mllm: Any,
+        processor: Any,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, mllm=mllm, processor=processor)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.size_multiple = self.vae_scale_factor * transformer.config.patch_size
+        self.set_progress_bar_config(disable=True)  # set_progress_bar_config(disable=False) shows it
+
+    # ------------------------------------------------------------------ folders
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        torch_dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **components: Any,
+    ) -> "OmniGen2Pipeline":
+        """Load a folder in the published layout, or the repository with this id.
+
+        The classes are ours, whatever model_index.json names: no code of the folder runs.
+
+        Args:
+            pretrained_model_name_or_path: folder, or repository id.
+            torch_dtype: of transformer, VAE and text model; None means float32.
+            revision, cache_dir, local_files_only, token: for a repository, as in huggingface_hub.snapshot_download.
+            components: ready components (transformer, vae, scheduler, mllm, processor) in place of the folder's.
+
+        Raises:
+            ValueError: for an unknown component name.
+            FileNotFoundError: naming the part that the folder lacks.
+        """
+        unknown = set(components) - set(COMPONENTS)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are no components of this pipeline: use {', '.join(COMPONENTS)}")
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            snapshot = snapshot_download(
+                str(pretrained_model_name_or_path),
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                ignore_patterns=["*.py", "assets/*", "*.png", "*.jpg"],
+            )
+            folder = Path(snapshot)
+        for part in ("model_index.json", *(name for name in COMPONENTS if name not in components)):
+            if not (folder / part).exists():
+                raise FileNotFoundError(
+                    f"{folder} has no {part}: a pipeline folder holds model_index.json, {', '.join(COMPONENTS)}"
+                )
+        for name in COMPONENTS:
+            if name not in components:
+                components[name] = _LOADERS[name](folder, torch_dtype or torch.float32)
+        return cls(**components)
+
+    def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "10GB") -> None:  # type: ignore[override]
+        """Write the published layout: a folder per component, and model_index.json last, so that it marks completeness.
+
+        Args:
+            save_directory: made where it is missing.
+            max_shard_size: of one weight file.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("transformer", "vae", "mllm"):
+            getattr(self, name).save_pretrained(folder / name, max_shard_size=max_shard_size)
+        self.processor.save_pretrained(folder / "processor")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        write_json(folder / "model_index.json", PUBLISHED_INDEX)
+
+    # ------------------------------------------------------------------ parts of a call
+
+    def encode_prompt(self, prompt: Sequence[str], max_sequence_length: int = 1024) -> list[Features]:
+        """Text features [length, D] of each prompt, without padding, on the execution device."""
+        _bring_in(self.mllm)
+        features, mask = encode_text(
+            self.mllm, self.processor, prompt, max_length=max_sequence_length, device=self._execution_device
+        )
+        return _unpad(features, mask)
+
+    def encode_image(
+        self,
+        image: Image.Image,
+        generators: Sequence[torch.Generator | None],
+        max_pixels: int = 1024 * 1024,
+        max_side_length: int = 1024,
+    ) -> list[torch.Tensor]:
+        """Latents [C, h, w] of a reference image: one draw from its VAE posterior per generator."""
+        image = to_rgb(image)
+        size = target_size(*image.size, max_pixels, max_side_length, self.size_multiple)
+        pixels = to_tensor(resize(image, size))[None]
+        vae, config = self.vae, self.vae.config
+        posterior = vae.encode(pixels.to(self._execution_device, vae.dtype)).latent_dist
+        shift = config.shift_factor or 0.0
+        return [(posterior.sample(generator)[0].float() - shift) * config.scaling_factor for generator in generators]
+
+    def decode_latent(self, latent: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Pixels [3, H, W] in [-1, 1], float32, of a latent [C, h, w]; size (width, height) scales them (bilinear)."""
+        vae, config = self.vae, self.vae.config
+        z = latent[None] / config.scaling_factor + (config.shift_factor or 0.0)
+        pixels = vae.decode(z.to(vae.dtype)).sample.float()
+        if size is not None and size != (pixels.shape[-1], pixels.shape[-2]):
+            pixels = F.interpolate(pixels, size=size[::-1], mode="bilinear")
+        return pixels[0].clamp(-1, 1)
+
+    # ------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        input_images: Any = None,
+        height: int | list[int] | None = None,
+        width: int | list[int] | None = None,
+        num_inference_steps: int = 28,
+        text_guidance_scale: float = 4.0,
+        image_guidance_scale: float = 1.0,
+        cfg_range: tuple[float, float] = (0.0, 1.0),
+        max_pixels: int = 1024 * 1024,
+        max_input_image_side_length: int = 1024,
+        align_res: bool = True,
+        latents: torch.Tensor | list[torch.Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        num_images_per_prompt: int = 1,
+        max_sequence_length: int = 1024,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        timesteps: list[float] | None = None,
+        callback_on_step_end: Callback | None = None,
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generate images.
+
+        Args:
+            prompt: one instruction, or a list; or None with prompt_embeds.
+            negative_prompt: one for all or one each; None means "". See DEFAULT_NEGATIVE_PROMPT.
+            input_images: reference images of the prompt, up to five; for a list of prompts a list of such lists.
+            height, width: of the result, for all or for each prompt; default 128 times the VAE's factor (1024).
+            num_inference_steps: steps of the sampler.
+            text_guidance_scale: weight of the prompt against the negative prompt; 1 turns it off.
+            image_guidance_scale: weight of the references, where a sample has any; 1 turns it off.
+            cfg_range: guidance acts at steps i with cfg_range[0] <= i / steps <= cfg_range[1].
+            max_pixels: limit of width * height, of references and of the result while it is made.
+            max_input_image_side_length: limit of a reference's longer side.
+            align_res: a sample with exactly one reference gets that reference's size (as resized).
+            latents: start noise [N, C, h, w], or a list of N [C, h, w], N = prompts * num_images_per_prompt.
+            generator: for the noise and the references' posteriors; a list has one for each image. Give a list where
+                a sample must not depend on which others it is generated with.
+            output_type: "pil", "np" ([N, H, W, 3] in [0, 1]), "pt" ([N, 3, H, W] in [0, 1]) or "latent"; the last three
+                are lists where sizes differ.
+            num_images_per_prompt: images for each prompt, next to each other.
+            max_sequence_length: longer instructions are cut, in tokens.
+            prompt_embeds, prompt_attention_mask: features [B, L, D] with mask [B, L], in place of prompt.
+            negative_prompt_embeds, negative_prompt_attention_mask: the same for negative_prompt.
+            attention_kwargs: `{"scale": s}` scales LoRA layers.
+            timesteps: times of one's own in place of num_inference_steps.
+            callback_on_step_end: called as (pipeline, step, times of the samples, {"latents": list}); may return a dict
+                with other latents.
+            return_dict: False returns a tuple of one.
+
+        Returns:
+            `images`.
+
+        Raises:
+            ValueError: naming the argument, its value and what would fit.
+        """
+        # 1. Check inputs, and bring them to one entry per prompt
+        count = _count_prompts(prompt, prompt_embeds)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type = {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt = {num_images_per_prompt} must be at least 1")
+        images = _images_per_prompt(input_images, count, single=isinstance(prompt, str))
+        generators = _one_each(generator, count * num_images_per_prompt, "generator")
+        limits = (max_pixels, max_input_image_side_length)
+
+        # 2. Encode texts
+        texts = self._features(prompt, prompt_embeds, prompt_attention_mask, count, max_sequence_length)
+        negative = "" if negative_prompt is None else negative_prompt
+        negatives = self._features(
+            negative, negative_prompt_embeds, negative_prompt_attention_mask, count, max_sequence_length
+        )
+
+        # 3. Sizes, noise, references and a scheduler for each image
+        sizes = self._sizes(images, height, width, align_res, limits)
+        noises = self._noises(latents, [inner for _, inner in sizes], generators, num_images_per_prompt)
+        samples: list[_Sample] = []
+        for i in range(count):
+            own = slice(i * num_images_per_prompt, (i + 1) * num_images_per_prompt)
+            encoded = [self.encode_image(image, generators[own], *limits) for image in images[i]]
+            for k, noise in enumerate(noises[own]):
+                scheduler = self._scheduler_for(noise, None if timesteps else num_inference_steps, timesteps)
+                references = [draws[k] for draws in encoded]
+                samples.append(_Sample(texts[i], negatives[i], references, noise, sizes[i][0], scheduler))
+
+        # 4. Steps, and decoding
+        scales = (text_guidance_scale, image_guidance_scale)
+        self._denoise(samples, scales, cfg_range, attention_kwargs, callback_on_step_end)
+        output = self._output(samples, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    def _denoise(
+        self,
+        samples: list[_Sample],
+        scales: tuple[float, float],
+        cfg_range: tuple[float, float],
+        attention_kwargs: dict[str, Any] | None,
+        callback: Callback | None,
+    ) -> None:
+        """Take every sample's latent through all steps; scales are those of text and image."""
+        total = len(samples[0].scheduler.timesteps)
+        for i in self.progress_bar(range(total)):
+            guided = cfg_range[0] <= i / total <= cfg_range[1]
+            times = [float(sample.scheduler.timesteps[i]) for sample in samples]
+            velocities = self._predict(samples, times, scales if guided else (1.0, 1.0), attention_kwargs)
+            for sample, time, velocity in zip(samples, times, velocities, strict=True):
+                sample.latent = sample.scheduler.step(velocity, time, sample.latent, return_dict=False)[0]
+            if callback is not None:
+                changed = callback(self, i, times, {"latents": [sample.latent for sample in samples]}) or {}
+                for sample, latent in zip(samples, changed.get("latents", ()), strict=False):
+                    sample.latent = latent
+
+    def _predict(
+        self,
+        samples: list[_Sample],
+        times: list[float],
+        scales: tuple[float, float],
+        attention_kwargs: dict[str, Any] | None,
+    ) -> list[torch.Tensor]:
+        """Guided velocity of every sample, from one transformer call."""
+        text_scale, image_scale = scales
+        branches = _Branches()
+        for i, sample in enumerate(samples):
+            branches.add(i, sample.prompt, sample.references)
+        for i, sample in enumerate(samples):
+            if (sample.references and image_scale > 1) or text_scale > 1:
+                branches.add(i, sample.negative, [])
+        for i, sample in enumerate(samples):
+            if sample.references and image_scale > 1:
+                branches.add(i, sample.negative, sample.references)
+        features, mask = _pad(branches.texts)
+        outputs = self.transformer(
+            [samples[i].latent for i in branches.samples],
+            torch.tensor([times[i] for i in branches.samples], device=features.device),
+            features,
+            mask,
+            branches.references,
+            attention_kwargs=attention_kwargs,
+        ).sample
+        predictions: list[list[torch.Tensor]] = [[] for _ in samples]
+        for i, output in zip(branches.samples, outputs, strict=True):
+            predictions[i].append(output)
+        return [_guide(parts, text_scale, image_scale) for parts in predictions]
+
+    def _features(
+        self,
+        text: str | list[str] | None,
+        embeds: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        count: int,
+        max_length: int,
+    ) -> list[Features]:
+        """Features of one text for all, or of one each, encoding equal texts once; or the given embeddings."""
+        if embeds is not None:
+            if len(embeds) != count or (mask is not None and mask.shape != embeds.shape[:2]):
+                shape = None if mask is None else tuple(mask.shape)
+                raise ValueError(
+                    f"embeddings {tuple(embeds.shape)} with mask {shape}: give [{count}, L, D] and [{count}, L]"
+                )
+            mask = torch.ones(embeds.shape[:2]) if mask is None else mask
+            return _unpad(embeds.to(self._execution_device), mask)
+        texts = _one_each(text, count, "negative_prompt")
+        unique = list(dict.fromkeys(texts))
+        features = dict(zip(unique, self.encode_prompt(unique, max_length), strict=True))
+        return [features[entry] for entry in texts]
+
+    def _sizes(
+        self,
+        images: list[ImageList],
+        height: int | list[int] | None,
+        width: int | list[int] | None,
+        align_res: bool,
+        limits: tuple[int, int],
+    ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """For each prompt the asked and the generated size, (width, height) in pixels; limits are of references."""
+        default, count = DEFAULT_LATENT_SIDE * self.vae_scale_factor, len(images)
+        heights = _one_each(default if height is None else height, count, "height")
+        widths = _one_each(default if width is None else width, count, "width")
+        sizes = []
+        for own, w, h in zip(images, widths, heights, strict=True):
+            if align_res and len(own) == 1:
+                size = target_size(*own[0].size, *limits, self.size_multiple)
+                sizes.append((size, size))
+            else:
+                sizes.append(((w, h), target_size(w, h, limits[0], max(w, h), self.size_multiple)))
+        return sizes
+
+    def _noises(
+        self,
+        latents: torch.Tensor | list[torch.Tensor] | None,
+        sizes: list[tuple[int, int]],
+        generators: list[torch.Generator | None],
+        per_prompt: int,
+    ) -> list[torch.Tensor]:
+        """Start noise [C, h, w] in float32 of every image, drawn or given."""
+        channels, factor = self.transformer.config.in_channels, self.vae_scale_factor
+        shapes = [(channels, h // factor, w // factor) for w, h in sizes for _ in range(per_prompt)]
+        if latents is None:
+            return [
+                randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+                for shape, generator in zip(shapes, generators, strict=True)
+            ]
+        given = [tuple(latent.shape) for latent in latents]
+        if given != shapes:
+            raise ValueError(f"latents have the shapes {given}, the images to generate {shapes}: they must be equal")
+        return [latent.to(self._execution_device, torch.float32) for latent in latents]
+
+    def _scheduler_for(self, noise: torch.Tensor, steps: int | None, timesteps: list[float] | None) -> Any:
+        # each image has its own: the times depend on its size, and a multistep solver remembers its last step
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, timesteps=timesteps, num_tokens=noise.shape[-2] * noise.shape[-1])
+        return scheduler
+
+    def _output(self, samples: list[_Sample], output_type: str) -> Any:
+        if output_type == "latent":
+            return _stack([sample.latent for sample in samples])
+        pixels = [self.decode_latent(sample.latent, sample.size) for sample in samples]
+        if output_type == "pil":
+            return [to_pil(image) for image in pixels]
+        pixels = [(image + 1) / 2 for image in pixels]
+        if output_type == "pt":
+            return _stack(pixels)
+        arrays = [image.permute(1, 2, 0).cpu().numpy() for image in pixels]
+        return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
+
+
+def _guide(predictions: list[torch.Tensor], text_scale: float, image_scale: float) -> torch.Tensor:
+    """Combine (full), (full, none) or (full, none, with references)."""
+    if len(predictions) == 1:
+        return predictions[0]
+    if len(predictions) == 2:
+        full, none = predictions
+        return none + text_scale * (full - none)
+    full, none, reference = predictions
+    return none + image_scale * (reference - none) + text_scale * (full - reference)
+
+
+def _bring_in(model: Any) -> None:
+    """Move an offloaded model to its device; for calls that go around its forward, which would do it."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(model)
+
+
+def _unpad(features: torch.Tensor, mask: torch.Tensor) -> list[Features]:
+    return [row[:length] for row, length in zip(features, mask.sum(dim=1).long().tolist(), strict=True)]
+
+
+def _pad(features: list[Features]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(row) for row in features], device=features[0].device)
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors
+
+
+def _one_each(value: Any, count: int, name: str) -> list[Any]:
+    """A list of `count` values: the given list, or one value for all."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries, but {count} are needed: give one for all or one for each")
+    return value
+
+
+def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
+    if (prompt is None) == (prompt_embeds is None):
+        raise ValueError("give exactly one of prompt and prompt_embeds")
+    if prompt_embeds is not None:
+        return len(prompt_embeds)
+    if isinstance(prompt, str):
+        return 1
+    if not isinstance(prompt, list) or not prompt or not all(isinstance(entry, str) for entry in prompt):
+        raise ValueError(f"prompt = {prompt!r} must be a text or a non-empty list of texts")
+    return len(prompt)
+
+
+def _images_per_prompt(input_images: Any, count: int, single: bool) -> list[ImageList]:
+    """Reference images as one list for each prompt, upright and RGB."""
+    if input_images is None:
+        return [[] for _ in range(count)]
+    if isinstance(input_images, Image.Image):
+        input_images = [input_images]
+    if single and not any(isinstance(entry, list | tuple) for entry in input_images):
+        input_images = [input_images]
+    if len(input_images) != count:
+        raise ValueError(
+            f"input_images has {len(input_images)} entries for {count} prompts: give one list for each prompt"
+        )
+    images = []
+    for i, entry in enumerate(input_images):
+        own = [] if entry is None else [entry] if isinstance(entry, Image.Image) else list(entry)
+        if len(own) > MAX_REFERENCE_IMAGES:
+            raise ValueError(f"prompt {i} has {len(own)} input_images: the model takes at most {MAX_REFERENCE_IMAGES}")
+        for image in own:
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"input_images of prompt {i} holds a {type(image).__name__}: give PIL images")
+        images.append([to_rgb(image) for image in own])
+    return images
+
+
+# ---------------------------------------------------------------------- components of a pipeline folder
+
+
+def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
+    """The transformer of a pipeline folder."""
+    return OmniGen2Transformer2DModel.from_pretrained(Path(folder) / "transformer", torch_dtype=torch_dtype)
+
+
+def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The VAE of a pipeline folder."""
+    return AutoencoderKL.from_pretrained(Path(folder) / "vae", torch_dtype=torch_dtype)
+
+
+def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
+    """The Qwen2.5-VL of a pipeline folder, in the class that its config names, in evaluation mode."""
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+
+    source = Path(folder) / "mllm"
+    architectures = json.loads((source / "config.json").read_text()).get("architectures")
+    model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
+    return model.from_pretrained(source, dtype=torch_dtype).eval()
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
+
+    The image processor beside it is left alone: text does not need it, and it would need torchvision.
+    """
+    from transformers import AutoTokenizer
+
+    processor = Path(folder) / "processor"
+    source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    template = processor / "chat_template.json"
+    if not tokenizer.chat_template and template.is_file():
+        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+    return tokenizer
+
+
+def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
+    """The scheduler of a pipeline folder: DPM-Solver where its config names ours, Euler for the published one."""
+    source = Path(folder) / "scheduler"
+    name = json.loads((source / "scheduler_config.json").read_text()).get("_class_name")
+    scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
+    return scheduler.from_pretrained(source)
+
+
+_LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
+    "transformer": load_transformer,
+    "vae": load_vae,
+    "mllm": load_text_encoder,
+    "processor": lambda folder, dtype: load_tokenizer(folder),
+    "scheduler": lambda folder, dtype: load_scheduler(folder),
+}

@@ -1,0 +1,92 @@
+"""Instructions to text features, with the language model inside Qwen2.5-VL (text only)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
+SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor, or the tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def text_model_of(mllm: Any) -> Any:
+    """The text model inside Qwen2_5_VLForConditionalGeneration or Qwen2_5_VLModel, without vision tower and head."""
+    inner = getattr(mllm, "model", mllm)
+    return getattr(inner, "language_model", inner)
+
+
+def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) -> str:
+    """The chat that the text model reads: system prompt and instruction, no generation prompt.
+
+    Args:
+        tokenizer: with a chat template (or a processor that has one).
+        instruction: the user's turn.
+        drop: the prompt is dropped (classifier-free training): an empty instruction under its own system prompt.
+
+    Raises:
+        ValueError: when the tokenizer has no chat template.
+    """
+    tokenizer = tokenizer_of(tokenizer)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "the tokenizer has no chat template: the processor folder needs chat_template.jinja, chat_template.json "
+            "or a chat_template in tokenizer_config.json"
+        )
+    messages = [
+        {"role": "system", "content": SYSTEM_PROMPT_DROP if drop else SYSTEM_PROMPT},
+        {"role": "user", "content": "" if drop else instruction},
+    ]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+
+
+@torch.no_grad()
+def encode_text(
+    mllm: Any,
+    tokenizer: Any,
+    instructions: Sequence[str],
+    drop: Sequence[bool] | bool = False,
+    max_length: int = 1024,
+    device: torch.device | str | None = None,
+    use_chat_template: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of instructions: the text model's last hidden state after its final norm.
+
+    Args:
+        mllm: Qwen2_5_VLForConditionalGeneration or Qwen2_5_VLModel.
+        tokenizer: its tokenizer, or a processor that holds it.
+        instructions: B texts.
+        drop: for all or for each, whether the prompt is dropped; see apply_chat_template.
+        max_length: longer texts are cut at their end, in tokens.
+        device: where the model is; None asks its parameters.
+        use_chat_template: False gives the instructions to the model as they are (dropped ones empty).
+
+    Returns:
+        features [B, L, D] in the model's dtype and mask [B, L] (int64, 1 at tokens), padded right to the longest.
+
+    Raises:
+        ValueError: when instructions are empty or drop has another length.
+    """
+    tokenizer = tokenizer_of(tokenizer)
+    drops = [drop] * len(instructions) if isinstance(drop, bool) else list(drop)
+    if not instructions or len(drops) != len(instructions):
+        raise ValueError(f"{len(instructions)} instructions with {len(drops)} drop flags: give one flag for each")
+    pairs = zip(instructions, drops, strict=True)
+    if use_chat_template:
+        chats = [apply_chat_template(tokenizer, text, flag) for text, flag in pairs]
+    else:
+        # an empty text has no tokens at all, and the model needs one
+        chats = ["" if flag else text for text, flag in pairs]
+        chats = [chat or tokenizer.pad_token for chat in chats]
+    tokens = tokenizer(
+        chats, padding="longest", padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
+    )
+    model = text_model_of(mllm)
+    device = next(model.parameters()).device if device is None else device
+    mask = tokens.attention_mask.to(device)
+    output = model(input_ids=tokens.input_ids.to(device), attention_mask=mask, use_cache=False)
+    return output.last_hidden_state, mask

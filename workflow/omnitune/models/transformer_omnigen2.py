@@ -1,0 +1,544 @@
+"""The OmniGen2 diffusion transformer (arXiv 2506.18871), in diffusers style.
+
+Parameters have the published names and shapes, so that published weights load as they are. Inside, a batch is one
+packed tensor [tokens, channels] without any padding: linear layers, norms and feed-forwards run over all tokens at once,
+and attention runs on each sequence by itself (sequences of equal length that follow each other share one call). Nothing
+is computed on padding, and a sample's result does not depend on its neighbours.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
+from torch import nn
+
+from .rope import GridSize, apply_rotary, check_position_ids, rotary_frequencies, sample_position_ids
+
+MAX_REFERENCE_IMAGES = 5
+TIME_CHANNELS = 256
+QK_NORM_EPS = 1e-5
+
+
+class _RowsOf(torch.autograd.Function):
+    """table[ids], with a backward pass that sums by a one-hot matrix product.
+
+    The stock backward of indexing adds thousands of bfloat16 gradients to a handful of rows atomically: slow, inexact,
+    and different in each run. A matrix product accumulates in float32 in a fixed order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows = table.shape[0]
+        return table.index_select(0, ids)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        (grad,) = grad_outputs
+        one_hot = F.one_hot(ids, ctx.rows).to(grad.dtype)
+        return one_hot.T @ grad, None
+
+
+def rows_of(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Rows `ids` [tokens] of `table` [rows, channels]; a table of one row is returned as it is and broadcasts."""
+    return table if table.shape[0] == 1 else _RowsOf.apply(table, ids)
+
+
+class Packing:
+    """How the tokens of one stage fall into sequences.
+
+    A plain class on purpose: FSDP2 casts every tensor that it finds in a block's arguments to the parameters' dtype,
+    and the rotary angles must stay in float32.
+
+    Attributes:
+        lengths: tokens of each sequence.
+        runs: (number of sequences, length) of neighbours of equal length; one attention call each.
+        samples: int64 [tokens], the sample each token belongs to.
+        cos, sin: float32 [tokens, 1, head_dim / 2], the rotary angles.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[tuple[int, torch.Tensor]],
+        axes_dim_rope: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        """Lay out `sequences`, pairs of (sample, position ids [length, 3])."""
+        self.lengths = [len(ids) for _, ids in sequences]
+        self.runs = [(len(list(group)), length) for length, group in itertools.groupby(self.lengths)]
+        owners = torch.tensor([sample for sample, _ in sequences])
+        self.samples = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
+        self.cos, self.sin = rotary_frequencies(torch.cat([ids for _, ids in sequences]), axes_dim_rope, device)
+
+
+class OmniGen2RMSNorm(nn.RMSNorm):
+    """RMS norm that computes in float32 and returns the dtype of its input, whatever the dtype of its weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(x.dtype)
+
+
+class OmniGen2ModulatedNorm(nn.Module):
+    """RMS norm scaled by the time embedding; also yields the block's other modulations.
+
+    forward: ([tokens, hidden_size], [samples, time_dim], Packing) -> (normed states, gate_msa, scale_mlp, gate_mlp).
+    """
+
+    def __init__(self, hidden_size: int, time_dim: int, eps: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(time_dim, 4 * hidden_size)
+        self.norm = OmniGen2RMSNorm(hidden_size, eps=eps)
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, ...]:
+        modulation = self.linear(F.silu(temb)).chunk(4, dim=-1)
+        scale_msa, gate_msa, scale_mlp, gate_mlp = (rows_of(part, packing.samples) for part in modulation)
+        return self.norm(x) * (1 + scale_msa), gate_msa, scale_mlp, gate_mlp
+
+
+class OmniGen2Attention(nn.Module):
+    """Grouped-query self-attention within each sequence of a packed tensor [tokens, hidden_size]."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, num_kv_heads: int) -> None:
+        super().__init__()
+        self.head_dim = hidden_size // num_attention_heads
+        self.norm_q = OmniGen2RMSNorm(self.head_dim, eps=QK_NORM_EPS)
+        self.norm_k = OmniGen2RMSNorm(self.head_dim, eps=QK_NORM_EPS)
+        self.to_q = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_k = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
+        self.to_v = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size, bias=False)])
+
+    def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+        query, key, value = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.to_q, self.to_k, self.to_v))
+        query = apply_rotary(self.norm_q(query), packing.cos, packing.sin)
+        key = apply_rotary(self.norm_k(key), packing.cos, packing.sin)
+        return self.to_out[0](self._attend(query, key, value, packing.runs).flatten(-2))
+
+    @staticmethod
+    def _attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        """Attention of [tokens, heads, head_dim], sequence by sequence; one call per run of equal lengths."""
+        if query.is_cuda and query.dtype == torch.float32:
+            # grouped heads would fall back to the kernel that stores all [length, length] scores
+            groups = query.shape[1] // key.shape[1]
+            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        sizes = [count * length for count, length in runs]
+        outputs = []
+        for (count, length), *parts in zip(runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+            q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
+            attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] != q.shape[1])
+            outputs.append(attended.transpose(1, 2).flatten(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class OmniGen2FeedForward(nn.Module):
+    """SwiGLU: linear_2(SiLU(linear_1 x) * linear_3 x), without biases; inner size 4 * hidden_size, rounded up."""
+
+    def __init__(self, hidden_size: int, multiple_of: int, ffn_dim_multiplier: float | None) -> None:
+        super().__init__()
+        inner = int(4 * hidden_size * (1.0 if ffn_dim_multiplier is None else ffn_dim_multiplier))
+        inner = -(-inner // multiple_of) * multiple_of
+        self.linear_1 = nn.Linear(hidden_size, inner, bias=False)
+        self.linear_2 = nn.Linear(inner, hidden_size, bias=False)
+        self.linear_3 = nn.Linear(hidden_size, inner, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)) * self.linear_3(x))
+
+
+class OmniGen2TransformerBlock(nn.Module):
+    """One layer on a packed tensor [tokens, hidden_size], with sandwich norms.
+
+    With `modulation`, the time embedding [samples, time_dim] scales the normed inputs and gates the residual branches.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        num_kv_heads: int,
+        multiple_of: int,
+        ffn_dim_multiplier: float | None,
+        norm_eps: float,
+        time_dim: int,
+        modulation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.modulation = modulation
+        self.attn = OmniGen2Attention(hidden_size, num_attention_heads, num_kv_heads)
+        self.feed_forward = OmniGen2FeedForward(hidden_size, multiple_of, ffn_dim_multiplier)
+        self.norm1: nn.Module
+        if modulation:
+            self.norm1 = OmniGen2ModulatedNorm(hidden_size, time_dim, norm_eps)
+        else:
+            self.norm1 = OmniGen2RMSNorm(hidden_size, eps=norm_eps)
+        self.ffn_norm1 = OmniGen2RMSNorm(hidden_size, eps=norm_eps)
+        self.norm2 = OmniGen2RMSNorm(hidden_size, eps=norm_eps)
+        self.ffn_norm2 = OmniGen2RMSNorm(hidden_size, eps=norm_eps)
+
+    def forward(self, x: torch.Tensor, packing: Packing, temb: torch.Tensor | None = None) -> torch.Tensor:
+        if not self.modulation:
+            x = x + self.norm2(self.attn(self.norm1(x), packing))
+            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+        normed, gate_msa, scale_mlp, gate_mlp = self.norm1(x, temb, packing)
+        x = x + gate_msa.tanh() * self.norm2(self.attn(normed, packing))
+        return x + gate_mlp.tanh() * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * (1 + scale_mlp)))
+
+
+class OmniGen2TimeTextEmbedding(nn.Module):
+    """Embeds the times [samples] and the packed text features [tokens, text_feat_dim]."""
+
+    def __init__(
+        self, hidden_size: int, time_dim: int, text_feat_dim: int, norm_eps: float, timestep_scale: float
+    ) -> None:
+        super().__init__()
+        self.time_proj = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0.0, scale=timestep_scale)  # type: ignore[arg-type]
+        self.timestep_embedder = TimestepEmbedding(TIME_CHANNELS, time_dim)
+        self.caption_embedder = nn.Sequential(
+            OmniGen2RMSNorm(text_feat_dim, eps=norm_eps), nn.Linear(text_feat_dim, hidden_size)
+        )
+
+    def forward(self, timestep: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = self.timestep_embedder.linear_1.weight.dtype
+        temb = self.timestep_embedder(self.time_proj(timestep.float()).to(dtype))
+        return temb, self.caption_embedder(text.to(dtype))
+
+
+class OmniGen2OutputNorm(nn.Module):
+    """Layer norm scaled by the time embedding, then the projection of each token to the values of its patch."""
+
+    def __init__(self, hidden_size: int, time_dim: int, patch_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(time_dim, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.linear_2 = nn.Linear(hidden_size, patch_dim)
+
+    def forward(self, x: torch.Tensor, temb: torch.Tensor, packing: Packing) -> torch.Tensor:
+        scale = rows_of(self.linear_1(F.silu(temb)), packing.samples)
+        return self.linear_2(self.norm(x).to(x.dtype) * (1 + scale))
+
+
+class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Predicts the flow velocity of latents under text and reference images.
+
+    Args:
+        patch_size: side of a square patch, in latent positions.
+        in_channels: channels of a latent.
+        out_channels: channels of the prediction; None means in_channels.
+        hidden_size: width of a token; hidden_size / num_attention_heads must equal sum(axes_dim_rope).
+        num_layers: joint layers over text, references and image.
+        num_refiner_layers: layers of each of the three refiners.
+        num_attention_heads, num_kv_heads: heads of queries, and of keys and values (a divisor).
+        multiple_of: the feed-forward's inner size is rounded up to a multiple of it.
+        ffn_dim_multiplier: factor on that inner size; None means 1.
+        norm_eps: epsilon of the RMS norms.
+        axes_dim_rope: even number of channels per head and position axis.
+        axes_lens: number of positions of each axis.
+        text_feat_dim: width of the text features.
+        timestep_scale: factor on the time before its sinusoidal projection.
+
+    Raises:
+        ValueError: where sizes do not fit each other.
+    """
+
+    config: Any  # a frozen dict that also reads as attributes
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["OmniGen2TransformerBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 16,
+        out_channels: int | None = None,
+        hidden_size: int = 2520,
+        num_layers: int = 32,
+        num_refiner_layers: int = 2,
+        num_attention_heads: int = 21,
+        num_kv_heads: int = 7,
+        multiple_of: int = 256,
+        ffn_dim_multiplier: float | None = None,
+        norm_eps: float = 1e-5,
+        axes_dim_rope: tuple[int, int, int] = (40, 40, 40),
+        axes_lens: tuple[int, int, int] = (10000, 10000, 10000),
+        text_feat_dim: int = 2048,
+        timestep_scale: float = 1000.0,
+    ) -> None:
+        super().__init__()
+        _check_config(hidden_size, num_attention_heads, num_kv_heads, axes_dim_rope, axes_lens)
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.gradient_checkpointing = False
+        time_dim = min(hidden_size, 1024)
+        patch_area = patch_size * patch_size
+
+        self.x_embedder = nn.Linear(patch_area * in_channels, hidden_size)
+        self.ref_image_patch_embedder = nn.Linear(patch_area * in_channels, hidden_size)
+        self.time_caption_embed = OmniGen2TimeTextEmbedding(
+            hidden_size, time_dim, text_feat_dim, norm_eps, timestep_scale
+        )
+
+        def blocks(count: int, modulation: bool = True) -> nn.ModuleList:
+            sizes = (
+                hidden_size,
+                num_attention_heads,
+                num_kv_heads,
+                multiple_of,
+                ffn_dim_multiplier,
+                norm_eps,
+                time_dim,
+            )
+            return nn.ModuleList(OmniGen2TransformerBlock(*sizes, modulation=modulation) for _ in range(count))
+
+        self.noise_refiner = blocks(num_refiner_layers)
+        self.ref_image_refiner = blocks(num_refiner_layers)
+        self.context_refiner = blocks(num_refiner_layers, modulation=False)
+        self.layers = blocks(num_layers)
+        self.norm_out = OmniGen2OutputNorm(hidden_size, time_dim, patch_area * self.out_channels)
+        self.image_index_embedding = nn.Parameter(torch.empty(MAX_REFERENCE_IMAGES, hidden_size))
+        self.initialize_weights()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Fill every parameter for training from scratch; the model then predicts exactly zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.RMSNorm):
+                nn.init.ones_(module.weight)
+        zeroed: list[nn.Module] = [self.norm_out.linear_1, self.norm_out.linear_2]
+        zeroed += [module.linear for module in self.modules() if isinstance(module, OmniGen2ModulatedNorm)]
+        for module in zeroed:
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+        nn.init.normal_(self.image_index_embedding, std=0.02)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor | list[torch.Tensor],
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
+        ref_image_hidden_states: Sequence[Sequence[torch.Tensor] | None] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor | list[torch.Tensor]]:
+        """Velocity x1 - x0 at time t, for each sample of a batch.
+
+        Args:
+            hidden_states: noisy latents [B, C, H, W], or a list of B latents [C, H, W] of any sizes.
+            timestep: times [B] or one for all, in [0, 1]; 1 is data. Keep them in float32.
+            encoder_hidden_states: text features [B, L, text_feat_dim].
+            encoder_attention_mask: [B, L], true (1) at text tokens, which come before the padding; None: no padding.
+            ref_image_hidden_states: for every sample None or up to five latents [C, h, w]; None: no sample has any.
+            attention_kwargs: `{"scale": s}` scales the LoRA layers by s in this call.
+            return_dict: False returns a tuple of one.
+
+        Returns:
+            `sample`: a tensor for a tensor, a list for a list, in the dtype of the latents.
+
+        Raises:
+            ValueError: naming the argument, its value and what would fit.
+        """
+        del attention_kwargs  # the decorator has used it
+        # 1. Check, and cut everything into samples without padding
+        as_list = not isinstance(hidden_states, torch.Tensor)
+        latents = list(hidden_states)
+        references = [list(refs or ()) for refs in (ref_image_hidden_states or [None] * len(latents))]
+        lengths = self._check_inputs(latents, encoder_hidden_states, encoder_attention_mask, references)
+        timestep = torch.as_tensor(timestep, device=latents[0].device).reshape(-1).expand(len(latents))
+
+        # 2. Embed times, text and patches
+        text = torch.cat([states[:length] for states, length in zip(encoder_hidden_states, lengths, strict=True)])
+        temb, text = self.time_caption_embed(timestep, text)
+        image = self.x_embedder(self._patchify(latents))
+        reference_latents = list(itertools.chain.from_iterable(references))
+
+        # 3. Positions, and how the tokens of each stage fall into sequences
+        stages = self._packings(latents, references, lengths)
+
+        # 4. Refine text, image and each reference on its own
+        text = self._run(self.context_refiner, text, stages["text"], None)
+        image = self._run(self.noise_refiner, image, stages["image"], temb)
+        parts = [text.split(lengths), image.split(stages["image"].lengths)]
+        if reference_latents:
+            reference = self._embed_references(reference_latents, references)
+            reference = self._run(self.ref_image_refiner, reference, stages["reference"], temb)
+            parts.insert(1, reference.split([sum(map(self._token_count, refs)) for refs in references]))
+
+        # 5. Joint layers over [text | references | image] of each sample, read at the image
+        joint = torch.cat([piece for sample in zip(*parts, strict=True) for piece in sample])
+        joint = self._run(self.layers, joint, stages["joint"], temb)
+        image_counts = stages["image"].lengths
+        ends = [
+            sequence[-count:]
+            for sequence, count in zip(joint.split(stages["joint"].lengths), image_counts, strict=True)
+        ]
+        output = self.norm_out(torch.cat(ends), temb, stages["image"])
+
+        # 6. Patches back to latents
+        sample: Any = [
+            self._unpatchify(tokens, latent) for tokens, latent in zip(output.split(image_counts), latents, strict=True)
+        ]
+        if not as_list:
+            sample = torch.stack(sample)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run(self, blocks: nn.ModuleList, x: torch.Tensor, packing: Packing, temb: torch.Tensor | None) -> torch.Tensor:
+        for block in blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, packing, temb)
+            else:
+                x = block(x, packing, temb)
+        return x
+
+    def _embed_references(
+        self, reference_latents: list[torch.Tensor], references: list[list[torch.Tensor]]
+    ) -> torch.Tensor:
+        """Packed tokens of all references, each with the embedding of its index within its sample."""
+        x = self.ref_image_patch_embedder(self._patchify(reference_latents))
+        indices = torch.tensor([index for refs in references for index in range(len(refs))])
+        counts = torch.tensor([self._token_count(latent) for latent in reference_latents])
+        ids = indices.repeat_interleave(counts).to(x.device)
+        return x + rows_of(self.image_index_embedding, ids).to(x.dtype)
+
+    def _packings(
+        self, latents: list[torch.Tensor], references: list[list[torch.Tensor]], lengths: list[int]
+    ) -> dict[str, Packing]:
+        """The layout of each stage: text, image, reference (where there is any) and joint."""
+        sequences: dict[str, list[tuple[int, torch.Tensor]]] = {"text": [], "image": [], "reference": [], "joint": []}
+        for sample, (latent, refs, length) in enumerate(zip(latents, references, lengths, strict=True)):
+            text, images = sample_position_ids(length, [self._grid(image) for image in (*refs, latent)])
+            sequences["text"].append((sample, text))
+            sequences["image"].append((sample, images[-1]))
+            sequences["reference"] += [(sample, ids) for ids in images[:-1]]
+            sequences["joint"].append((sample, torch.cat([text, *images])))
+        check_position_ids(torch.cat([ids for _, ids in sequences["joint"]]), self.config.axes_lens)
+        device = latents[0].device
+        return {name: Packing(parts, self.config.axes_dim_rope, device) for name, parts in sequences.items() if parts}
+
+    def _grid(self, latent: torch.Tensor) -> GridSize:
+        return latent.shape[-2] // self.config.patch_size, latent.shape[-1] // self.config.patch_size
+
+    def _token_count(self, latent: torch.Tensor) -> int:
+        rows, columns = self._grid(latent)
+        return rows * columns
+
+    def _patchify(self, latents: list[torch.Tensor]) -> torch.Tensor:
+        """Latents [C, H, W] to one [tokens, p * p * C]; a patch is ordered (row in it, column in it, channel)."""
+        p = self.config.patch_size
+        patches = []
+        for latent in latents:
+            rows, columns = self._grid(latent)
+            patch = latent.reshape(-1, rows, p, columns, p).permute(1, 3, 2, 4, 0)
+            patches.append(patch.reshape(rows * columns, -1))
+        return torch.cat(patches).to(self.x_embedder.weight.dtype)
+
+    def _unpatchify(self, tokens: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """Tokens [rows * columns, p * p * C] to [C, H, W], in the size and dtype of `latent`."""
+        p = self.config.patch_size
+        patch = tokens.reshape(*self._grid(latent), p, p, self.out_channels).permute(4, 0, 2, 1, 3)
+        return patch.reshape(self.out_channels, *latent.shape[-2:]).to(latent.dtype)
+
+    def _check_inputs(
+        self,
+        latents: list[torch.Tensor],
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
+        references: list[list[torch.Tensor]],
+    ) -> list[int]:
+        """Raise ValueError for inputs that do not fit; return the number of text tokens of each sample."""
+        batch = len(latents)
+        for name, count in (
+            ("encoder_hidden_states", len(encoder_hidden_states)),
+            ("ref_image_hidden_states", len(references)),
+        ):
+            if count != batch or batch == 0:
+                raise ValueError(
+                    f"{name} has {count} samples, hidden_states has {batch}: give the same number, at least one"
+                )
+        if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[-1] != self.config.text_feat_dim:
+            raise ValueError(
+                f"encoder_hidden_states has shape {tuple(encoder_hidden_states.shape)}: "
+                f"it must be [batch, length, text_feat_dim = {self.config.text_feat_dim}]"
+            )
+        for sample, refs in enumerate(references):
+            if len(refs) > MAX_REFERENCE_IMAGES:
+                raise ValueError(
+                    f"ref_image_hidden_states[{sample}] has {len(refs)} images: "
+                    f"the model takes at most {MAX_REFERENCE_IMAGES}"
+                )
+        for name, latent in itertools.chain(
+            ((f"hidden_states[{i}]", latent) for i, latent in enumerate(latents)),
+            (
+                (f"ref_image_hidden_states[{i}][{j}]", ref)
+                for i, refs in enumerate(references)
+                for j, ref in enumerate(refs)
+            ),
+        ):
+            self._check_latent(name, latent)
+        return _text_lengths(encoder_hidden_states, encoder_attention_mask)
+
+    def _check_latent(self, name: str, latent: torch.Tensor) -> None:
+        p, channels = self.config.patch_size, self.config.in_channels
+        shape = tuple(latent.shape)
+        if len(shape) != 3 or shape[0] != channels:
+            raise ValueError(f"{name} has shape {shape}: a latent must be [in_channels = {channels}, height, width]")
+        if min(shape[1:]) < p or shape[1] % p or shape[2] % p:
+            raise ValueError(f"{name} has shape {shape}: height and width must be multiples of patch_size = {p}")
+
+
+def _check_config(
+    hidden_size: int,
+    num_attention_heads: int,
+    num_kv_heads: int,
+    axes_dim_rope: Sequence[int],
+    axes_lens: Sequence[int],
+) -> None:
+    if hidden_size != num_attention_heads * sum(axes_dim_rope):
+        raise ValueError(
+            f"hidden_size = {hidden_size} must be num_attention_heads * sum(axes_dim_rope) = "
+            f"{num_attention_heads} * {sum(axes_dim_rope)}: change one of the three"
+        )
+    if num_attention_heads % num_kv_heads:
+        raise ValueError(
+            f"num_attention_heads = {num_attention_heads} must be a multiple of num_kv_heads = {num_kv_heads}"
+        )
+    if len(axes_dim_rope) != 3 or len(axes_lens) != 3 or any(dim % 2 for dim in axes_dim_rope):
+        raise ValueError(
+            f"axes_dim_rope = {tuple(axes_dim_rope)} and axes_lens = {tuple(axes_lens)}: "
+            "each needs three entries, those of axes_dim_rope even"
+        )
+
+
+def _text_lengths(encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
+    """Text tokens of each sample; ValueError unless the mask is right-padded and leaves a token to everyone."""
+    if mask is None:
+        return [encoder_hidden_states.shape[1]] * len(encoder_hidden_states)
+    if mask.shape != encoder_hidden_states.shape[:2]:
+        raise ValueError(
+            f"encoder_attention_mask has shape {tuple(mask.shape)}: "
+            f"it must be {tuple(encoder_hidden_states.shape[:2])}, like encoder_hidden_states"
+        )
+    valid = mask.cpu().bool()
+    lengths = valid.sum(dim=1).tolist()
+    for sample, length in enumerate(lengths):
+        if length == 0 or not valid[sample, :length].all():
+            raise ValueError(
+                f"encoder_attention_mask[{sample}] has {length} text tokens: "
+                "each sample needs at least one, and all of them before the padding"
+            )
+    return lengths
