@@ -1,0 +1,1 @@
+"""Data: mixtures, validation, shards, and the loader that training reads them by."""

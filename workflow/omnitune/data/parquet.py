@@ -1,0 +1,37 @@
+"""Parquet files written row by row."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS_PER_GROUP = 5_000  # rows of a parquet row group: what is held in memory
+
+
+class ParquetRows:
+    """Writes rows to a parquet file in row groups; the same rows give the same bytes."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows_per_group: int = ROWS_PER_GROUP) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._rows_per_group = rows_per_group
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds one row; missing columns are null."""
+        self._rows.append(row)
+        if len(self._rows) >= self._rows_per_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
