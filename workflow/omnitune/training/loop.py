@@ -1,0 +1,330 @@
+"""The training loop of one process; started by `omnitune.training.launch` through `accelerate launch`."""
+
+import argparse
+import fcntl
+import logging
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from omnitune.config import ExperimentOptions, require_processes
+from omnitune.console import Progress, setup_logging
+from omnitune.data.loader import Sample, ShardIndex, TrainingBatches, training_loader
+from omnitune.data.mixture import Source, read_mixture
+from omnitune.data.plan import MixturePlan
+from omnitune.files import sha256_of, write_json, write_text
+from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.models.lora import lora_config
+from omnitune.models.pipeline_omnigen2 import load_text_encoder, load_tokenizer, load_vae
+from omnitune.training import checkpoint as checkpoints
+from omnitune.training import parallel
+from omnitune.training.conditioning import Conditioner
+from omnitune.training.flow_matching import (
+    BINS,
+    Conditioned,
+    image_tokens,
+    latent_elements,
+    time_bins,
+    training_times,
+    velocity_errors,
+)
+from omnitune.training.metrics import MetricsLog, check_trackers
+from omnitune.training.optimizer import build_optimizer, learning_rate_schedule
+
+logger = logging.getLogger("omnitune")
+
+PIXELS_PER_TOKEN = 16 * 16
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training reads and writes.
+
+    Attributes:
+        options: the experiment's options.
+        base: pipeline folder with VAE, text encoder and tokenizer.
+        transformer: folder of the transformer to start from.
+        index: prepared/{dataset}/shards/index.parquet.
+        output: experiments/{experiment}.
+    """
+
+    options: ExperimentOptions
+    base: Path
+    transformer: Path
+    index: Path
+    output: Path
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights are a function of, and checkpoints therefore bound to: options, starting weights, data."""
+        manifest = self.transformer / "conversion.json"
+        weights = sorted((f.name, f.stat().st_size) for f in self.transformer.glob("*.safetensors"))
+        start = sha256_of(manifest) if manifest.is_file() else [list(item) for item in weights]
+        mixture = {source.name: source.ratio for source in read_mixture(self.options.data.data_path)}
+        data = {"index": sha256_of(self.index), "mixture": mixture}
+        return {"options": self.options.identity, "starting_weights": start, "data": data}
+
+
+class Trainer:
+    """One process of a training: setup, then `fit`."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run, self.options, self.train = run, run.options, run.options.train
+        self.accelerator = parallel.build_accelerator(self.train.mixed_precision)
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        require_processes(self.options, self.accelerator.num_processes, "options")
+        check_trackers(self.options)
+        torch.backends.cuda.matmul.allow_tf32 = self.train.allow_tf32
+        self.identity = run.identity()
+        self._setup_model()
+        self._setup_data()
+
+    def _setup_model(self) -> None:
+        torch.manual_seed(self.options.seed)  # adapters start equal on every process
+        model = OmniGen2Transformer2DModel.from_pretrained(self.run.transformer, torch_dtype=torch.float32)
+        check_architecture(model, self.options, self.run.transformer)
+        self.patch_size = model.config.patch_size
+        self.lora: dict[str, Any] | None = None
+        if self.train.lora_ft:
+            model.requires_grad_(False)
+            config = lora_config(self.train.lora_rank, self.train.lora_alpha, self.train.lora_dropout)
+            model.add_adapter(config)
+            targets = sorted(config.target_modules or ())
+            self.lora = {"rank": config.r, "alpha": config.lora_alpha, "target_modules": targets}
+        if self.train.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        model.train()
+        optimizer = build_optimizer((p for p in model.parameters() if p.requires_grad), self.train)
+        self.model, self.optimizer, self.sharding = parallel.prepare(self.accelerator, model, optimizer)
+        self.learning_rate = learning_rate_schedule(self.train)
+        logger.info("training with %s, mixed precision %s", self.sharding, self.train.mixed_precision)
+
+    def _setup_data(self) -> None:
+        data = self.options.data
+        self.index = ShardIndex.load(self.run.index)
+        self.index.check_tars()
+        self.sources: list[Source] = read_mixture(data.data_path)
+        names = [source.name for source in self.sources]
+        self.plan = MixturePlan(self.index.sizes(names), [source.ratio for source in self.sources], self.options.seed)
+        self.batches = TrainingBatches(
+            self.index,
+            self.plan,
+            names,
+            seed=self.options.seed,
+            global_batch_size=self.train.global_batch_size,
+            batch_size=self.train.batch_size,
+            gradient_accumulation_steps=self.train.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            prompt_dropout_prob=data.prompt_dropout_prob,
+            ref_img_dropout_prob=data.ref_img_dropout_prob,
+        )
+        self.conditioner = Conditioner(
+            load_vae(self.run.base, torch.float32),
+            load_text_encoder(self.run.base, self._frozen_dtype()),
+            load_tokenizer(self.run.base),
+            self.device,
+            snr_type=self.options.transport.snr_type,
+            max_text_tokens=data.maximum_text_tokens,
+            use_chat_template=data.use_chat_template,
+            cache_bytes=data.encoded_cache_mb * 1_000_000,
+        )
+
+    def _frozen_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.train.mixed_precision == "bf16" else torch.float32
+
+    def fit(self) -> None:
+        """Trains up to max_train_steps, from the newest checkpoint if there is one, and writes train.json."""
+        done = self._resume()
+        last = self.train.max_train_steps
+        if done < last:
+            self._fit(done, last)
+        if self.main:
+            write_json(self.run.output / "train.json", self._manifest())
+
+    def _fit(self, done: int, last: int) -> None:
+        metrics = MetricsLog(self.options, self.run.output / "logs", done + 1) if self.main else None
+        loader = training_loader(self.batches, done, last, self.train.dataloader_num_workers)
+        microbatches = iter(loader)
+        progress = Progress(f"train {self.options.name}", last, "steps", done) if self.main else nullcontext()
+        with progress as bar:
+            for step in range(done, last):
+                started = time.perf_counter()
+                samples = [next(microbatches) for _ in range(self.train.gradient_accumulation_steps)]
+                waited = time.perf_counter() - started
+                row = self._step(step, samples)
+                seconds = time.perf_counter() - started
+                rate = self.train.global_batch_size / seconds
+                row |= {
+                    "seconds": round(seconds, 4),
+                    "data_seconds": round(waited, 4),
+                    "samples_per_second": round(rate, 2),
+                }
+                if metrics and isinstance(bar, Progress):
+                    metrics.write(row)
+                    bar.advance(1, f"loss {row['loss']:.4f}, {rate:.1f} samples/s")
+                if step + 1 in self.options.checkpoint_steps:
+                    self._save(step + 1)
+        if metrics:
+            metrics.close()
+
+    def _step(self, step: int, microbatches: list[list[Sample]]) -> dict[str, Any]:
+        """One optimizer step over the global batch; returns its figures."""
+        # Draws outside of samples' generators (LoRA dropout) must not depend on what ran before a restart.
+        torch.manual_seed(self.options.seed * 1_000_003 + step * 1009 + self.accelerator.process_index)
+        conditioned = [self.conditioner(samples, self.options.seed) for samples in microbatches]
+        elements = torch.stack([latent_elements(samples).sum() for samples in conditioned]).sum()
+        elements = parallel.sum_over_processes(elements.to(self.device))
+        figures = torch.zeros(2, BINS, device=self.device)
+        for number, samples in enumerate(conditioned):
+            self._synchronise_gradients(number == len(conditioned) - 1)
+            figures += self._backward(samples, float(elements))
+        grad_norm = parallel.clip_gradients(self.model, self.train.max_grad_norm)
+        learning_rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        squares, counts = parallel.sum_over_processes(figures).tolist()
+        return {
+            "step": step + 1,
+            "loss": sum(squares) / sum(counts),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "loss_by_timestep": [s / c if c else None for s, c in zip(squares, counts, strict=True)],
+        }
+
+    def _backward(self, samples: list[Conditioned], global_elements: float) -> Tensor:
+        """Forward and backward of one microbatch; returns squared errors and elements by bin of time, [2, BINS].
+
+        The loss is the squared error over the global batch divided by its number of latent elements. Processes'
+        gradients are averaged, hence the factor.
+        """
+        draws = torch.stack([sample.draw for sample in samples if sample.draw is not None])
+        tokens = torch.tensor([image_tokens(sample.target, self.patch_size) for sample in samples])
+        limit = self.options.data.max_output_pixels // PIXELS_PER_TOKEN
+        times = training_times(draws, tokens, self.options.transport, limit).to(self.device)
+        with self._autocast():
+            errors = velocity_errors(self.model, samples, times)
+        loss = errors.sum() * self.accelerator.num_processes / global_elements
+        loss.backward()
+        figures = torch.zeros(2, BINS, device=self.device)
+        bins = time_bins(times)
+        figures[0].index_add_(0, bins, errors.detach())
+        figures[1].index_add_(0, bins, latent_elements(samples).to(self.device))
+        return figures
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.train.mixed_precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _synchronise_gradients(self, enabled: bool) -> None:
+        if self.sharding.strategy == "fsdp":
+            self.model.set_requires_gradient_sync(enabled)  # type: ignore[operator]
+
+    def _resume(self) -> int:
+        """Steps already done."""
+        folder = self.run.output
+        found: Path | None = None
+        if self.main:
+            checkpoints.remove_leftovers(folder)
+            if self.options.resume_from_checkpoint:
+                found = checkpoints.find_resumable(folder, self.identity, self.train.max_train_steps)
+        checkpoints.barrier()
+        found_step = torch.tensor(checkpoints.read_state(found).step if found else 0, device=self.device)
+        step = int(parallel.sum_over_processes(found_step))
+        if step:
+            logger.info("going on from %s", folder / f"checkpoint-{step}")
+            checkpoints.load_checkpoint(folder / f"checkpoint-{step}", self.model, self.optimizer)
+        return step
+
+    def _save(self, step: int) -> None:
+        state = checkpoints.TrainerState(step, self.identity, self.lora)
+        checkpoints.save_checkpoint(self.run.output, self.model, self.optimizer, state)
+        if self.main:
+            limit = self.options.logger.checkpoints_total_limit
+            checkpoints.limit_checkpoints(self.run.output, limit, set(self.options.evaluated_steps))
+        checkpoints.barrier()
+
+    def _manifest(self) -> dict[str, Any]:
+        last = self.train.max_train_steps
+        counts = self.plan.counts(0, last, self.train.global_batch_size)
+        total = sum(counts)
+        return {
+            "experiment": self.options.name,
+            "final_step": last,
+            "checkpoints": [step for step in checkpoints.list_checkpoints(self.run.output) if step <= last],
+            "strategy": self.sharding.strategy,
+            "world_size": self.sharding.world_size,
+            "parameters": self.sharding.parameters,
+            "trainable_parameters": self.sharding.trainable,
+            "mixture": [
+                {"source": source.name, "asked": source.ratio, "realised": int(count) / total, "samples": int(count)}
+                for source, count in zip(self.sources, counts, strict=True)
+            ],
+            "identity": self.identity,
+        }
+
+
+def check_architecture(model: nn.Module, options: ExperimentOptions, folder: Path) -> None:
+    """Raises ValueError if the weights have another architecture than model.arch_opt says."""
+    if options.model.arch_opt is None:
+        return
+    config = dict(model.config)  # type: ignore[arg-type]
+    lines = []
+    for key, asked in options.model.arch_opt.model_dump().items():
+        found = config.get(key)
+        if (tuple(found) if isinstance(found, list) else found) != asked:
+            lines.append(f"model.arch_opt.{key}: {asked!r} is not what the weights have: {found!r}")
+    if lines:
+        raise ValueError("\n  - ".join([f"{folder / 'config.json'} does not fit the options:", *lines]))
+
+
+def lock(output: Path) -> IO[str]:
+    """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = (output / ".train.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{output}: another training is writing here. Wait for it or stop it.") from None
+    return file
+
+
+def main() -> None:
+    """Entry point of each launched process."""
+    parallel.die_with_parent()
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--config", "--base", "--transformer", "--index", "--output"):
+        parser.add_argument(name, type=Path, required=True)
+    arguments = parser.parse_args()
+    options = ExperimentOptions.load(arguments.config)
+    run = TrainingRun(options, arguments.base, arguments.transformer, arguments.index, arguments.output)
+    rank = parallel.launched_rank()
+    setup_logging()
+    if rank:
+        logger.setLevel(logging.ERROR)
+    try:
+        held = lock(run.output) if rank == 0 else None
+        if rank == 0:
+            text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
+            write_text(run.output / "options.yml", text)
+        Trainer(run).fit()
+        del held
+    except ValueError as error:
+        logger.error("Error: %s", error)
+        raise SystemExit(1) from None
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

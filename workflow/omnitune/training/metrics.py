@@ -1,0 +1,92 @@
+"""Figures of each training step: logs/metrics.jsonl, TensorBoard and, if asked for, wandb."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from omnitune.config.options import ExperimentOptions
+from omnitune.files import write_text
+
+
+class MetricsLog:
+    """Writes one row per step; on resume, rows of steps that are computed again are dropped first."""
+
+    def __init__(self, options: ExperimentOptions, folder: Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        _keep_rows_before(self.path, first_step)
+        self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        trackers = options.logger.trackers
+        self.board = (
+            SummaryWriter(str(folder / "tensorboard"), purge_step=first_step) if "tensorboard" in trackers else None
+        )
+        self.wandb = _start_wandb(options, folder) if "wandb" in trackers else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes the figures of one step; `row` has "step" and numbers, or lists of numbers for bins."""
+        self.file.write(json.dumps(row) + "\n")
+        scalars = _flatten(row)
+        for name, value in scalars.items():
+            if self.board:
+                self.board.add_scalar(name, value, row["step"])
+        if self.wandb:
+            self.wandb.log(scalars, step=row["step"])
+
+    def close(self) -> None:
+        """Flushes all writers."""
+        self.file.close()
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _flatten(row: dict[str, Any]) -> dict[str, float]:
+    scalars: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            count = len(value)
+            bins = {f"{name}/{i / count:.1f}-{(i + 1) / count:.1f}": v for i, v in enumerate(value)}
+            scalars |= {key: v for key, v in bins.items() if v is not None}
+        elif name != "step":
+            scalars[f"train/{name}"] = value
+    return scalars
+
+
+def _keep_rows_before(path: Path, first_step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < first_step:
+                kept.append(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _start_wandb(options: ExperimentOptions, folder: Path) -> Any:
+    import wandb
+
+    return wandb.init(
+        project=options.logger.project_name,
+        name=options.name,
+        dir=str(folder),
+        config=options.model_dump(mode="json"),
+        resume="allow",
+        id=options.name,
+    )
+
+
+def check_trackers(options: ExperimentOptions) -> None:
+    """Raises ValueError if a tracker is asked for that is not installed."""
+    if "wandb" in options.logger.trackers:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                "logger.log_with: 'wandb' is not installed. Type `pip install wandb` or take it out of the list."
+            ) from None
