@@ -1,0 +1,105 @@
+"""Prompt lists: what is refused, and what the fingerprint of a protocol does and does not see."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from omnitune.config import Benchmark
+from omnitune.evaluation import part_of, protocol_fingerprint, read_prompts
+from omnitune.evaluation.benchmark import prompt_seed
+
+pytestmark = pytest.mark.unit
+
+
+def write_prompts(folder: Path, rows: list[Any]) -> Benchmark:
+    Image.new("RGB", (32, 32), "red").save(folder / "a.png")
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return Benchmark(prompts=str(folder / "prompts.jsonl"))
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    start = {"key": "k1", "task_type": "edit", "instruction": "make it blue", "input_images": ["a.png"]}
+    return {key: value for key, value in {**start, **changes}.items() if value is not ...}
+
+
+def test_prompts_are_read_with_images_beside_their_file(tmp_path: Path) -> None:
+    rows = [row(output_image="a.png"), "", row(key="k2", task_type="t2i", input_images=[])]
+    first, second = read_prompts(write_prompts(tmp_path, rows), tmp_path)
+    assert first.input_images == (tmp_path / "a.png",)
+    assert first.target == tmp_path / "a.png"
+    assert (second.key, second.task_type, second.target) == ("k2", "t2i", None)
+
+
+def test_the_prompts_file_may_lie_beside_the_benchmark(tmp_path: Path) -> None:
+    write_prompts(tmp_path, [row()])
+    assert len(read_prompts(Benchmark(prompts="prompts.jsonl"), tmp_path)) == 1
+    with pytest.raises(ValueError, match=r"nothing\.jsonl'?: does not exist\. Looked for nothing\.jsonl and "):
+        read_prompts(Benchmark(prompts="nothing.jsonl"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "must be a JSON object"),
+        (row(instructions="x"), "unknown key 'instructions'"),
+        (row(key=...), "key: is required"),
+        (row(key="../up"), "it names a file"),
+        (row(key="K0"), r"is that of line 1 already"),
+        (row(instruction=" "), "instruction: ' ' is not allowed"),
+        (row(task_type="video"), "task_type: 'video' is not known"),
+        (row(input_images=["b.png"]), r"'b\.png': does not exist"),
+        (row(input_images="a.png"), "needs a list of paths"),
+        (row(input_images=[]), "0 images; task_type 'edit' takes 1 to 5"),
+        (row(task_type="t2i"), "1 images; task_type 't2i' takes none"),
+        (row(output_image=3), "output_image: 3 is not allowed"),
+        (row(output_image="b.png"), r"output_image: 'b\.png': does not exist"),
+        (row(expect=[1]), "needs an object"),
+    ],
+)
+def test_bad_prompts_are_refused_with_file_and_line(tmp_path: Path, bad: Any, message: str) -> None:
+    benchmark = write_prompts(tmp_path, [row(key="k0"), bad])
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl:2: .*{message}"):
+        read_prompts(benchmark, tmp_path)
+
+
+def test_a_check_needs_expectations_and_a_list_needs_prompts(tmp_path: Path) -> None:
+    benchmark = write_prompts(tmp_path, [row(expect={"color": "red"})])
+    with pytest.raises(ValueError, match="lacks shape, position, size, background"):
+        read_prompts(benchmark.model_copy(update={"check": "demo_scene"}), tmp_path)
+    with pytest.raises(ValueError, match="holds no prompts"):
+        read_prompts(write_prompts(tmp_path, [""]), tmp_path)
+
+
+def test_parts_hold_every_prompt_once() -> None:
+    prompts = list(range(11))
+    parts = [part_of(prompts, part, 4) for part in range(4)]
+    assert sorted(entry for part in parts for entry in part) == prompts
+    assert {len(part) for part in parts} == {2, 3}
+    with pytest.raises(ValueError, match="needs 0 to 3"):
+        part_of(prompts, 4, 4)
+
+
+def test_the_fingerprint_sees_what_decides_images_and_nothing_else(tmp_path: Path) -> None:
+    benchmark = write_prompts(tmp_path, [row(output_image="a.png")])
+    prompts = read_prompts(benchmark, tmp_path)
+    first = protocol_fingerprint(benchmark, prompts)
+    same = benchmark.model_copy(
+        update={"batch_size": 7, "parts": 3, "prompts": "elsewhere.jsonl", "check": "demo_scene"}
+    )
+    assert protocol_fingerprint(same, prompts) == first
+    for change in ({"seed": 1}, {"num_inference_steps": 3}, {"dtype": "fp32"}, {"negative_prompt": ""}):
+        assert protocol_fingerprint(benchmark.model_copy(update=change), prompts) != first
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "a.png")
+    assert protocol_fingerprint(benchmark, prompts) != first
+
+
+def test_seeds_belong_to_prompts() -> None:
+    seeds = {prompt_seed(seed, key) for seed in range(3) for key in ("a", "b")}
+    assert len(seeds) == 6
+    assert prompt_seed(0, "a") == prompt_seed(0, "a")
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,234 @@
+"""The report of small synthetic runs: what it says, what it escapes, and that equal runs give equal bytes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from omnitune.config import Benchmark
+from omnitune.evaluation import Prompt
+from omnitune.report import BenchmarkEntry, build_report
+from omnitune.report.build import choose_examples
+from omnitune.report.collect import judge
+
+pytestmark = pytest.mark.unit
+
+ATTACK = "<script>document.title = 'owned'</script> & \"quotes\""
+WEIGHTS = {"base": "resources/pretrained/demo", "transformer": None, "lora": None, "sha256": "ab" * 32}
+COLOURS = ("crimson", "seagreen", "royalblue", "goldenrod")
+
+
+def save_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def draw(path: Path, colour: str, size: int = 64, place: float = 0.3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (size, size), "lightgrey")
+    left = place * size
+    ImageDraw.Draw(image).ellipse((left, left, left + size * 0.4, left + size * 0.4), fill=colour)
+    image.save(path)
+    return path
+
+
+def write_training(experiment: Path, steps: int = 120) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(1, steps + 1):
+        loss = float(0.4 + 1.6 * np.exp(-step / 30) + rng.normal(0, 0.08))
+        bins = [None if rng.random() < 0.2 else loss * (0.6 + 0.08 * b) for b in range(10)]
+        row = {"step": step, "loss": loss, "grad_norm": loss * 0.7, "learning_rate": 1e-4 * min(1, step / 20)}
+        rows.append({**row, "samples_per_second": 41.3, "loss_by_timestep": bins})
+    save_rows(experiment / "logs/metrics.jsonl", rows)
+    mixture = [
+        {"source": "edit", "asked": 0.4, "realised": 0.4001, "samples": 4801},
+        {"source": "t2i", "asked": 0.6, "realised": 0.5999, "samples": 7199},
+    ]
+    train = {"experiment": "demo", "final_step": steps, "strategy": "fsdp", "world_size": 2, "parameters": 1_234_567}
+    save_json(experiment / "train.json", {**train, "trainable_parameters": 1_234_567, "mixture": mixture})
+
+
+def write_prepared(prepared: Path, rejected: int = 3) -> None:
+    summary = {"rows": 1203, "accepted": 1203 - rejected, "rejected": rejected, "task_types": {"t2i": 700, "edit": 500}}
+    sizes = {"to 256x256": 1100, "to 512x512": 100, "to 768x768": 0}
+    save_json(
+        prepared / "validation/summary.json", {**summary, "reasons": {"missing": rejected}, "output_sizes": sizes}
+    )
+    rows = [
+        {"file": "data/edit.jsonl", "line": i, "reason": "missing", "message": f"{ATTACK} no such file {i}", "row": {}}
+        for i in range(rejected)
+    ]
+    save_rows(prepared / "validation/rejected.jsonl", rows)
+
+
+def write_evaluation(experiment: Path, entry: BenchmarkEntry, step: int, quality: float, checked: bool = True) -> None:
+    folder = experiment / "evaluation" / str(step) / entry.name
+    generations, per_prompt = [], []
+    for number, prompt in enumerate(entry.prompts):
+        good = number / len(entry.prompts) < quality
+        draw(folder / f"images/{prompt.key}.png", COLOURS[number % 4] if good else "black")
+        generations.append({"key": prompt.key, "image": f"images/{prompt.key}.png"})
+        row: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
+        if prompt.target:
+            row |= {"psnr": 10 + 20 * quality, "ssim": quality, "loss": 2 - quality}
+        if checked:
+            row |= {f"check_{name}": float(good) for name in ("color", "position", "background", "passed")}
+        per_prompt.append(row)
+    measures = [key for key in per_prompt[0] if key not in {"key", "task_type"}]
+    means = {measure: float(np.mean([row[measure] for row in per_prompt])) for measure in measures}
+    by_time = [[(i + 0.5) / 4, (2 - quality) * (1 + i / 4)] for i in range(4)] if "loss" in means else []
+    tasks = {prompt.task_type: means for prompt in entry.prompts}
+    scores = {"benchmark": entry.name, "step": step, "protocol": "cd" * 32, "weights": WEIGHTS, "means": means}
+    save_json(
+        folder / "scores.json", {**scores, "by_task_type": tasks, "loss_by_time": by_time, "per_prompt": per_prompt}
+    )
+    save_rows(folder / "generations.jsonl", generations)
+
+
+def write_options(experiment: Path) -> None:
+    experiment.mkdir(parents=True, exist_ok=True)
+    options = {
+        "name": "demo",
+        "data": {"data_path": "config/data/demo.yml"},
+        "model": {"pretrained_model_path": "demo"},
+        "train": {"max_train_steps": 120},
+        "val": {"evaluate_checkpoints": "last"},
+    }
+    (experiment / "options.yml").write_text(yaml.safe_dump(options))
+
+
+def write_prompts(folder: Path, count: int, targets: bool = True) -> list[Prompt]:
+    prompts = []
+    for number in range(count):
+        image = draw(folder / f"in{number}.png", "grey", place=0.1)
+        target = draw(folder / f"out{number}.png", COLOURS[number % 4]) if targets else None
+        text = ATTACK if number == 0 else f"make the circle {COLOURS[number % 4]} and leave everything else as it is."
+        inputs = (image,) if number % 2 else ()
+        task = "edit" if number % 2 else "t2i"
+        prompts.append(Prompt(f"{task}-{number:03d}", task, text, inputs, target))
+    return prompts
+
+
+def write_run(root: Path, count: int = 16) -> Path:
+    """A whole run below `root`, and its report; returns the path of the page."""
+    experiment, prepared = root / "experiments/demo", root / "prepared/demo"
+    write_options(experiment)
+    write_training(experiment)
+    write_prepared(prepared)
+    scenes = BenchmarkEntry(
+        "scenes", Benchmark(prompts="p.jsonl", check="demo_scene"), write_prompts(root / "p", count)
+    )
+    plain = BenchmarkEntry("plain", Benchmark(prompts="q.jsonl"), write_prompts(root / "q", 4))
+    for step, quality in ((0, 0.1), (120, 0.9)):
+        write_evaluation(experiment, scenes, step, quality)
+        write_evaluation(experiment, plain, step, 1 - quality, checked=False)
+    conversion = {"files": {"config.json": {"sha256": "ef" * 32, "bytes": 1234}}}
+    save_json(experiment / "checkpoint-120/transformer/conversion.json", conversion)
+    return build_report(experiment, prepared, [scenes, plain], experiment / "report/index.html")
+
+
+def test_the_page_says_what_happened_and_needs_nothing_else(tmp_path: Path) -> None:
+    page = write_run(tmp_path).read_text(encoding="utf-8")
+    assert '<span class="word better">better</span>' in page
+    assert "picture right 12.5 % → 93.8 %, held-out loss 1.9000 → 1.1000" in page
+    assert '<span class="word worse">worse</span>' in page
+    assert "▼</span> -0.8000, better" in page
+    assert "40.010 %" in page
+    assert "data/edit.jsonl:2" in page
+    assert page.count('class="plot"') == 4
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert str(tmp_path) not in page
+
+
+def test_text_of_the_data_cannot_become_markup(tmp_path: Path) -> None:
+    page = write_run(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;document.title" in page
+
+
+def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
+    assert write_run(tmp_path / "one").read_bytes() == write_run(tmp_path / "two").read_bytes()
+
+
+def test_ids_are_unique_in_the_page(tmp_path: Path) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', write_run(tmp_path).read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_without_benchmarks_and_metrics_has_a_page(tmp_path: Path) -> None:
+    write_options(tmp_path / "run")
+    page = build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html").read_text()
+    for text in ("No benchmark is configured", "No training metrics", "No validation summary", "No weights were"):
+        assert text in page
+    assert 'href="#images"' not in page
+
+
+def test_prompts_without_targets_show_their_images(tmp_path: Path) -> None:
+    entry = BenchmarkEntry("free", Benchmark(prompts="p.jsonl"), write_prompts(tmp_path / "p", 3, targets=False))
+    write_options(tmp_path / "run")
+    for step in (0, 120):
+        write_evaluation(tmp_path / "run", entry, step, 0.5, checked=False)
+    page = build_report(tmp_path / "run", tmp_path / "prepared", [entry], tmp_path / "index.html").read_text()
+    assert "no prompt has a target or a check" in page
+    assert page.count("<img ") == 3 * 2 + 1
+
+
+def test_long_lists_of_rejected_rows_are_cut_and_counted(tmp_path: Path) -> None:
+    write_options(tmp_path / "run")
+    write_prepared(tmp_path / "prepared", rejected=130)
+    page = build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html").read_text()
+    assert "data/edit.jsonl:99<" in page
+    assert "data/edit.jsonl:100<" not in page
+    assert "30 more stand in rejected.jsonl" in page
+
+
+def test_missing_or_incomparable_scores_are_errors(tmp_path: Path) -> None:
+    entry = BenchmarkEntry("scenes", Benchmark(prompts="p.jsonl"), write_prompts(tmp_path / "p", 2))
+    experiment = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"options\.yml: is missing"):
+        build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
+    write_options(experiment)
+    write_evaluation(experiment, entry, 0, 0.5)
+    with pytest.raises(ValueError, match=r"scores\.json: is missing"):
+        build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
+    write_evaluation(experiment, entry, 120, 0.5)
+    scores = experiment / "evaluation/120/scenes/scores.json"
+    scores.write_text(scores.read_text().replace("cd" * 32, "00" * 32))
+    with pytest.raises(ValueError, match="under different protocols"):
+        build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_examples_are_chosen_by_key_and_spread_over_task_types() -> None:
+    prompts = [Prompt(f"{task}-{i:02d}", task, "x") for task in ("edit", "t2i") for i in range(20)]
+    shown, rest = choose_examples(prompts[::-1])
+    assert [prompt.key for prompt in shown] == [f"{task}-{i:02d}" for task in ("edit", "t2i") for i in range(6)]
+    assert len(rest) == 28
+
+
+@pytest.mark.parametrize(
+    ("measure", "change", "word"),
+    [
+        ("loss", -1, "better"),
+        ("loss", 1, "worse"),
+        ("psnr", 1, "better"),
+        ("ssim", -0.1, "worse"),
+        ("ssim", 0, "equal"),
+    ],
+)
+def test_direction_of_measures(measure: str, change: float, word: str) -> None:
+    assert judge(measure, change) == word

@@ -1,0 +1,171 @@
+"""Read the model state out of a training checkpoint, whichever way it was written."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+DCP_METADATA = ".metadata"
+SHARDED_FOLDER = "pytorch_model_fsdp_0"
+KNOWN_NAMES = (SHARDED_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
+WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
+
+State = dict[str, torch.Tensor]
+
+
+def read_checkpoint(path: Path) -> State:
+    """The model state of a checkpoint, on the CPU, in the dtype that it was saved in.
+
+    Args:
+        path: a checkpoint folder (`checkpoint-N`) that holds one of KNOWN_NAMES, a torch distributed checkpoint folder, a
+            `.bin` / `.pt` file of torch.save, or a `.safetensors` file.
+
+    Returns:
+        Parameters by name, without the wrapper prefixes that accelerate, DDP, torch.compile and PEFT add.
+
+    Raises:
+        ValueError: for a path that is missing, incomplete, ambiguous, unreadable or no model checkpoint.
+    """
+    path = _locate(Path(path))
+    state = _reader_of(path)(path)
+    if not state:
+        raise ValueError(f"{path}: holds no tensors. Give the checkpoint folder that training wrote.")
+    return _without_wrappers(state)
+
+
+def _locate(path: Path) -> Path:
+    """The file, or the distributed checkpoint folder, that holds the model state."""
+    partial = path.with_name(f"{path.name}.tmp")
+    if path.suffix == ".tmp" or (not path.exists() and partial.exists()):
+        found = path if path.suffix == ".tmp" else partial
+        raise ValueError(
+            f"{found}: is a checkpoint that training was interrupted in while writing. Start the training again; it goes on "
+            "from the newest complete checkpoint."
+        )
+    if not path.exists():
+        raise ValueError(f"{path}: does not exist. {_neighbours(path)}")
+    if path.is_file() or (path / DCP_METADATA).is_file():
+        return path
+    found_names = [name for name in KNOWN_NAMES if (path / name).exists()]
+    if len(found_names) == 1:
+        return path / found_names[0]
+    if found_names:
+        raise ValueError(f"{path}: holds several model states: {', '.join(found_names)}. Name the one to convert.")
+    if any(path.glob("*.distcp")):
+        raise ValueError(f"{path}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
+    raise ValueError(
+        f"{path}: is not a checkpoint. Looked in it for {', '.join(KNOWN_NAMES)} and for {DCP_METADATA} of a distributed "
+        f"checkpoint; it holds {_listing(path)}."
+    )
+
+
+def _neighbours(path: Path) -> str:
+    """What lies where a missing path was looked for."""
+    if not path.parent.is_dir():
+        return f"Neither does {path.parent}."
+    checkpoints = sorted(entry.name for entry in path.parent.glob("checkpoint-*") if entry.suffix != ".tmp")
+    return f"{path.parent} holds {', '.join(checkpoints) if checkpoints else 'no checkpoint'}."
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
+
+
+def _reader_of(path: Path) -> Callable[[Path], State]:
+    if path.is_dir():
+        return _read_distributed
+    if path.suffix == ".safetensors":
+        return _read_safetensors
+    if path.suffix in {".bin", ".pt", ".pth"}:
+        return _read_torch
+    raise ValueError(f"{path}: is not a checkpoint: its name ends in neither .safetensors nor .bin, .pt, .pth.")
+
+
+def _read_distributed(folder: Path) -> State:
+    """A torch distributed checkpoint, gathered by this one process; needs no process group."""
+    if not (folder / DCP_METADATA).is_file():
+        raise ValueError(f"{folder}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
+    reader = FileSystemReader(folder)
+    entries = reader.read_metadata().state_dict_metadata
+    objects = [name for name, entry in entries.items() if not isinstance(entry, TensorStorageMetadata)]
+    if objects:
+        raise ValueError(
+            f"{folder}: {some(objects)} are objects, no tensors: this is not a model state (an optimizer's, perhaps)."
+        )
+    state: dict[str, Any] = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
+            load(state, storage_reader=reader, no_dist=True)
+    except (CheckpointException, OSError, RuntimeError) as error:
+        raise ValueError(f"{folder}: cannot be read, a file is missing or damaged: {_reason(error)}") from error
+    return state
+
+
+def _reason(error: BaseException) -> str:
+    """The first line that says something; a CheckpointException begins with a banner."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(str(failure[0]) for failure in error.failures.values())
+    return str(error).splitlines()[0]
+
+
+def _read_torch(path: Path) -> State:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the old format of torch.save, which cannot be mapped into memory
+        content = _load_unmapped(path)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as a file of torch.save: {_reason(error)}") from error
+    while isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
+        content = next(iter(content.values()))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, no model state.")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(f"{path}: {some(others)} are objects, no tensors: this is not a model state.")
+    return dict(content)
+
+
+def _load_unmapped(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as a file of torch.save: {_reason(error)}") from error
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as a safetensors file: {_reason(error)}") from error
+
+
+def _without_wrappers(state: State) -> State:
+    """Strips the prefixes that all keys share, such as `model.` or `module._orig_mod.`."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for wrapper in WRAPPERS:
+            if all(name.startswith(wrapper) for name in state):
+                state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+                stripped = True
+    return state
+
+
+def some(names: Iterable[str], limit: int = 10) -> str:
+    """The first `limit` names and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

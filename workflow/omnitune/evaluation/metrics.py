@@ -1,0 +1,151 @@
+"""Measure generated images against targets and known scenes, and sum up a benchmark."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from omnitune.config import Benchmark
+from omnitune.demo.check import check_scene
+from omnitune.evaluation.benchmark import Prompt, protocol_fingerprint
+from omnitune.evaluation.loss import open_image
+from omnitune.files import sha256_of, write_json, write_text
+from omnitune.models import resize
+
+HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
+CHECKS = ("color", "position", "background", "passed")
+MEASURES = ("psnr", "ssim", "loss", *(f"check_{name}" for name in CHECKS))
+HIGHER_IS_BETTER = {measure: measure != "loss" for measure in MEASURES}
+
+
+def score(
+    benchmark: Benchmark,
+    prompts: Sequence[Prompt],
+    parts: Sequence[Path],
+    output: Path,
+    *,
+    name: str,
+    step: int,
+) -> dict[str, Any]:
+    """Scores all images of a benchmark; writes generations.jsonl and, last, scores.json. Equal inputs give equal bytes.
+
+    Args:
+        benchmark: the protocol.
+        prompts: all of the benchmark's.
+        parts: the parts/{part}.jsonl files of all parts.
+        output: evaluation/{step}/{benchmark}, where images/ is.
+        name: of the benchmark.
+        step: of the checkpoint; 0 is the base.
+
+    Returns:
+        The content of scores.json: benchmark, step, protocol, weights, prompts (number), means, by_task_type,
+        loss_by_time ([time, loss] pairs) and per_prompt. A measure that no prompt can have is left out.
+
+    Raises:
+        ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other weights.
+    """
+    protocol = protocol_fingerprint(benchmark, prompts)
+    rows = _read_parts(parts, prompts, protocol)
+    for row in rows:
+        _require_image(output / row["image"], row["sha256"])
+    per_prompt = [_measure(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
+    tasks = sorted({prompt.task_type for prompt in prompts})
+    scores = {
+        "benchmark": name,
+        "step": step,
+        "protocol": protocol,
+        "weights": rows[0]["weights"],
+        "prompts": len(prompts),
+        "means": _means(per_prompt),
+        "by_task_type": {task: _means([row for row in per_prompt if row["task_type"] == task]) for task in tasks},
+        "loss_by_time": _loss_by_time(rows),
+        "per_prompt": per_prompt,
+    }
+    write_text(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json(output / "scores.json", scores)
+    return scores
+
+
+def _read_parts(parts: Sequence[Path], prompts: Sequence[Prompt], protocol: str) -> list[dict[str, Any]]:
+    """The rows of all parts in the order of the prompts."""
+    rows: dict[str, dict[str, Any]] = {}
+    weights: Any = None
+    for path in parts:
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            row = json.loads(line)
+            if row["protocol"] != protocol:
+                raise ValueError(
+                    f"{path}:{number}: made under another protocol ({row['protocol'][:12]}, not {protocol[:12]}): the benchmark "
+                    "or its images changed since. Generate the images again."
+                )
+            weights = weights or row["weights"]
+            if row["weights"] != weights:
+                raise ValueError(f"{path}:{number}: made with other weights than the first part. Generate again.")
+            if row["key"] in rows:
+                raise ValueError(f"{path}:{number}: a second image for {row['key']!r}.")
+            rows[row["key"]] = row
+    lost = [prompt.key for prompt in prompts if prompt.key not in rows]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(prompts)} prompts have no image: {', '.join(lost[:10])}. Generate all parts."
+        )
+    return [rows[prompt.key] for prompt in prompts]
+
+
+def _require_image(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing. Generate the images again.")
+    if sha256_of(path) != sha256:
+        raise ValueError(f"{path}: is not the image that was generated (its sha256 differs). Generate it again.")
+
+
+def _measure(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
+    image = open_image(output / row["image"])
+    if prompt.target:
+        result |= compare_images(image, open_image(prompt.target))
+    if row["losses"]:
+        result["loss"] = round(fmean(row["losses"]), 6)
+    if benchmark.check == "demo_scene":
+        assert prompt.expect is not None  # read_prompts has checked
+        checked = check_scene(image, prompt.expect)
+        result |= {f"check_{name}": float(checked[name]) for name in CHECKS}
+    return result
+
+
+def compare_images(image: Image.Image, target: Image.Image) -> dict[str, float]:
+    """PSNR in dB (at most HIGHEST_PSNR) and SSIM of two RGB images; the target is brought to the image's size."""
+    found, wanted = _pixels(image), _pixels(resize(target, image.size))
+    psnr = float(peak_signal_noise_ratio(found, wanted, data_range=1.0))
+    ssim = structural_similarity_index_measure(found, wanted, data_range=1.0)
+    assert isinstance(ssim, torch.Tensor)
+    return {"psnr": round(min(psnr, HIGHEST_PSNR), 6), "ssim": round(float(ssim), 6)}
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """[1, 3, H, W] in [0, 1]; float64, so that threads cannot change a printed digit."""
+    return torch.from_numpy(np.array(image, dtype=np.float64)).permute(2, 0, 1)[None] / 255
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each measure over the prompts that have it."""
+    means = {}
+    for measure in MEASURES:
+        values = [row[measure] for row in rows if measure in row]
+        if values:
+            means[measure] = round(fmean(values), 6)
+    return means
+
+
+def _loss_by_time(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
+    losses = [row for row in rows if row["losses"]]
+    if not losses:
+        return []
+    columns = zip(*(row["losses"] for row in losses), strict=True)
+    return [[time, round(fmean(column), 6)] for time, column in zip(losses[0]["loss_times"], columns, strict=True)]

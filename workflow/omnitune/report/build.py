@@ -1,0 +1,218 @@
+"""Build the report of an experiment: one HTML file that needs nothing else, from files that the stages have left."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from omnitune.config import ExperimentOptions
+from omnitune.evaluation import Prompt
+from omnitune.files import write_text
+from omnitune.report.collect import (
+    SHOWN_REJECTED,
+    BenchmarkEntry,
+    Evaluation,
+    Run,
+    collect,
+    compare,
+    judge,
+    show,
+    show_change,
+    verdict,
+)
+from omnitune.report.images import image_entry
+from omnitune.report.plots import heldout_plot, training_plots
+
+SHOWN_EXAMPLES = 12
+PACKAGES = ("omnitune", "torch", "diffusers", "transformers", "accelerate", "peft", "torchmetrics", "snakemake")
+
+
+def build_report(
+    experiment: Path,
+    prepared: Path,
+    benchmarks: Sequence[BenchmarkEntry],
+    output: Path,
+    *,
+    options: ExperimentOptions | None = None,
+    steps: Sequence[int] | None = None,
+) -> Path:
+    """Writes the report as one self-contained HTML file; equal inputs give equal bytes.
+
+    Args:
+        experiment: experiments/{experiment}.
+        prepared: prepared/{dataset}.
+        benchmarks: what it was evaluated on; may be empty.
+        output: the .html file to write.
+        options: the experiment's; None reads options.yml, which may be older where only evaluation was changed.
+        steps: evaluated steps; None takes the base (0) and those of the options.
+
+    Returns:
+        output.
+
+    Raises:
+        ValueError: where options.yml or the scores of a step are missing.
+    """
+    experiment, output = Path(experiment), Path(output)
+    run = collect(experiment, Path(prepared), benchmarks, options, steps)
+    environment = Environment(
+        loader=PackageLoader("omnitune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"show": show, "show_change": show_change}
+    environment.filters["thousands"] = lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    write_text(output, environment.get_template("report.html.j2").render(**_context(run)))
+    return output
+
+
+def _context(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "verdicts": [verdict(evaluation) for evaluation in run.evaluations],
+        "facts": _facts(run),
+        "packages": _packages(),
+        "summary": run.summary,
+        "rejected": run.rejected,
+        "more_rejected": max(0, run.summary.get("rejected", 0) - SHOWN_REJECTED),
+        "mixture": run.train.get("mixture", []),
+        "plots": [{**plot, "svg": Markup(plot["svg"])} for plot in training_plots(run.metrics)],
+        "evaluations": [_evaluation(evaluation) for evaluation in run.evaluations],
+        "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
+        "conversions": run.conversions,
+        "identity": yaml.safe_dump(run.train["identity"], sort_keys=False) if "identity" in run.train else "",
+    }
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What was run, in a few lines."""
+    train, model, done = run.options["train"], run.options["model"], run.train
+    lora = f"LoRA, rank {train['lora_rank']}, alpha {train['lora_alpha'] or train['lora_rank']}"
+    facts = [
+        ("Method", lora if train["lora_ft"] else "all parameters"),
+        ("Started from", model["pretrained_model_path"]),
+        ("Revision", model["pretrained_revision"]),
+        ("Steps", done.get("final_step", train["max_train_steps"])),
+        ("Global batch size", train["global_batch_size"]),
+        ("Learning rate", f"{train['learning_rate']:g}"),
+        ("Schedule", train["lr_scheduler"]),
+        ("Mixed precision", train["mixed_precision"]),
+        ("Seed", run.options["seed"]),
+        ("Strategy", done.get("strategy")),
+        ("Processes", done.get("world_size")),
+        ("Parameters", _count(done.get("parameters"))),
+        ("Trained parameters", _count(done.get("trainable_parameters"))),
+        ("Samples per second", _speed(run.metrics)),
+    ]
+    return [(label, str(value)) for label, value in facts if value is not None]
+
+
+def _count(value: int | None) -> str | None:
+    if value is None:
+        return None
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.2f} {name}"
+    return str(value)
+
+
+def _speed(metrics: Sequence[dict[str, Any]]) -> str | None:
+    """The median, which the first steps (compilation, cold caches) do not move."""
+    rates = sorted(row["samples_per_second"] for row in metrics if row.get("samples_per_second"))
+    return f"{rates[len(rates) // 2]:.1f} (median)" if rates else None
+
+
+def _packages() -> list[tuple[str, str]]:
+    """Versions in the environment that builds the report, which is not that of training where rules have their own."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    entry, first, last = evaluation.entry, evaluation.steps[0], evaluation.last
+    plot = heldout_plot(
+        entry.name, evaluation.scores[first]["loss_by_time"], evaluation.scores[last]["loss_by_time"], last
+    )
+    shown, rest = choose_examples(entry.prompts)
+    return {
+        "name": entry.name,
+        "benchmark": entry.benchmark,
+        "count": len(entry.prompts),
+        "steps": ["base" if step == 0 else f"step {step}" for step in evaluation.steps],
+        "rows": compare(evaluation),
+        "tasks": _task_rows(evaluation),
+        "plot": Markup(plot),
+        "examples": [_example(evaluation, prompt) for prompt in shown],
+        "rest": [_example(evaluation, prompt) for prompt in rest],
+        "protocol": evaluation.scores[last]["protocol"],
+        "weights": [(step, evaluation.scores[step]["weights"]) for step in evaluation.steps],
+    }
+
+
+def choose_examples(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """(shown, rest), by key alone and so by no result: the first of each task type in turn, up to SHOWN_EXAMPLES."""
+    ordered = sorted(prompts, key=lambda prompt: prompt.key)
+    tasks = list(dict.fromkeys(prompt.task_type for prompt in ordered))
+    columns = [[prompt for prompt in ordered if prompt.task_type == task] for task in tasks]
+    turns = [prompt for turn in zip_longest(*columns) for prompt in turn if prompt is not None]
+    keys = {prompt.key for prompt in turns[:SHOWN_EXAMPLES]}
+    return [p for p in ordered if p.key in keys], [p for p in ordered if p.key not in keys]
+
+
+def _task_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Base and last step for each task type; none where there is a single type."""
+    first, last = (evaluation.scores[step]["by_task_type"] for step in (evaluation.steps[0], evaluation.last))
+    if len(last) < 2:
+        return []
+    return [
+        {
+            "task": task,
+            "cells": [
+                (row["measure"], first[task].get(row["measure"]), last[task].get(row["measure"]))
+                for row in compare(evaluation)
+            ],
+        }
+        for task in last
+    ]
+
+
+def _example(evaluation: Evaluation, prompt: Prompt) -> dict[str, Any]:
+    """The images of one prompt side by side, with what was measured of each."""
+    images = []
+    for number, path in enumerate(prompt.input_images, start=1):
+        caption = f"input {number}" if len(prompt.input_images) > 1 else "input"
+        images.append({**image_entry(path, caption, f"{caption} of {prompt.key}"), "result": None})
+    for step in dict.fromkeys((evaluation.steps[0], evaluation.last)):
+        caption = "base" if step == 0 else f"step {step}"
+        path = evaluation.folders[step] / evaluation.generations[step][prompt.key]["image"]
+        alt = f"image of {caption} for {prompt.key}"
+        images.append({**image_entry(path, caption, alt), "result": _result(evaluation, step, prompt.key)})
+    if prompt.target:
+        images.append({**image_entry(prompt.target, "target", f"target of {prompt.key}"), "result": None})
+    return {"key": prompt.key, "task": prompt.task_type, "instruction": prompt.instruction, "images": images}
+
+
+def _result(evaluation: Evaluation, step: int, key: str) -> dict[str, Any]:
+    """What is written below an image: the check, or else the difference from the target."""
+    row = next(row for row in evaluation.scores[step]["per_prompt"] if row["key"] == key)
+    if "check_passed" in row:
+        names = {"check_color": "colour", "check_position": "position", "check_background": "background"}
+        wrong = [name for measure, name in names.items() if not row[measure]]
+        passed = bool(row["check_passed"])
+        return {"word": "better" if passed else "worse", "text": "right" if passed else f"wrong: {', '.join(wrong)}"}
+    if "psnr" in row:
+        base = next(entry for entry in evaluation.scores[evaluation.steps[0]]["per_prompt"] if entry["key"] == key)
+        word = judge("psnr", row["psnr"] - base["psnr"])
+        return {"word": word if step else "equal", "text": f"PSNR {row['psnr']:.1f} dB"}
+    return {"word": "equal", "text": ""}

@@ -1,0 +1,207 @@
+"""Read what a run has left behind, as plain values for the report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnitune.config import Benchmark, ExperimentOptions
+from omnitune.evaluation import Prompt
+from omnitune.evaluation.metrics import HIGHER_IS_BETTER, MEASURES
+
+SHOWN_REJECTED = 100
+LABELS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "loss": "held-out loss",
+    "check_color": "colour right",
+    "check_position": "position right",
+    "check_background": "background right",
+    "check_passed": "picture right",
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkEntry:
+    """A benchmark to report on: its name, protocol and prompts."""
+
+    name: str
+    benchmark: Benchmark
+    prompts: Sequence[Prompt]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A benchmark with the scores and generations of each evaluated step, the base (0) first."""
+
+    entry: BenchmarkEntry
+    folders: dict[int, Path]
+    scores: dict[int, dict[str, Any]]
+    generations: dict[int, dict[str, dict[str, Any]]]
+
+    @property
+    def steps(self) -> list[int]:
+        """Evaluated steps in order."""
+        return sorted(self.scores)
+
+    @property
+    def last(self) -> int:
+        """The newest step."""
+        return self.steps[-1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the report shows of an experiment; empty where a stage left nothing."""
+
+    name: str
+    options: dict[str, Any]
+    train: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any]
+    rejected: list[dict[str, Any]]
+    conversions: dict[str, dict[str, Any]]
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+
+def collect(
+    experiment: Path,
+    prepared: Path,
+    benchmarks: Sequence[BenchmarkEntry],
+    options: ExperimentOptions | None = None,
+    steps: Sequence[int] | None = None,
+) -> Run:
+    """Reads an experiment's folder, its prepared data and the scores of the benchmarks; arguments as of `build_report`.
+
+    Raises:
+        ValueError: where options.yml, or the scores of a step, are missing, or where steps differ in their protocol.
+    """
+    options = options or ExperimentOptions.load(_required(experiment / "options.yml"))
+    steps = [0, *options.evaluated_steps] if steps is None else steps
+    validation = prepared / "validation"
+    conversions = {
+        path.parent.relative_to(experiment).as_posix(): _json(path)
+        for path in sorted(experiment.glob("checkpoint-*/transformer*/conversion.json"))
+    }
+    return Run(
+        name=options.name,
+        options=options.model_dump(mode="json"),
+        train=_json(experiment / "train.json"),
+        metrics=_rows(experiment / "logs" / "metrics.jsonl"),
+        summary=_json(validation / "summary.json"),
+        rejected=_rows(validation / "rejected.jsonl", SHOWN_REJECTED),
+        conversions=conversions,
+        evaluations=[_evaluation(experiment, entry, steps) for entry in benchmarks],
+    )
+
+
+def _evaluation(experiment: Path, entry: BenchmarkEntry, steps: Sequence[int]) -> Evaluation:
+    folders = {step: experiment / "evaluation" / str(step) / entry.name for step in sorted(set(steps))}
+    scores = {step: _json(_required(folder / "scores.json")) for step, folder in folders.items()}
+    protocols = {step: found["protocol"] for step, found in scores.items()}
+    if len(set(protocols.values())) > 1:
+        raise ValueError(
+            f"benchmark {entry.name!r}: its steps were evaluated under different protocols ({protocols}), so that their scores "
+            "cannot be compared. Evaluate all steps again."
+        )
+    generations = {
+        step: {row["key"]: row for row in _rows(_required(folder / "generations.jsonl"))}
+        for step, folder in folders.items()
+    }
+    return Evaluation(entry, folders, scores, generations)
+
+
+def _required(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; the report needs it. Run the stage that writes it.")
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file, at most `limit`; a last line that a kill has cut is left out."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if limit is not None and len(rows) >= limit:
+                break
+            if line.endswith("\n") and line.strip():
+                rows.append(json.loads(line))
+    return rows
+
+
+# ------------------------------------------------------------------ comparisons
+
+
+def compare(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One row per measure: label, values by step, the change from the first to the last step and what it is."""
+    rows = []
+    first, last = (evaluation.scores[step]["means"] for step in (evaluation.steps[0], evaluation.last))
+    for measure in MEASURES:
+        if measure not in first:
+            continue
+        change = last[measure] - first[measure]
+        rows.append(
+            {
+                "measure": measure,
+                "label": LABELS[measure],
+                "higher": HIGHER_IS_BETTER[measure],
+                "values": [evaluation.scores[step]["means"][measure] for step in evaluation.steps],
+                "change": change,
+                "judgement": judge(measure, change),
+            }
+        )
+    return rows
+
+
+def judge(measure: str, change: float) -> str:
+    """better, worse or equal."""
+    if change == 0:
+        return "equal"
+    return "better" if (change > 0) == HIGHER_IS_BETTER[measure] else "worse"
+
+
+def show(measure: str, value: float) -> str:
+    """A measure's value as text; shares in percent."""
+    if measure.startswith("check_"):
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
+
+
+def show_change(measure: str, change: float) -> str:
+    """A change with its sign; shares in percentage points."""
+    if measure.startswith("check_"):
+        return f"{100 * change:+.1f} points"
+    return f"{change:+.2f}" if measure == "psnr" else f"{change:+.4f}"
+
+
+def verdict(evaluation: Evaluation) -> dict[str, str]:
+    """One sentence on a benchmark, from its scores alone, and the word that it comes to."""
+    name, rows = evaluation.entry.name, compare(evaluation)
+    if evaluation.last == 0:
+        return {"word": "base", "name": name, "text": "only the base was evaluated, there is nothing to compare."}
+    if not rows:
+        return {
+            "word": "unscored",
+            "name": name,
+            "text": "no prompt has a target or a check, so that there are no scores.",
+        }
+    better = [row for row in rows if row["judgement"] == "better"]
+    worse = [row for row in rows if row["judgement"] == "worse"]
+    word = "mixed" if better and worse else "better" if better else "worse" if worse else "unchanged"
+    order = ("check_passed", "loss", "psnr", "ssim")
+    head = sorted((row for row in rows if row["measure"] in order), key=lambda row: order.index(row["measure"]))
+    figures = [
+        f"{row['label']} {show(row['measure'], row['values'][0])} → {show(row['measure'], row['values'][-1])}"
+        for row in head
+    ]
+    count = f"{len(better)} of {len(rows)} measures better"
+    extra = f", {len(worse)} worse" if worse else ""
+    text = f"from the base to step {evaluation.last}, {', '.join(figures)} ({count}{extra})."
+    return {"word": word, "name": name, "text": text}
