@@ -1,0 +1,37 @@
+# Each target is a few commands that you could type; all but `install` make .venv and install into it first, once.
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CORES ?= 2
+
+.PHONY: demo test lint bench install clean
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: install
+	snakemake --cores $(CORES) --workflow-profile workflow/profiles/local
+	@echo
+	@echo "Done. Open the reports in a browser:"
+	@for report in experiments/*/report/index.html; do echo "  $(CURDIR)/$$report"; done
+
+test: install
+	python -m pytest
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+bench: install
+	python -m benchmarks
+
+clean:
+	rm -rf experiments prepared resources logs .snakemake

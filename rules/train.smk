@@ -1,0 +1,55 @@
+"""Training: several processes, on one node or many, with checkpoints that survive a killed job."""
+
+
+def experiment_index(wildcards):
+    return f"prepared/{experiment_options(wildcards).data.dataset}/shards/index.parquet"
+
+
+def experiment_tars(wildcards):
+    return tars_of(experiment_options(wildcards).data.dataset)
+
+
+def experiment_mixture(wildcards):
+    return [str(path) for path in relevant_files(experiment_options(wildcards).data.data_path)]
+
+
+def training_keys(wildcards):
+    """What the weights depend on; other keys of the options file may change without a new training."""
+    options = experiment_options(wildcards)
+    return {"identity": options.identity, "checkpoints": options.checkpoint_steps}
+
+
+rule train_experiment:
+    # The checkpoints are not declared: Snakemake would delete them when a job fails, and they are what it goes on from.
+    input:
+        options=ancient(options_file),
+        mixture=experiment_mixture,
+        index=experiment_index,
+        tars=ancient(experiment_tars),
+        base=base_model,
+        start=starting_conversion,
+    output:
+        manifest="experiments/{experiment}/train.json",
+    log:
+        "logs/train_experiment/{experiment}.log",
+    benchmark:
+        "logs/benchmarks/train_experiment/{experiment}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=7200,
+        # Several nodes on SLURM: set nodes and tasks, and gpus_per_node with gres="gpu:N" where there are GPUs. The key
+        # `mpi` lets the job run in the batch step, from where it starts one launcher per node itself.
+        nodes=1,
+        tasks=1,
+        gpus_per_node=0,
+        mpi="",
+    conda:
+        "../envs/train.yaml"
+    params:
+        weights_depend_on=training_keys,
+        base=base_folder,
+        transformer=starting_transformer,
+        format_version=1,
+    script:
+        "../scripts/train_experiment.py"

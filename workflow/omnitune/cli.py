@@ -1,0 +1,247 @@
+"""`omnitune <stage>`: every stage of the workflow as a command, with the same code as its rule."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omnitune.config import Benchmark, ExperimentOptions, load_config, starting_weights
+from omnitune.console import job
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune OmniGen2. `snakemake --cores 2` runs the whole workflow; these commands run its stages one by one.",
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="Options file of the experiment (config/options/*.yml).")]
+
+
+def option(name: str, text: str) -> Any:
+    """An option under its published name, with underscores, and with dashes as well."""
+    dashed = name.replace("_", "-")
+    return typer.Option(*dict.fromkeys([f"--{name}", f"--{dashed}"]), help=text)
+
+
+class Scheduler(StrEnum):
+    """Samplers."""
+
+    EULER = "euler"
+    DPMSOLVER = "dpmsolver++"
+
+
+class Dtype(StrEnum):
+    """Precisions of the weights."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+@app.command()
+def validate(
+    mixture: Annotated[Path, typer.Argument(help="Mixture file (.yml).")],
+    output: Annotated[Path, option("output", "Folder for samples.parquet, rejected.jsonl and summary.json.")],
+    max_reject_fraction: Annotated[
+        float, option("max_reject_fraction", "Fail above this share of rejected rows.")
+    ] = 0.01,
+    samples_per_shard: Annotated[int, option("samples_per_shard", "Rows of a source that go into one tar.")] = 1000,
+    workers: Annotated[int, option("workers", "Processes.")] = os.cpu_count() or 1,
+) -> None:
+    """Check every row and image of a mixture; rejected ones go to a ledger with their reasons."""
+    from omnitune.data.validate import validate_mixture
+
+    validate_mixture(
+        mixture, output, workers=workers, max_reject_fraction=max_reject_fraction, samples_per_shard=samples_per_shard
+    )
+
+
+@app.command()
+def shard(
+    validated: Annotated[Path, option("validated", "Folder that `omnitune validate` wrote.")],
+    output: Annotated[Path, option("output", "Folder for the tars and index.parquet.")],
+    max_output_pixels: Annotated[int, option("max_output_pixels", "Limit of output images in pixels.")] = 1048576,
+    max_input_pixels: Annotated[
+        str, option("max_input_pixels", "Limit of input images, or limits for 1, 2, .. inputs: N[,N..].")
+    ] = "1048576,1048576,589824,262144",
+    max_side_length: Annotated[int, option("max_side_length", "Limit of any side in pixels.")] = 2048,
+    workers: Annotated[int, option("workers", "Processes.")] = os.cpu_count() or 1,
+) -> None:
+    """Write validated samples into WebDataset tars under the pixel limits, and index them."""
+    from omnitune.data.shard import ImageLimits, shard_dataset
+
+    try:
+        limits = [int(word) for word in max_input_pixels.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--max_input_pixels: {max_input_pixels!r} is not allowed; give numbers, as in 1048576,589824."
+        ) from None
+    image_limits = ImageLimits(max_output_pixels, limits if len(limits) > 1 else limits[0], max_side_length)
+    shard_dataset(validated, output, image_limits, workers=workers)
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    num_processes: Annotated[
+        int, option("num_processes", "Training processes on all nodes. 0: as many as the batch sizes say.")
+    ] = 0,
+    rank: Annotated[int, option("rank", "Number of this node, from 0.")] = 0,
+    world_size: Annotated[int, option("world_size", "Number of nodes.")] = 1,
+    master_addr: Annotated[str, option("master_addr", "Host name or address of node 0.")] = "127.0.0.1",
+    master_port: Annotated[int, option("master_port", "Port on node 0. 0: a free one, on a single node.")] = 0,
+    num_threads: Annotated[int, option("num_threads", "CPU threads of each process.")] = 1,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Read --rank from SLURM_NODEID (inside srun).")] = False,
+    base: Annotated[Path | None, option("base", "Base pipeline folder, if not the workflow's.")] = None,
+    transformer: Annotated[
+        Path | None, option("transformer", "Transformer folder to start from, if not the workflow's.")
+    ] = None,
+    index: Annotated[
+        Path | None, option("index", "index.parquet of the shards, if not prepared/{dataset}/shards.")
+    ] = None,
+    output: Annotated[Path | None, option("output", "Experiment's folder, if not experiments/{name}.")] = None,
+) -> None:
+    """Train an experiment on prepared data, or go on with it; several nodes each run this command with their --rank."""
+    from omnitune.training.launch import Topology, TrainingFiles, launch
+
+    options = ExperimentOptions.load(config)
+    start = starting_weights(options, {options.name: options})
+    processes = num_processes or options.train.num_processes
+    if processes % world_size:
+        raise ValueError(f"--num_processes: {processes} is no multiple of --world_size {world_size} nodes.")
+    node = int(os.environ["SLURM_NODEID"]) if slurm else rank
+    files = TrainingFiles(
+        config=config,
+        base=base or start.base,
+        transformer=transformer or start.transformer,
+        index=index or Path("prepared") / options.data.dataset / "shards" / "index.parquet",
+        output=output or Path("experiments") / options.name,
+    )
+    launch(options, files, Topology(processes // world_size, world_size, node, master_addr, master_port, num_threads))
+
+
+@app.command()
+def convert(
+    config_path: Annotated[Path, option("config_path", "Options file of the experiment.")],
+    model_path: Annotated[Path, option("model_path", "Checkpoint: checkpoint-N/, a .bin or a .safetensors file.")],
+    save_path: Annotated[
+        Path, option("save_path", "Folder to write, by custom checkpoint-N/transformer or transformer_lora.")
+    ],
+) -> None:
+    """Convert a training checkpoint to the published format, account for every key and verify what was written."""
+    from omnitune.conversion.export import convert as convert_checkpoint
+
+    options = ExperimentOptions.load(config_path)
+    base_config = starting_weights(options, {options.name: options}).transformer / "config.json"
+    config = json.loads(base_config.read_text(encoding="utf-8")) if base_config.is_file() else None
+    convert_checkpoint(options, model_path, save_path, config)
+
+
+@app.command()
+def generate(
+    model_path: Annotated[str, option("model_path", "Pipeline folder or repository id.")],
+    instruction: Annotated[str, option("instruction", "What to draw or to change.")] = "A dog running in the park",
+    input_image_path: Annotated[
+        list[Path] | None, option("input_image_path", "Input images (several paths may follow).")
+    ] = None,
+    output_image_path: Annotated[Path, option("output_image_path", "Image to write.")] = Path("output.png"),
+    num_inference_step: Annotated[int, option("num_inference_step", "Sampling steps.")] = 50,
+    height: Annotated[int, option("height", "Height in pixels.")] = 1024,
+    width: Annotated[int, option("width", "Width in pixels.")] = 1024,
+    text_guidance_scale: Annotated[
+        float, option("text_guidance_scale", "Guidance towards the instruction; 1 is none.")
+    ] = 5.0,
+    image_guidance_scale: Annotated[
+        float, option("image_guidance_scale", "Guidance towards the inputs; 1 is none.")
+    ] = 2.0,
+    cfg_range_start: Annotated[float, option("cfg_range_start", "First fraction of the steps with guidance.")] = 0.0,
+    cfg_range_end: Annotated[float, option("cfg_range_end", "Last fraction of the steps with guidance.")] = 1.0,
+    negative_prompt: Annotated[
+        str | None, option("negative_prompt", "What to lead away from. Default: the published one.")
+    ] = None,
+    num_images_per_prompt: Annotated[int, option("num_images_per_prompt", "Images to draw.")] = 1,
+    max_input_image_pixels: Annotated[
+        int, option("max_input_image_pixels", "Limit of each input image in pixels.")
+    ] = 1048576,
+    transformer_path: Annotated[Path | None, option("transformer_path", "Fine-tuned transformer folder.")] = None,
+    transformer_lora_path: Annotated[Path | None, option("transformer_lora_path", "LoRA folder or file.")] = None,
+    scheduler: Annotated[Scheduler, option("scheduler", "Sampler.")] = Scheduler.EULER,
+    seed: Annotated[int, option("seed", "Seed of the starting noise.")] = 0,
+    dtype: Annotated[Dtype, option("dtype", "Precision of the weights.")] = Dtype.BF16,
+    enable_model_cpu_offload: Annotated[
+        bool,
+        typer.Option("--enable_model_cpu_offload", "--enable-model-cpu-offload", help="Keep idle models off the GPU."),
+    ] = False,
+) -> None:
+    """Draw or edit an image with the base model or with fine-tuned weights."""
+    settings = dict(locals())
+    from omnitune.evaluation.single import generate_images
+
+    generate_images(**settings)
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption,
+    benchmark: Annotated[Path, option("benchmark", "Benchmark file (config/benchmarks/*.yml).")],
+    step: Annotated[int, option("step", "Checkpoint to evaluate; 0 is the base.")] = 0,
+    num_threads: Annotated[int, option("num_threads", "CPU threads.")] = os.cpu_count() or 1,
+) -> None:
+    """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
+    from omnitune.evaluation.benchmark import read_prompts
+    from omnitune.evaluation.generate import evaluated_weights, generate_part
+    from omnitune.evaluation.metrics import score
+
+    options = ExperimentOptions.load(config)
+    start = starting_weights(options, {options.name: options})
+    experiment = Path("experiments") / options.name
+    folder = experiment / "evaluation" / str(step) / benchmark.stem
+    protocol = load_config(benchmark, Benchmark)
+    tuned = experiment / f"checkpoint-{step}" / options.weights_folder if step else None
+    weights = evaluated_weights(start.base, start.transformer, tuned)
+    name = f"{benchmark.stem} {options.name}-{step}"
+    for part in range(protocol.parts):
+        generate_part(protocol, weights, folder, part=part, threads=num_threads, name=name)
+    parts = [folder / "parts" / f"{part}.jsonl" for part in range(protocol.parts)]
+    score(protocol, read_prompts(protocol, Path()), parts, folder, name=benchmark.stem, step=step)
+
+
+@app.command()
+def schema() -> None:
+    """Write workflow/schemas/*.schema.json and config/README.md anew from the config models."""
+    from omnitune.config.reference import write_reference
+
+    write_reference(Path.cwd())
+
+
+def _spread(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """Repeats an option before each of its values: the published `--input_image_path a b` is one option, two values."""
+    result: list[str] = []
+    current = None
+    for word in arguments:
+        if word.startswith("--"):
+            current = word if word in names else None
+            if current is None:
+                result.append(word)
+        elif current:
+            result += [current, word]
+        else:
+            result.append(word)
+    return result
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 1, without a traceback."""
+    run: Callable[..., Any] = app
+    with job():
+        run(_spread(sys.argv[1:], ("--input_image_path", "--input-image-path")))
+
+
+if __name__ == "__main__":
+    main()

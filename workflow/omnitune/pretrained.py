@@ -1,0 +1,96 @@
+"""The base model's pipeline folder: built, copied from a folder or fetched from a repository."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from omnitune.config.options import ModelOptions
+from omnitune.demo.base_model import build_base_model
+
+logger = logging.getLogger("omnitune")
+
+DEMO = "demo"
+PARTS = ("transformer", "vae", "mllm", "processor", "scheduler")
+
+
+def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None = None) -> None:
+    """Fills `folder` with a pipeline in the published layout; it appears whole or not at all.
+
+    Args:
+        model: where transformer, VAE and text encoder come from.
+        folder: the pipeline folder to make; an older one is replaced.
+        cache_dir: cache of downloads; None for the library's own.
+
+    Raises:
+        ValueError: if a source does not exist or lacks a part.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        temporary = Path(scratch) / "pipeline"
+        if model.pretrained_model_path == DEMO:
+            logger.info("building the demo's base model")
+            build_base_model(temporary)
+        else:
+            _assemble(model, temporary, cache_dir)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+
+
+def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> None:
+    source = _local(model.pretrained_model_path, model.pretrained_revision, "model.pretrained_model_path", cache_dir)
+    _require(source, ["model_index.json", *PARTS], "model.pretrained_model_path")
+    temporary.mkdir()
+    for part in PARTS:
+        _copy(source / part, temporary / part)
+    _copy(source / "model_index.json", temporary / "model_index.json")
+    vae = model.pretrained_vae_model_name_or_path
+    if vae:
+        found = _local(vae, None, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*")
+        _require(found, ["vae"], "model.pretrained_vae_model_name_or_path")
+        _replace(found / "vae", temporary / "vae")
+    encoder = model.pretrained_text_encoder_model_name_or_path
+    if encoder:
+        found = _local(encoder, None, "model.pretrained_text_encoder_model_name_or_path", cache_dir)
+        _require(found, ["config.json"], "model.pretrained_text_encoder_model_name_or_path")
+        _replace(found, temporary / "mllm")
+        _replace(found, temporary / "processor", weights=False)
+
+
+def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pattern: str | None = None) -> Path:
+    """A local folder with the content of `name`, a folder or a repository id."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{key}: {name!r} is neither a folder nor a repository id (owner/name).")
+    logger.info("fetching %s, revision %s", name, revision or "newest")
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=pattern))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {reason} "
+            "Check the id and the network, log in with `hf auth login` if it is gated, or name a local folder."
+        ) from None
+
+
+def _require(folder: Path, parts: list[str], key: str) -> None:
+    missing = [part for part in parts if not (folder / part).exists()]
+    if missing:
+        raise ValueError(f"{key}: {folder} lacks {', '.join(missing)}; it is not a folder in the published layout.")
+
+
+def _replace(source: Path, target: Path, weights: bool = True) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    _copy(source, target, weights)
+
+
+def _copy(source: Path, target: Path, weights: bool = True) -> None:
+    ignored = shutil.ignore_patterns(".*", *([] if weights else ["*.safetensors", "*.safetensors.index.json"]))
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=ignored)
+    else:
+        shutil.copy2(source, target)
