@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 # Jobs import the package from here, whichever environment they run in.
 PACKAGE_ROOT = str(Path(workflow.basedir) / "workflow")
 sys.path.insert(0, PACKAGE_ROOT)
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     dict.fromkeys([PACKAGE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
 )

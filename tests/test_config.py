@@ -268,3 +268,11 @@ def test_shipped_files_load_and_name_their_schema(path: str) -> None:
     assert first.startswith("# yaml-language-server: $schema=")
     schema = (PROJECT / path).parent / first.split("=", 1)[1]
     jsonschema.validate(yaml.safe_load((PROJECT / path).read_text()), json.loads(schema.read_text()))
+
+
+def test_conda_environments_pin_what_the_lock_pins() -> None:
+    lock = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().split())
+    assert lock["torch"] == "2.13.0"
+    for path in (PROJECT / "envs").glob("*.yaml"):
+        pins = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
+        assert dict(pin.split("==") for pin in pins).items() <= lock.items(), path

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from omnitune.config import Benchmark
-from omnitune.evaluation import part_of, protocol_fingerprint, read_prompts
-from omnitune.evaluation.benchmark import prompt_seed
+from omnitune.evaluation.benchmark import part_of, prompt_seed, protocol_fingerprint, read_prompts
 
 pytestmark = pytest.mark.unit
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
-from omnitune.evaluation import Prompt, describe_weights, generate, load_pipeline, score
+from omnitune.evaluation.benchmark import Prompt
+from omnitune.evaluation.generate import describe_weights, generate, load_pipeline
 from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
-from omnitune.evaluation.metrics import HIGHEST_PSNR, compare_images
+from omnitune.evaluation.metrics import HIGHEST_PSNR, compare_images, score
 from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from omnitune.config import Benchmark
-from omnitune.evaluation import Prompt
+from omnitune.evaluation.benchmark import Prompt
 from omnitune.report import BenchmarkEntry, build_report
 from omnitune.report.build import choose_examples
 from omnitune.report.collect import judge

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import Image, UnidentifiedImageError
+
 from omnitune.config import Benchmark
 from omnitune.data.sample import MAX_INPUT_IMAGES, TASK_TYPES, Refused, decode_line
 from omnitune.files import sha256_of
-from omnitune.models import DEFAULT_NEGATIVE_PROMPT
+from omnitune.models.image_processor import to_rgb
+from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 
 ALLOWED_KEYS = ("key", "task_type", "instruction", "input_images", "output_image", "expect")
 EXPECT_KEYS = ("shape", "color", "position", "size", "background")
@@ -108,6 +111,15 @@ def negative_prompt(benchmark: Benchmark) -> str:
 def prompt_seed(seed: int, key: str) -> int:
     """A prompt's own seed, 63 bits, from the benchmark's seed and its key: independent of batches, parts and order."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") >> 1
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image upright and in RGB; raises ValueError where the file cannot be read as one."""
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from None
 
 
 def _find(name: str, folders: Sequence[Path], where: str) -> Path:

@@ -16,12 +16,13 @@ from omnitune.conversion.export import CONVERSION_FILE, DTYPES, portable
 from omnitune.evaluation.benchmark import (
     Prompt,
     negative_prompt,
+    open_image,
     part_of,
     prompt_seed,
     protocol_fingerprint,
     read_prompts,
 )
-from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
+from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.files import atomic_path, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.benchmark import Prompt, prompt_seed
-from omnitune.models import OmniGen2Pipeline, resize, target_size, to_rgb, to_tensor
+from omnitune.evaluation.benchmark import Prompt, open_image, prompt_seed
+from omnitune.models import OmniGen2Pipeline, resize, target_size, to_tensor
 from omnitune.training.flow_matching import Conditioned, velocity_errors
 
 
@@ -21,15 +20,6 @@ def loss_times(benchmark: Benchmark) -> list[float]:
     """The times of the held-out loss, (i + 0.5) / n; t = 1 is data."""
     count = benchmark.loss_timesteps
     return [(i + 0.5) / count for i in range(count)]
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image upright and in RGB; raises ValueError where the file cannot be read as one."""
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from None
 
 
 @torch.no_grad()

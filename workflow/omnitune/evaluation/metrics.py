@@ -13,15 +13,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from omnitune.config import Benchmark
 from omnitune.demo.check import check_scene
-from omnitune.evaluation.benchmark import Prompt, protocol_fingerprint
-from omnitune.evaluation.loss import open_image
+from omnitune.evaluation.benchmark import Prompt, open_image, protocol_fingerprint
+from omnitune.evaluation.measures import CHECKS, MEASURES
 from omnitune.files import sha256_of, write_json, write_text
 from omnitune.models import resize
 
 HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
-CHECKS = ("color", "position", "background", "passed")
-MEASURES = ("psnr", "ssim", "loss", *(f"check_{name}" for name in CHECKS))
-HIGHER_IS_BETTER = {measure: measure != "loss" for measure in MEASURES}
 
 
 def score(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from omnitune.evaluation.benchmark import open_image
 from omnitune.evaluation.generate import load_pipeline
-from omnitune.evaluation.loss import open_image
 from omnitune.files import atomic_path
 from omnitune.models import DEFAULT_NEGATIVE_PROMPT
 

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
     from .lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
-    from .pipeline_omnigen2 import DEFAULT_NEGATIVE_PROMPT, OmniGen2Pipeline
+    from .pipeline_omnigen2 import OmniGen2Pipeline
+    from .prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
     from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
-    from .text_features import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template, encode_text
+    from .text_features import apply_chat_template, encode_text
     from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel, OmniGen2TransformerBlock
 
 _HOMES = {
-    "DEFAULT_NEGATIVE_PROMPT": "pipeline_omnigen2",
+    "DEFAULT_NEGATIVE_PROMPT": "prompts",
     "MAX_REFERENCE_IMAGES": "transformer_omnigen2",
-    "SYSTEM_PROMPT": "text_features",
-    "SYSTEM_PROMPT_DROP": "text_features",
+    "SYSTEM_PROMPT": "prompts",
+    "SYSTEM_PROMPT_DROP": "prompts",
     "OmniGen2DPMSolverScheduler": "scheduler",
     "OmniGen2FlowMatchScheduler": "scheduler",
     "OmniGen2Pipeline": "pipeline_omnigen2",

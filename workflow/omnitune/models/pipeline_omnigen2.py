@@ -4,7 +4,6 @@ A call takes one prompt or a list. Samples of a list may have images of differen
 guidance predictions, share one transformer call per step.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from diffusers import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
@@ -21,30 +19,15 @@ from PIL import Image
 
 from omnitune.files import write_json
 
+from .components import COMPONENTS, LOADERS, PUBLISHED_INDEX
 from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
 from .lora import OmniGen2LoraLoaderMixin
-from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
+from .scheduler import OmniGen2FlowMatchScheduler
 from .text_features import encode_text
 from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel
 
-DEFAULT_NEGATIVE_PROMPT = (
-    "(((deformed))), blurry, over saturation, bad anatomy, disfigured, poorly drawn face, mutation, mutated, "
-    "(extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, broken legs censor, censored, censor_bar"
-)
 DEFAULT_LATENT_SIDE = 128
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-
-# what the published folder's model_index.json says; our loader goes by the component names alone
-PUBLISHED_INDEX: dict[str, Any] = {
-    "_class_name": "OmniGen2Pipeline",
-    "_diffusers_version": "0.33.1",
-    "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-    "processor": ["transformers", "Qwen2_5_VLProcessor"],
-    "scheduler": ["scheduling_flow_match_euler_discrete_time_shifting", "FlowMatchEulerDiscreteScheduler"],
-    "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
 
 ImageList = list[Image.Image]
 Features = torch.Tensor
@@ -157,7 +140,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
                 )
         for name in COMPONENTS:
             if name not in components:
-                components[name] = _LOADERS[name](folder, torch_dtype or torch.float32)
+                components[name] = LOADERS[name](folder, torch_dtype or torch.float32)
         return cls(**components)
 
     def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "10GB") -> None:  # type: ignore[override]
@@ -522,59 +505,3 @@ def _images_per_prompt(input_images: Any, count: int, single: bool) -> list[Imag
                 raise ValueError(f"input_images of prompt {i} holds a {type(image).__name__}: give PIL images")
         images.append([to_rgb(image) for image in own])
     return images
-
-
-# ---------------------------------------------------------------------- components of a pipeline folder
-
-
-def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
-    """The transformer of a pipeline folder."""
-    return OmniGen2Transformer2DModel.from_pretrained(Path(folder) / "transformer", torch_dtype=torch_dtype)
-
-
-def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The VAE of a pipeline folder."""
-    return AutoencoderKL.from_pretrained(Path(folder) / "vae", torch_dtype=torch_dtype)
-
-
-def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
-    """The Qwen2.5-VL of a pipeline folder, in the class that its config names, in evaluation mode."""
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
-
-    source = Path(folder) / "mllm"
-    architectures = json.loads((source / "config.json").read_text()).get("architectures")
-    model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
-    return model.from_pretrained(source, dtype=torch_dtype).eval()
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
-
-    The image processor beside it is left alone: text does not need it, and it would need torchvision.
-    """
-    from transformers import AutoTokenizer
-
-    processor = Path(folder) / "processor"
-    source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    template = processor / "chat_template.json"
-    if not tokenizer.chat_template and template.is_file():
-        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
-    return tokenizer
-
-
-def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
-    """The scheduler of a pipeline folder: DPM-Solver where its config names ours, Euler for the published one."""
-    source = Path(folder) / "scheduler"
-    name = json.loads((source / "scheduler_config.json").read_text()).get("_class_name")
-    scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
-    return scheduler.from_pretrained(source)
-
-
-_LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
-    "transformer": load_transformer,
-    "vae": load_vae,
-    "mllm": load_text_encoder,
-    "processor": lambda folder, dtype: load_tokenizer(folder),
-    "scheduler": lambda folder, dtype: load_scheduler(folder),
-}

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
-SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
+from omnitune.models.prompts import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
 
 
 def tokenizer_of(processor: Any) -> Any:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from omnitune.config import ExperimentOptions
-from omnitune.evaluation import Prompt
+from omnitune.evaluation.benchmark import Prompt
 from omnitune.files import write_text
 from omnitune.report.collect import (
     SHOWN_REJECTED,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config import Benchmark, ExperimentOptions
-from omnitune.evaluation import Prompt
-from omnitune.evaluation.metrics import HIGHER_IS_BETTER, MEASURES
+from omnitune.evaluation.benchmark import Prompt
+from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
 
 SHOWN_REJECTED = 100
 LABELS = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -127,13 +128,8 @@ def _number(value: float | None) -> float:
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
     """Exponential mean over about a twentieth of the curve; starts without bias."""
-    weight = 1 / max(1.0, len(values) / 20)
-    result, mean, total = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        if not np.isnan(value):
-            mean, total = (1 - weight) * mean + weight * value, (1 - weight) * total + weight
-        result[i] = mean / total if total else np.nan
-    return result
+    span = max(1.0, len(values) / 20)
+    return pd.Series(values).ewm(alpha=1 / span, ignore_na=True).mean().to_numpy()
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

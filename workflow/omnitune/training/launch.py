@@ -11,9 +11,11 @@ import torch
 
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.console import plain_progress
-from omnitune.training.parallel import WRAPPED_BLOCK, die_with_parent
+from omnitune.training.processes import die_with_parent
 
 logger = logging.getLogger("omnitune")
+
+WRAPPED_BLOCK = "OmniGen2TransformerBlock"  # FSDP shards each of these on its own
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from omnitune.data.mixture import Source, read_mixture
 from omnitune.data.plan import MixturePlan
 from omnitune.files import sha256_of, write_json, write_text
 from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.models.components import load_text_encoder, load_tokenizer, load_vae
 from omnitune.models.lora import lora_config
-from omnitune.models.pipeline_omnigen2 import load_text_encoder, load_tokenizer, load_vae
 from omnitune.training import checkpoint as checkpoints
 from omnitune.training import parallel
 from omnitune.training.conditioning import Conditioner
@@ -36,6 +36,7 @@ from omnitune.training.flow_matching import (
 )
 from omnitune.training.metrics import MetricsLog, check_trackers
 from omnitune.training.optimizer import build_optimizer, learning_rate_schedule
+from omnitune.training.processes import die_with_parent, launched_rank
 
 logger = logging.getLogger("omnitune")
 
@@ -300,14 +301,14 @@ def lock(output: Path) -> IO[str]:
 
 def main() -> None:
     """Entry point of each launched process."""
-    parallel.die_with_parent()
+    die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("--config", "--base", "--transformer", "--index", "--output"):
         parser.add_argument(name, type=Path, required=True)
     arguments = parser.parse_args()
     options = ExperimentOptions.load(arguments.config)
     run = TrainingRun(options, arguments.base, arguments.transformer, arguments.index, arguments.output)
-    rank = parallel.launched_rank()
+    rank = launched_rank()
     setup_logging()
     if rank:
         logger.setLevel(logging.ERROR)

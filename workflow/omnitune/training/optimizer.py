@@ -18,7 +18,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], train: TrainOptions) -> 
         betas=(train.adam_beta1, train.adam_beta2),
         weight_decay=train.adam_weight_decay,
         eps=train.adam_epsilon,
-        fused=torch.cuda.is_available() or None,
+        fused=True,
     )
 
 

@@ -1,8 +1,6 @@
 """Processes and sharding: accelerate with FSDP2, and proof that it engaged."""
 
-import ctypes
 import os
-import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,6 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-
-WRAPPED_BLOCK = "OmniGen2TransformerBlock"
 
 
 @dataclass(frozen=True)
@@ -41,20 +37,6 @@ class Sharding:
             f"strategy {self.strategy}, {self.world_size} processes, {self.parameters:,} parameters of which "
             f"{self.trainable:,} are trained; this process holds {self.local:,} ({share:.1f} %)"
         )
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its launcher dies, so that no orphan goes on writing checkpoints."""
-    if os.name == "posix" and hasattr(signal, "SIGKILL"):
-        try:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        except (OSError, AttributeError):  # not Linux: the launcher's own clean-up must do
-            return
-
-
-def launched_rank() -> int:
-    """Number of this process among all, as the launcher set it."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def build_accelerator(mixed_precision: str) -> Accelerator:

@@ -1,0 +1,162 @@
+"""Wrong input and killed runs: one clear message, nothing lost, nothing half-written taken for whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import write_tiny
+from workplace import Workplace
+
+pytestmark = pytest.mark.workflow
+
+WEIGHTS = "experiments/tiny/checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
+
+
+def restart_training(workplace: Workplace) -> None:
+    """Takes a finished run back to before its training."""
+    for path in sorted((workplace.root / "experiments").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def kill_when(condition: Callable[[], bool], process: subprocess.Popen[str], victim: str) -> None:
+    """Sends SIGKILL to the processes whose command line has `victim`, once the condition holds."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+                inside = (entry / "cwd").resolve() == Path(process.args_cwd)  # type: ignore[attr-defined]
+            except OSError:
+                continue
+            if victim in words and inside:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def start(workplace: Workplace, *arguments: str) -> subprocess.Popen[str]:
+    program = str(Path(sys.executable).parent / "snakemake")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [program, "--cores", "2", *arguments],
+        cwd=workplace.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    process.args_cwd = str(workplace.root.resolve())  # type: ignore[attr-defined]
+    return process
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, other = load_file(first), load_file(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("victim", ["omnitune.training.loop", "snakemake"])
+def test_killed_training_ends_with_the_same_weights(workplace: Workplace, finished: Workplace, victim: str) -> None:
+    restart_training(workplace)
+    folder = workplace.root / "experiments/tiny"
+    process = start(workplace, "train")
+    kill_when((folder / "checkpoint-4/trainer_state.json").is_file, process, victim)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not (folder / "train.json").exists()
+    time.sleep(2)  # orphans, if there were any, would go on writing
+    assert not (folder / "checkpoint-12").exists()
+    output = workplace.snakemake("convert", "--rerun-incomplete", *(["--nolock"] if victim == "snakemake" else []))
+    assert "going on from experiments/tiny/checkpoint-" in output
+    assert_same_weights(workplace.root / WEIGHTS, finished.root / WEIGHTS)
+
+
+def test_killed_save_is_no_checkpoint(workplace: Workplace, finished: Workplace) -> None:
+    restart_training(workplace)
+    folder = workplace.root / "experiments/tiny"
+    half = folder / "checkpoint-8.tmp" / "pytorch_model_fsdp_0"
+    half.mkdir(parents=True)
+    (half / "__0_0.distcp").write_bytes(b"half")
+    output = workplace.snakemake("convert")
+    assert "removing experiments/tiny/checkpoint-8.tmp" in output
+    assert not half.exists()
+    assert_same_weights(workplace.root / WEIGHTS, finished.root / WEIGHTS)
+
+
+def test_wrong_config_stops_before_any_job(new_workplace: Callable[[str], Workplace]) -> None:
+    place = new_workplace("wrong")
+    write_tiny(place.root, learning_rat=1.0)
+    done = place.run("snakemake", "--cores", "2")
+    output = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "config/options/tiny.yml: 1 problem" in output
+    assert "train.learning_rat: unknown key. Did you mean 'learning_rate'?" in output
+    assert "Traceback" not in output
+    assert not (place.root / "resources").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config", "experiments=[]"], "experiments"),
+        (["--config", 'experiments=["config/options/none.yml"]'], "config/options/none.yml: cannot be read"),
+        (["--config", "experimets=[]"], "Did you mean 'experiments'?"),
+    ],
+)
+def test_wrong_command_line_config(workplace: Workplace, arguments: list[str], expected: str) -> None:
+    done = workplace.run("snakemake", "--cores", "2", "--dry-run", *arguments)
+    assert done.returncode == 1
+    assert expected in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_too_many_rejected_rows_fail_and_keep_the_ledger(workplace: Workplace) -> None:
+    workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(max_reject_fraction=0.001))
+    output = workplace.snakemake("shard", ok=False)
+    assert "data.max_reject_fraction" in output
+    assert "Traceback" not in output
+    ledger = workplace.root / "prepared/tiny/validation.failed/rejected.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert rows
+    assert all({"file", "line", "reason", "message"} <= row.keys() for row in rows)
+
+
+def test_image_changed_after_validation_is_named(workplace: Workplace) -> None:
+    row = json.loads((workplace.root / "prepared/tiny/validation/shards/edit-00000.jsonl").read_text().splitlines()[0])
+    image = workplace.root / row["output_image"]
+    image.write_bytes(image.read_bytes() + b"x")
+    (workplace.root / "prepared/tiny/shards/edit-00000.tar").unlink()
+    output = workplace.snakemake("shard", ok=False)
+    assert image.name in output
+    assert "Traceback" not in output
+
+
+def test_processes_that_do_not_fit(workplace: Workplace) -> None:
+    done = workplace.run("omnitune", "train", "--config", "config/options/tiny.yml", "--num_processes", "3")
+    assert done.returncode == 1
+    assert "train.global_batch_size: 8 is not allowed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_trainings_at_once(workplace: Workplace) -> None:
+    restart_training(workplace)
+    first = start(workplace, "train")
+    folder = workplace.root / "experiments/tiny"
+    kill_when((folder / "options.yml").is_file, first, "no such process")
+    second = workplace.run("omnitune", "train", "--config", "config/options/tiny.yml")
+    assert second.returncode == 1
+    assert "another training is writing here" in second.stderr
+    first.communicate(timeout=300)
+    assert first.returncode == 0
+    assert (folder / "train.json").exists()

@@ -1,0 +1,77 @@
+"""The parts of a pipeline folder in the published layout, each loaded by our own class and without remote code."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
+from .transformer_omnigen2 import OmniGen2Transformer2DModel
+
+# what the published folder's model_index.json says; our loader goes by the component names alone
+PUBLISHED_INDEX: dict[str, Any] = {
+    "_class_name": "OmniGen2Pipeline",
+    "_diffusers_version": "0.33.1",
+    "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "processor": ["transformers", "Qwen2_5_VLProcessor"],
+    "scheduler": ["scheduling_flow_match_euler_discrete_time_shifting", "FlowMatchEulerDiscreteScheduler"],
+    "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
+
+
+def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
+    """The transformer of a pipeline folder."""
+    return OmniGen2Transformer2DModel.from_pretrained(Path(folder) / "transformer", torch_dtype=torch_dtype)
+
+
+def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The VAE of a pipeline folder."""
+    return AutoencoderKL.from_pretrained(Path(folder) / "vae", torch_dtype=torch_dtype)
+
+
+def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
+    """The Qwen2.5-VL of a pipeline folder, in the class that its config names, in evaluation mode."""
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+
+    source = Path(folder) / "mllm"
+    architectures = json.loads((source / "config.json").read_text()).get("architectures")
+    model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
+    return model.from_pretrained(source, dtype=torch_dtype).eval()
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
+
+    The image processor beside it is left alone: text does not need it, and it would need torchvision.
+    """
+    from transformers import AutoTokenizer
+
+    processor = Path(folder) / "processor"
+    source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    template = processor / "chat_template.json"
+    if not tokenizer.chat_template and template.is_file():
+        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+    return tokenizer
+
+
+def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
+    """The scheduler of a pipeline folder: DPM-Solver where its config names ours, Euler for the published one."""
+    source = Path(folder) / "scheduler"
+    name = json.loads((source / "scheduler_config.json").read_text()).get("_class_name")
+    scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
+    return scheduler.from_pretrained(source)
+
+
+LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
+    "transformer": load_transformer,
+    "vae": load_vae,
+    "mllm": load_text_encoder,
+    "processor": lambda folder, dtype: load_tokenizer(folder),
+    "scheduler": lambda folder, dtype: load_scheduler(folder),
+}
