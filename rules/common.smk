@@ -9,9 +9,13 @@ from snakemake.exceptions import WorkflowError
 # Jobs import the package from here, whichever environment they run in.
 PACKAGE_ROOT = str(Path(workflow.basedir) / "workflow")
 sys.path.insert(0, PACKAGE_ROOT)
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    dict.fromkeys([PACKAGE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+PYTHON_PATHS = [
+    PACKAGE_ROOT,
+    *filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)),
+]
+os.environ.update(
+    PYTHONPATH=os.pathsep.join(dict.fromkeys(PYTHON_PATHS)),
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 
 from omnitune.config import ConfigError, Project
@@ -20,7 +24,10 @@ from omnitune.data.mixture import read_mixture, relevant_files
 try:
     PROJECT = Project.load(config)
     SOURCES = {
-        dataset: {source.name: source for source in read_mixture(PROJECT.dataset(dataset).data_path)}
+        dataset: {
+            source.name: source
+            for source in read_mixture(PROJECT.dataset(dataset).data_path)
+        }
         for dataset in PROJECT.datasets
     }
 except ConfigError as error:
@@ -40,7 +47,9 @@ wildcard_constraints:
 
 
 def all_summaries():
-    return expand("prepared/{dataset}/validation/summary.json", dataset=PROJECT.datasets)
+    return expand(
+        "prepared/{dataset}/validation/summary.json", dataset=PROJECT.datasets
+    )
 
 
 def all_indexes():
@@ -60,11 +69,15 @@ def all_conversions():
 
 
 def all_scores():
-    return [path for experiment in PROJECT.experiments for path in scores_of(experiment)]
+    return [
+        path for experiment in PROJECT.experiments for path in scores_of(experiment)
+    ]
 
 
 def all_reports():
-    return expand("experiments/{experiment}/report/index.html", experiment=PROJECT.experiments)
+    return expand(
+        "experiments/{experiment}/report/index.html", experiment=PROJECT.experiments
+    )
 
 
 def conversion_of(experiment, step):
@@ -104,4 +117,169 @@ def starting_transformer(wildcards):
 def starting_conversion(wildcards):
     """The conversion that another experiment must have done first; nothing where training starts from the base."""
     upstream = PROJECT.starts[wildcards.experiment].upstream
-    return conversion_of(*upstream) if upstream and upstream[0] in PROJECT.experiments else []
+    return (
+        conversion_of(*upstream)
+        if upstream and upstream[0] in PROJECT.experiments
+        else []
+    )
+
+
+def pretrained_source(wildcards):
+    for start in PROJECT.starts.values():
+        if start.model == wildcards.model:
+            return start.source
+    raise WorkflowError(
+        f"resources/pretrained/{wildcards.model}: no experiment starts from this model."
+    )
+
+
+def local_pretrained(wildcards):
+    """A local pipeline folder is an input; a repository id or `demo` is not a file."""
+    index = (
+        Path(pretrained_source(wildcards).pretrained_model_path) / "model_index.json"
+    )
+    return str(index) if index.is_file() else []
+
+
+def pretrained_keys(wildcards):
+    return pretrained_source(wildcards).model_dump(mode="json", exclude={"arch_opt"})
+
+
+def download_cache(wildcards):
+    caches = [
+        options.cache_dir
+        for name, options in PROJECT.experiments.items()
+        if PROJECT.starts[name].model == wildcards.model and options.cache_dir
+    ]
+    return caches[0] if caches else ""
+
+
+def source_files(wildcards):
+    return [str(path) for path in SOURCES[wildcards.dataset][wildcards.source].files]
+
+
+def validated_sources(wildcards):
+    return expand(
+        "prepared/{dataset}/validation/sources/{source}/samples.parquet",
+        dataset=wildcards.dataset,
+        source=SOURCES[wildcards.dataset],
+    )
+
+
+def max_reject_fraction(wildcards):
+    return PROJECT.dataset(wildcards.dataset).max_reject_fraction
+
+
+def samples_per_shard(wildcards):
+    return PROJECT.dataset(wildcards.dataset).samples_per_shard
+
+
+def pixel_limits(wildcards):
+    keys = {"max_output_pixels", "max_input_pixels", "max_side_length"}
+    return PROJECT.dataset(wildcards.dataset).model_dump(include=keys)
+
+
+def manifests_of(dataset):
+    """Known once validation has run: one manifest for each shard that has accepted samples."""
+    folder = Path(checkpoints.validate_dataset.get(dataset=dataset).output.shards)
+    return sorted(str(path) for path in folder.glob("*.jsonl"))
+
+
+def tars_of(dataset):
+    return [
+        f"prepared/{dataset}/shards/{Path(manifest).stem}.tar"
+        for manifest in manifests_of(dataset)
+    ]
+
+
+def shard_manifests(wildcards):
+    return manifests_of(wildcards.dataset)
+
+
+def shard_manifest(wildcards):
+    folder = checkpoints.validate_dataset.get(dataset=wildcards.dataset).output.shards
+    return f"{folder}/{wildcards.source}-{wildcards.shard}.jsonl"
+
+
+def shard_tars(wildcards):
+    return tars_of(wildcards.dataset)
+
+
+def experiment_index(wildcards):
+    return f"prepared/{experiment_options(wildcards).data.dataset}/shards/index.parquet"
+
+
+def experiment_tars(wildcards):
+    return tars_of(experiment_options(wildcards).data.dataset)
+
+
+def experiment_mixture(wildcards):
+    return [
+        str(path)
+        for path in relevant_files(experiment_options(wildcards).data.data_path)
+    ]
+
+
+def training_keys(wildcards):
+    """What the weights depend on; other keys of the options file may change without a new training."""
+    options = experiment_options(wildcards)
+    return {"identity": options.identity, "checkpoints": options.checkpoint_steps}
+
+
+def evaluated_weights(wildcards):
+    """Manifest of the weights to evaluate; step 0 is what the experiment started from."""
+    if int(wildcards.step) == 0:
+        return starting_conversion(wildcards)
+    return conversion_of(wildcards.experiment, wildcards.step)
+
+
+def benchmark_prompts(wildcards):
+    return PROJECT.benchmarks[wildcards.benchmark].prompts
+
+
+def benchmark_protocol(wildcards):
+    """What the images depend on: how they are checked later is no reason to make them again."""
+    return PROJECT.benchmarks[wildcards.benchmark].model_dump(
+        mode="json", exclude={"check"}
+    )
+
+
+def benchmark_settings(wildcards):
+    return PROJECT.benchmarks[wildcards.benchmark].model_dump(mode="json")
+
+
+def benchmark_parts(wildcards):
+    return expand(
+        "experiments/{experiment}/evaluation/{step}/{benchmark}/parts/{part}.jsonl",
+        part=range(PROJECT.benchmarks[wildcards.benchmark].parts),
+        **wildcards,
+    )
+
+
+def experiment_scores(wildcards):
+    return scores_of(wildcards.experiment)
+
+
+def validation_summary(wildcards):
+    return (
+        f"prepared/{experiment_options(wildcards).data.dataset}/validation/summary.json"
+    )
+
+
+def validation_rejected(wildcards):
+    return f"prepared/{experiment_options(wildcards).data.dataset}/validation/rejected.jsonl"
+
+
+def resolved_options(wildcards):
+    return experiment_options(wildcards).model_dump(mode="json")
+
+
+def all_benchmarks(wildcards):
+    return {
+        name: protocol.model_dump(mode="json")
+        for name, protocol in PROJECT.benchmarks.items()
+    }
+
+
+def all_prompts(wildcards):
+    return [protocol.prompts for protocol in PROJECT.benchmarks.values()]

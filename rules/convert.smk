@@ -12,12 +12,12 @@ rule convert_checkpoint:
         "logs/convert_checkpoint/{experiment}/{step}-{weights}.log",
     benchmark:
         "logs/benchmarks/convert_checkpoint/{experiment}/{step}-{weights}.tsv"
+    conda:
+        "../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=120,
-    conda:
-        "../envs/train.yaml"
     params:
         transformer=starting_transformer,
         format_version=1,

@@ -1,24 +1,6 @@
 """Training: several processes, on one node or many, with checkpoints that survive a killed job."""
 
 
-def experiment_index(wildcards):
-    return f"prepared/{experiment_options(wildcards).data.dataset}/shards/index.parquet"
-
-
-def experiment_tars(wildcards):
-    return tars_of(experiment_options(wildcards).data.dataset)
-
-
-def experiment_mixture(wildcards):
-    return [str(path) for path in relevant_files(experiment_options(wildcards).data.data_path)]
-
-
-def training_keys(wildcards):
-    """What the weights depend on; other keys of the options file may change without a new training."""
-    options = experiment_options(wildcards)
-    return {"identity": options.identity, "checkpoints": options.checkpoint_steps}
-
-
 rule train_experiment:
     # The checkpoints are not declared: Snakemake would delete them when a job fails, and they are what it goes on from.
     input:
@@ -34,6 +16,8 @@ rule train_experiment:
         "logs/train_experiment/{experiment}.log",
     benchmark:
         "logs/benchmarks/train_experiment/{experiment}.tsv"
+    conda:
+        "../envs/train.yaml"
     threads: 2
     resources:
         mem_mb=8000,
@@ -44,8 +28,6 @@ rule train_experiment:
         tasks=1,
         gpus_per_node=0,
         mpi="",
-    conda:
-        "../envs/train.yaml"
     params:
         weights_depend_on=training_keys,
         base=base_folder,

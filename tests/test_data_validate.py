@@ -335,9 +335,11 @@ def test_workers_may_also_be_spawned(folder: Path, monkeypatch) -> None:
     assert (summary["accepted"], summary["rejected"]) == (24, 16)
 
 
-def test_progress_is_a_line_where_there_is_no_terminal(folder: Path, capsys) -> None:
+def test_progress_is_a_line_where_there_is_no_terminal(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="omnitune")
     file = write_lines(folder / "a.jsonl", *some_rows(10), b"")
     validate_source("a", [file], folder / "out", progress=True)
-    assert capsys.readouterr().err.startswith("validate a: 11/11 lines, ")
+    assert caplog.messages[-1].startswith("validate a: 11/11 lines (100 %), ")
+    caplog.clear()
     validate_source("a", [file], folder / "out", progress=False)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []

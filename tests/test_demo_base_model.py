@@ -109,7 +109,7 @@ def test_vae_reconstructs_heldout_images(folder: Path) -> None:
     drafts = [draft for task in ("t2i", "edit", "in_context") for draft in draw_drafts(task, 0)[1][:30]]
     for draft in drafts:
         width, height = draft.size
-        size = target_size(width, height, 9216, 2048)
+        size = target_size(width, height, 4096, 2048)
         image = render(draft.output, width, height).resize(size, Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         with torch.no_grad():

@@ -84,6 +84,8 @@ def test_evaluate(workplace: Workplace) -> None:
         "config/benchmarks/tiny.yml",
         "--step",
         "12",
+        "--num-threads",
+        "1",
     )
     assert sha256(scores) == before
 
