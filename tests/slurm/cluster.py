@@ -75,6 +75,28 @@ def _write_config(top: Path) -> None:
         subprocess.run(["mknod", str(top / "dev" / device), "c", "1", "3"], check=True)
 
 
+SYSTEM_FOLDER = Path("/etc/slurm")
+CONFIG_FILES = ("slurm.conf", "gres.conf")
+
+
+def _install_config(top: Path) -> None:
+    """Links the config to where SLURM looks by itself: jobs lose SLURM_CONF on their way through Snakemake."""
+    SYSTEM_FOLDER.mkdir(exist_ok=True)
+    for name in CONFIG_FILES:
+        link = SYSTEM_FOLDER / name
+        if link.exists() and not link.is_symlink():
+            raise RuntimeError(f"{link} exists: this machine has a SLURM of its own, which the test leaves alone")
+        link.unlink(missing_ok=True)
+        link.symlink_to(top / name)
+
+
+def _remove_config(top: Path) -> None:
+    for name in CONFIG_FILES:
+        link = SYSTEM_FOLDER / name
+        if link.is_symlink() and link.readlink() == top / name:
+            link.unlink()
+
+
 def _start_munge(top: Path) -> None:
     key = top / "run" / "munge.key"
     key.write_bytes(os.urandom(128))
@@ -110,6 +132,7 @@ def _stop(top: Path) -> None:
 def slurm_cluster(top: Path) -> Iterator[dict[str, str]]:
     """Starts the cluster in an empty folder; gives the environment in which sbatch and srun talk to it."""
     _write_config(top)
+    _install_config(top)
     environment = dict(os.environ, SLURM_CONF=str(top / "slurm.conf"))
     environment["PATH"] += ":/usr/sbin:/sbin"
     try:
@@ -124,3 +147,4 @@ def slurm_cluster(top: Path) -> Iterator[dict[str, str]]:
     finally:
         subprocess.run(["scancel", "--user", "root"], env=environment, check=False, capture_output=True)
         _stop(top)
+        _remove_config(top)

@@ -235,6 +235,12 @@ class TrainOptions(Section):
         Literal["bf16", "no"],
         Field(description="Precision of forward and backward; weights and optimizer stay float32."),
     ] = "bf16"
+    reshard_after_forward: Annotated[
+        bool,
+        Field(
+            description="FSDP: free gathered weights between forward and backward. false (ZeRO-2): more memory, less traffic."
+        ),
+    ] = True
     ema_decay: Annotated[float, Field(ge=0, le=0, description="Not supported: keep 0.")] = 0.0
     lora_ft: Annotated[bool, Field(description="Train LoRA adapters instead of all parameters.")] = False
     lora_rank: Annotated[PositiveInt, Field(description="LoRA rank.")] = 8
@@ -364,7 +370,7 @@ class ExperimentOptions(Section):
         logging, evaluation, paths of caches and how the global batch is cut into processes.
         """
         free_train = {"max_train_steps", "batch_size", "gradient_accumulation_steps", "dataloader_num_workers"}
-        free_train |= {"gradient_checkpointing", "set_grads_to_none", "resume_from_checkpoint"}
+        free_train |= {"gradient_checkpointing", "reshard_after_forward", "set_grads_to_none", "resume_from_checkpoint"}
         free = {"val", "logger", "cache_dir", "resume_from_checkpoint", "device_specific_seed", "worker_specific_seed"}
         content = self.model_dump(mode="json", exclude=free)
         content["train"] = {key: value for key, value in content["train"].items() if key not in free_train}

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from omnitune.config import ExperimentOptions, require_processes
+from omnitune.config.options import TrainOptions
 from omnitune.console import plain_progress
 from omnitune.training.processes import die_with_parent
 
@@ -67,7 +68,7 @@ class TrainingFiles:
         return [word for name, path in vars(self).items() for word in (f"--{name}", str(path))]
 
 
-def launch_command(topology: Topology, mixed_precision: str, arguments: list[str]) -> list[str]:
+def launch_command(topology: Topology, train: TrainOptions, arguments: list[str]) -> list[str]:
     """The `accelerate launch` command of one node.
 
     Raises:
@@ -77,7 +78,14 @@ def launch_command(topology: Topology, mixed_precision: str, arguments: list[str
         raise ValueError("--master_port: 0 is not allowed with several nodes; give the same free port on each.")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--num_processes", str(topology.world_size), "--num_machines", str(topology.nodes)]
-    command += ["--machine_rank", str(topology.rank), "--mixed_precision", mixed_precision, "--dynamo_backend", "no"]
+    command += [
+        "--machine_rank",
+        str(topology.rank),
+        "--mixed_precision",
+        train.mixed_precision,
+        "--dynamo_backend",
+        "no",
+    ]
     command += ["--num_cpu_threads_per_process", str(topology.threads_per_process)]
     command += ["--main_process_port", str(topology.port)]
     if topology.nodes > 1:
@@ -85,6 +93,7 @@ def launch_command(topology: Topology, mixed_precision: str, arguments: list[str
     if topology.world_size > 1:
         command += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
         command += ["--fsdp_transformer_layer_cls_to_wrap", WRAPPED_BLOCK]
+        command += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
         command += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
     return [*command, "--module", "omnitune.training.loop", *arguments]
 
@@ -111,7 +120,7 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
     for path in (files.index, files.transformer, files.base):
         if not path.exists():
             raise ValueError(f"{path} is missing. `snakemake --cores 2 train` makes all that a training needs.")
-    command = launch_command(topology, options.train.mixed_precision, files.arguments())
+    command = launch_command(topology, options.train, files.arguments())
     logger.info("starting %s", " ".join(command))
     code = _run(command, launch_environment(topology))
     if code:
