@@ -31,6 +31,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        all_tars,
         all_reports(),
 
 
@@ -41,6 +42,7 @@ rule validate:
 
 rule shard:
     input:
+        all_tars,
         all_indexes(),
 
 

@@ -56,6 +56,11 @@ def all_indexes():
     return expand("prepared/{dataset}/shards/index.parquet", dataset=PROJECT.datasets)
 
 
+def all_tars(wildcards):
+    """Targets of their own: Snakemake does not miss the lost input of a job that need not run."""
+    return [tar for dataset in PROJECT.datasets for tar in tars_of(dataset)]
+
+
 def all_trainings():
     return expand("experiments/{experiment}/train.json", experiment=PROJECT.experiments)
 
