@@ -12,7 +12,7 @@ import torch
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.config.options import TrainOptions
 from omnitune.console import plain_progress
-from omnitune.training.processes import die_with_parent
+from omnitune.training.processes import die_with_parent, lock
 
 logger = logging.getLogger("omnitune")
 
@@ -120,6 +120,8 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
     for path in (files.index, files.transformer, files.base):
         if not path.exists():
             raise ValueError(f"{path} is missing. `snakemake --cores 2 train` makes all that a training needs.")
+    if topology.rank == 0:
+        lock(files.output).close()  # refuse here, with one message; the training itself holds it from its start
     command = launch_command(topology, options.train, files.arguments())
     logger.info("starting %s", " ".join(command))
     code = _run(command, launch_environment(topology))

@@ -1,13 +1,12 @@
 """The training loop of one process; started by `omnitune.training.launch` through `accelerate launch`."""
 
 import argparse
-import fcntl
 import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -36,7 +35,7 @@ from omnitune.training.flow_matching import (
 )
 from omnitune.training.metrics import MetricsLog, check_trackers
 from omnitune.training.optimizer import build_optimizer, learning_rate_schedule
-from omnitune.training.processes import die_with_parent, launched_rank
+from omnitune.training.processes import die_with_parent, launched_rank, lock
 
 logger = logging.getLogger("omnitune")
 
@@ -286,17 +285,6 @@ def check_architecture(model: nn.Module, options: ExperimentOptions, folder: Pat
             lines.append(f"model.arch_opt.{key}: {asked!r} is not what the weights have: {found!r}")
     if lines:
         raise ValueError("\n  - ".join([f"{folder / 'config.json'} does not fit the options:", *lines]))
-
-
-def lock(output: Path) -> IO[str]:
-    """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
-    output.mkdir(parents=True, exist_ok=True)
-    file = (output / ".train.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"{output}: another training is writing here. Wait for it or stop it.") from None
-    return file
 
 
 def main() -> None:

@@ -1,8 +1,11 @@
 """Launched processes: who they are and when they end."""
 
 import ctypes
+import fcntl
 import os
 import signal
+from pathlib import Path
+from typing import IO
 
 
 def die_with_parent() -> None:
@@ -17,3 +20,14 @@ def die_with_parent() -> None:
 def launched_rank() -> int:
     """Number of this process among all, as the launcher set it."""
     return int(os.environ.get("RANK", "0"))
+
+
+def lock(output: Path) -> IO[str]:
+    """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = (output / ".train.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{output}: another training is writing here. Wait for it or stop it.") from None
+    return file
