@@ -66,7 +66,7 @@ def test_two_builds_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
 
 def test_an_untrained_transformer_predicts_zero(folder: Path) -> None:
     model = OmniGen2Transformer2DModel.from_pretrained(folder / "transformer")
-    assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 2e6
+    assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 5e6
     assert model.config.hidden_size == TRANSFORMER_CONFIG["hidden_size"]
     with torch.no_grad():
         text = torch.randn(1, 7, TRANSFORMER_CONFIG["text_feat_dim"])

@@ -1,7 +1,7 @@
 """The demo's base model: a pipeline folder in the published layout, small enough to train on a laptop.
 
 model_index.json, scheduler/scheduler_config.json
-transformer/   OmniGen2Transformer2DModel of 1 to 2 million parameters, from scratch: it predicts exactly zero
+transformer/   OmniGen2Transformer2DModel of 1 to 5 million parameters, from scratch: it predicts exactly zero
 vae/           the shipped AutoencoderKL (see train_vae.py)
 mllm/          a tiny random Qwen2.5-VL, frozen
 processor/     its tokenizer with the chat template
