@@ -18,16 +18,6 @@ include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
 
-localrules:
-    all,
-    validate,
-    shard,
-    train,
-    convert,
-    evaluate,
-    report,
-
-
 rule all:
     default_target: True
     input:
@@ -48,6 +38,7 @@ rule shard:
 
 rule train:
     input:
+        all_tars,
         all_trainings(),
 
 

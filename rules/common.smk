@@ -58,7 +58,7 @@ def all_indexes():
 
 def all_tars(wildcards):
     """Targets of their own: Snakemake does not miss the lost input of a job that need not run."""
-    return [tar for dataset in PROJECT.datasets for tar in tars_of(dataset)]
+    return [tar for dataset in PROJECT.datasets for tar in shards_of(dataset, "tar")]
 
 
 def all_trainings():
@@ -190,9 +190,9 @@ def manifests_of(dataset):
     return sorted(str(path) for path in folder.glob("*.jsonl"))
 
 
-def tars_of(dataset):
+def shards_of(dataset, extension):
     return [
-        f"prepared/{dataset}/shards/{Path(manifest).stem}.tar"
+        f"prepared/{dataset}/shards/{Path(manifest).stem}.{extension}"
         for manifest in manifests_of(dataset)
     ]
 
@@ -206,16 +206,16 @@ def shard_manifest(wildcards):
     return f"{folder}/{wildcards.source}-{wildcards.shard}.jsonl"
 
 
-def shard_tars(wildcards):
-    return tars_of(wildcards.dataset)
+def shard_indexes(wildcards):
+    return shards_of(wildcards.dataset, "parquet")
 
 
 def experiment_index(wildcards):
     return f"prepared/{experiment_options(wildcards).data.dataset}/shards/index.parquet"
 
 
-def experiment_tars(wildcards):
-    return tars_of(experiment_options(wildcards).data.dataset)
+def experiment_shards(wildcards):
+    return shards_of(experiment_options(wildcards).data.dataset, "parquet")
 
 
 def experiment_mixture(wildcards):

@@ -1,11 +1,31 @@
 """WebDataset tars under the pixel limits, and an index of what lies where."""
 
 
+rule set_limits:
+    # A file of its own, not params of the rules below: Snakemake overlooks changed params of a job behind an `ancient` input.
+    output:
+        limits="prepared/{dataset}/shards/limits.json",
+    log:
+        "logs/set_limits/{dataset}.log",
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        limits=pixel_limits,
+    script:
+        "../scripts/set_limits.py"
+
+
 rule shard_dataset:
     input:
         manifest=shard_manifest,
+        limits="prepared/{dataset}/shards/limits.json",
     output:
         tar="prepared/{dataset}/shards/{source}-{shard}.tar",
+        index="prepared/{dataset}/shards/{source}-{shard}.parquet",
     log:
         "logs/shard_dataset/{dataset}/{source}-{shard}.log",
     benchmark:
@@ -17,18 +37,18 @@ rule shard_dataset:
         mem_mb=2000,
         runtime=120,
     params:
-        limits=pixel_limits,
         format_version=1,
     script:
         "../scripts/shard_dataset.py"
 
 
 rule index_dataset:
-    # A tar is a function of its manifest and the limits, both named here: one that is built anew has the same bytes,
-    # so its age is of no interest (`ancient`) and nothing behind it runs again.
+    # A shard is a function of its manifest and the limits, both named here: one that is built anew has the same bytes, so
+    # its age is of no interest (`ancient`). Its own index stands for it, as the loss of an `ancient` input does rerun a job.
     input:
         manifests=shard_manifests,
-        tars=ancient(shard_tars),
+        limits="prepared/{dataset}/shards/limits.json",
+        parts=ancient(shard_indexes),
     output:
         index="prepared/{dataset}/shards/index.parquet",
     log:
@@ -42,7 +62,6 @@ rule index_dataset:
         mem_mb=2000,
         runtime=60,
     params:
-        limits=pixel_limits,
         format_version=1,
     script:
         "../scripts/index_dataset.py"

@@ -7,7 +7,7 @@ rule train_experiment:
         options=ancient(options_file),
         mixture=experiment_mixture,
         index=experiment_index,
-        tars=ancient(experiment_tars),
+        shards=ancient(experiment_shards),
         base=base_model,
         start=starting_conversion,
     output:

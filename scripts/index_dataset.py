@@ -1,4 +1,4 @@
-"""Index what lies where in a data set's tars."""
+"""Join the indexes of a data set's tars."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ from omnitune.console import job
 from omnitune.data.shard import write_index
 
 with job(snakemake.log[0]):
-    write_index([Path(path) for path in snakemake.input.tars], Path(snakemake.output.index))
+    write_index([Path(path) for path in snakemake.input.parts], Path(snakemake.output.index))

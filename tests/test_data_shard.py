@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from omnitune.config import ConfigError
 from omnitune.data.images import prepare_image, target_size
-from omnitune.data.shard import ImageLimits, shard_dataset, write_index, write_shard
+from omnitune.data.shard import ImageLimits, read_tar, shard_dataset, write_index, write_shard
 from omnitune.data.validate import validate_mixture
 
 pytestmark = pytest.mark.unit
@@ -168,7 +168,8 @@ def test_two_runs_give_the_same_bytes(validated: Path, tmp_path: Path) -> None:
     shard_dataset(validated, tmp_path / "one", LIMITS, workers=1, progress=False)
     shard_dataset(validated, tmp_path / "two", LIMITS, workers=2, progress=False)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    assert list(hashes(tmp_path / "one")) == ["a-00000.tar", "a-00001.tar", "a-00002.tar", "index.parquet"]
+    shards = [f"a-0000{k}.{kind}" for k in range(3) for kind in ("parquet", "tar")]
+    assert list(hashes(tmp_path / "one")) == [*shards, "index.parquet"]
     assert str(tmp_path).encode() not in (tmp_path / "one" / "index.parquet").read_bytes()
 
 
@@ -178,7 +179,8 @@ def test_appended_rows_leave_earlier_shards_alone(validated: Path, tmp_path: Pat
     write_samples(tmp_path, 14)
     shard_dataset(validate(tmp_path), tmp_path / "out", LIMITS, progress=False)
     after = hashes(tmp_path / "out")
-    assert [name for name in before if before[name] != after[name]] == ["a-00002.tar", "index.parquet"]
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == ["a-00002.parquet", "a-00002.tar", "index.parquet"]
 
 
 def test_webdataset_alone_reads_the_shards(validated: Path, tmp_path: Path) -> None:
@@ -198,7 +200,8 @@ def test_webdataset_alone_reads_the_shards(validated: Path, tmp_path: Path) -> N
 
 
 def test_tars_hold_nothing_of_the_run(validated: Path, tmp_path: Path) -> None:
-    assert write_shard(validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar", LIMITS) == 5
+    index = tmp_path / "a-00000.parquet"
+    assert write_shard(validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar", index, LIMITS) == 5
     with tarfile.open(tmp_path / "a-00000.tar") as archive:
         members = archive.getmembers()
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
@@ -223,28 +226,33 @@ def test_the_index_finds_every_member(validated: Path, tmp_path: Path) -> None:
 
 def test_images_changed_since_validation_are_errors(validated: Path, tmp_path: Path) -> None:
     manifest, tar = validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar"
+    index = tar.with_suffix(".parquet")
     original = (tmp_path / "0.png").read_bytes()
     for content, message in [(original + b"x", "has .* bytes, but"), (original[:-1] + b"x", "sha256")]:
         (tmp_path / "0.png").write_bytes(content)
         with pytest.raises(ValueError, match=rf"0\.png.*{message}.* Validate again"):
-            write_shard(manifest, tar, LIMITS)
+            write_shard(manifest, tar, index, LIMITS)
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match=r"0\.png does not exist, but .* Validate again"):
-        write_shard(manifest, tar, LIMITS)
-    assert not list(tmp_path.glob("*.tar*")) + list(tmp_path.glob(".*partial"))
+        write_shard(manifest, tar, index, LIMITS)
+    assert not [*tmp_path.glob("*.tar*"), *tmp_path.glob("*.parquet"), *tmp_path.glob(".*partial")]
 
 
-def test_damaged_and_repeated_tars_are_errors(validated: Path, tmp_path: Path) -> None:
+def test_the_index_is_ordered_whatever_the_order_of_its_parts(validated: Path, tmp_path: Path) -> None:
     tars = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
-    with pytest.raises(ValueError, match="key a_00000001 is in another tar"):
-        (tmp_path / "a-00000.tar").write_bytes(tars[0].read_bytes())
-        write_index([*tars, tmp_path / "a-00000.tar"], tmp_path / "index.parquet")
+    parts = [tar.with_suffix(".parquet") for tar in reversed(tars)]
+    assert write_index(parts, tmp_path / "index.parquet") == 12
+    assert (tmp_path / "index.parquet").read_bytes() == (tmp_path / "out" / "index.parquet").read_bytes()
+
+
+def test_damaged_tars_are_errors(validated: Path, tmp_path: Path) -> None:
+    tars = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
     whole = tars[1].read_bytes()
     for length in (len(whole) // 2, len(whole) // 2 // 512 * 512, 100):
         tars[1].write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"a-00001\.tar: is no readable shard.*--forcerun"):
-            write_index(tars, tmp_path / "index.parquet")
+        with pytest.raises(ValueError, match=r"a-00001\.tar: is no readable shard.*Delete it"):
+            read_tar(tars[1])
     with pytest.raises(ValueError, match="shards are named"):
-        write_index([tmp_path / "shard.tar"], tmp_path / "index.parquet")
+        write_index([tmp_path / "shard.parquet"], tmp_path / "index.parquet")
     with pytest.raises(ConfigError, match="validate first"):
         shard_dataset(tmp_path / "nothing", tmp_path / "out", LIMITS)

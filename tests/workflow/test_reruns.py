@@ -86,7 +86,6 @@ def test_learning_rate_reshards_nothing(workplace: Workplace) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="known defect: the tars are rebuilt but the plan leaves out index and training")
 def test_pixel_limit_reshards(workplace: Workplace) -> None:
     workplace.edit(OPTIONS, lambda c: c["data"].update(max_output_pixels=2048))
     planned = workplace.planned()
@@ -96,9 +95,6 @@ def test_pixel_limit_reshards(workplace: Workplace) -> None:
     assert not {"validate_source", "validate_dataset", "prepare_demo_data", "prepare_pretrained"} & set(planned)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known defect: the stages behind the tar are planned again, although it is `ancient`"
-)
 def test_lost_tar_is_rebuilt_alone_with_the_same_bytes(workplace: Workplace) -> None:
     tar = workplace.root / "prepared/tiny/shards/edit-00001.tar"
     before = sha256(tar)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from omnitune.config import ConfigError
 from omnitune.config.options import DataOptions
@@ -29,7 +30,7 @@ from omnitune.files import atomic_path, json_line
 
 INDEX = "index.parquet"
 TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
-TAR_NAME = re.compile(r"(?P<source>[A-Za-z0-9_]+)-(?P<shard>\d{5,})\.tar")
+SHARD_NAME = re.compile(r"(?P<source>[A-Za-z0-9_]+)-(?P<shard>\d{5,})")
 logger = logging.getLogger(__name__)
 
 INDEX_SCHEMA = pa.schema(
@@ -90,12 +91,13 @@ class ImageLimits:
         )
 
 
-def write_shard(manifest: Path, tar: Path, limits: ImageLimits) -> int:
-    """Writes the samples of a manifest as one tar: per sample {key}.json, {key}.input_0.{ext} .., {key}.output.{ext}.
+def write_shard(manifest: Path, tar: Path, index: Path, limits: ImageLimits) -> int:
+    """Writes the samples of a manifest as one tar, {key}.json, {key}.input_0.{ext} .., {key}.output.{ext} each, and its index.
 
     Args:
         manifest: shards/{source}-{shard}.jsonl of the validation.
-        tar: the file to write.
+        tar: the file to write, {source}-{shard}.tar.
+        index: the parquet file to write, one row per sample with the place of each member's bytes.
         limits: of image sizes.
 
     Returns:
@@ -114,6 +116,9 @@ def write_shard(manifest: Path, tar: Path, limits: ImageLimits) -> int:
                 member = tarfile.TarInfo(name)  # time 0, owner 0: nothing of this run goes into the bytes
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
+    with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
+        for sample in read_tar(Path(tar)):
+            index_rows.append(sample)
     return len(rows)
 
 
@@ -155,38 +160,28 @@ def _prepare(key: str, path: str, data: bytes, max_pixels: int, max_side_length:
         raise ValueError(f"{key}: {path}: {error}. Take the row out, or raise the limits in `data`.") from None
 
 
-def write_index(tars: Sequence[Path], index: Path, *, workers: int = 1, progress: bool = False) -> int:
-    """Writes one row per sample of all tars, ordered by source and shard, with the place of each member's bytes.
-
-    Returns the number of samples. Raises ValueError for a tar that is damaged, misnamed or repeats a key.
-    """
-    ordered = sorted((Path(tar) for tar in tars), key=_source_and_shard)
-    seen: set[str] = set()
-    with (
-        atomic_path(Path(index)) as temporary,
-        ParquetRows(temporary, INDEX_SCHEMA) as rows,
-        Progress("index shards", len(ordered), "shards", enabled=progress) as reporter,
-    ):
-        for tar, found in zip(ordered, ordered_map(read_tar, ordered, workers), strict=True):
-            for row in found:
-                if row["key"] in seen:
-                    raise ValueError(f"{tar}: the key {row['key']} is in another tar too; name each shard once")
-                seen.add(row["key"])
-                rows.append(row)
-            reporter.advance()
-    return len(seen)
+def write_index(parts: Sequence[Path], index: Path) -> int:
+    """Joins the indexes of all shards into one, ordered by source and shard; returns the number of samples."""
+    ordered = sorted(map(Path, parts), key=_source_and_shard)
+    samples = 0
+    with atomic_path(Path(index)) as temporary, pq.ParquetWriter(temporary, INDEX_SCHEMA, compression="zstd") as writer:
+        for part in ordered:
+            table = pq.read_table(part, schema=INDEX_SCHEMA)
+            writer.write_table(table)
+            samples += table.num_rows
+    return samples
 
 
-def _source_and_shard(tar: Path) -> tuple[str, int]:
-    match = TAR_NAME.fullmatch(tar.name)
+def _source_and_shard(path: Path) -> tuple[str, int]:
+    match = SHARD_NAME.fullmatch(path.stem)
     if match is None:
-        raise ValueError(f"{tar}: shards are named {{source}}-{{shard}}.tar, with five digits for the shard")
+        raise ValueError(f"{path}: shards are named {{source}}-{{shard}}, with five digits for the shard")
     return match["source"], int(match["shard"])
 
 
 def read_tar(tar: Path) -> list[dict[str, Any]]:
     """The index rows of one tar. Raises ValueError where it is damaged or holds what no shard holds."""
-    fix = "Delete it and run again: snakemake --forcerun shard_dataset index_dataset."
+    fix = "Delete it and run again."
     source, shard = _source_and_shard(tar)
     try:
         with tar.open("rb") as stream:
@@ -244,28 +239,29 @@ def _index_row(archive: tarfile.TarFile, members: list[tarfile.TarInfo]) -> dict
     }
 
 
-def _write_one(paths: tuple[Path, Path], limits: ImageLimits) -> int:
-    return write_shard(*paths, limits)
+def _write_one(manifest: Path, output: Path, limits: ImageLimits) -> Path:
+    tar = output / f"{manifest.stem}.tar"
+    write_shard(manifest, tar, tar.with_suffix(".parquet"), limits)
+    return tar
 
 
 def shard_dataset(
     validated: Path, output: Path, limits: ImageLimits, workers: int = 1, progress: bool = True
 ) -> list[Path]:
-    """Writes every shard of a validated data set and the index beside them: output/*.tar and output/index.parquet.
+    """Writes every shard of a validated data set, each with its index, and the index over all: output/index.parquet.
 
     Returns the tars. Raises ConfigError where nothing was validated, and what `write_shard` raises.
     """
     manifests = sorted((Path(validated) / SHARDS).glob("*.jsonl"))
     if not manifests:
         raise ConfigError(f"{validated}: holds no {SHARDS}/*.jsonl; validate first (omnitune validate).")
-    output = Path(output)
-    tars = [output / f"{manifest.stem}.tar" for manifest in manifests]
+    output, tars = Path(output), []
+    with Progress("write shards", len(manifests), "shards", enabled=progress) as reporter:
+        for tar in ordered_map(partial(_write_one, output=output, limits=limits), manifests, workers):
+            tars.append(tar)
+            reporter.advance()
+    write_index([tar.with_suffix(".parquet") for tar in tars], output / INDEX)
     strays = sorted(tar.name for tar in set(output.glob("*.tar")) - set(tars))
     if strays:
         logger.warning("%s: of an earlier data set and not in the index: %s", output, ", ".join(strays))
-    with Progress("write shards", len(tars), "shards", enabled=progress) as reporter:
-        tasks = zip(manifests, tars, strict=True)
-        for _ in ordered_map(partial(_write_one, limits=limits), tasks, workers):
-            reporter.advance()
-    write_index(tars, output / INDEX, workers=workers, progress=progress)
     return tars
