@@ -15,10 +15,11 @@ from omnitune.demo.base_model import TRANSFORMER_CONFIG, build_base_model
 from omnitune.demo.check import check_scene, expectation
 from omnitune.demo.dataset import draw_drafts
 from omnitune.demo.scenes import render
-from omnitune.demo.text_encoder import SYSTEM_PROMPTS
+from omnitune.demo.text_encoder import TELLING_WORDS
 from omnitune.demo.train_vae import orthogonalised
 from omnitune.demo.vae import WEIGHTS
 from omnitune.models import OmniGen2Transformer2DModel, target_size
+from omnitune.models.text_features import apply_chat_template, encode_text
 
 pytestmark = pytest.mark.unit
 
@@ -74,25 +75,30 @@ def test_an_untrained_transformer_predicts_zero(folder: Path) -> None:
     assert output.shape == (1, 4, 8, 8) and not output.any()
 
 
-def test_prompts_are_short_and_features_tell_tokens_apart(folder: Path) -> None:
+def test_prompts_are_short_and_features_tell_words_apart(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
     assert tokenizer.padding_side == "right" and tokenizer.pad_token == "<|endoftext|>"
     encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "mllm")
     embeddings = torch.nn.functional.normalize(encoder.get_input_embeddings().weight, dim=-1)
     for task in ("t2i", "edit", "in_context", "background"):
         for draft in draw_drafts(task, 0)[1][:5]:
-            turns = [
-                {"role": "system", "content": SYSTEM_PROMPTS[0]},
-                {"role": "user", "content": draft.instruction},
-            ]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+            text = apply_chat_template(tokenizer, draft.instruction)
             tokens = tokenizer(text, return_tensors="pt")
-            assert tokens.input_ids.shape[1] <= 42
+            assert tokens.input_ids.shape[1] <= 32
             assert tokenizer.decode(tokens.input_ids[0]) == text
-            with torch.no_grad():
-                features = encoder.model(**tokens).last_hidden_state[0]
+            features, _ = encode_text(encoder, tokenizer, [draft.instruction])
             assert features.shape[-1] == TRANSFORMER_CONFIG["text_feat_dim"]
-            assert torch.equal((features @ embeddings.T).argmax(-1), tokens.input_ids[0])
+            words = [token for token in tokens.input_ids[0] if tokenizer.decode([token]).strip() in TELLING_WORDS]
+            found = (features[0] @ embeddings.T).argmax(-1)
+            assert words and [token for token in tokens.input_ids[0] if embeddings[token].any()] == words
+            assert [k for k, token in zip(found, tokens.input_ids[0], strict=True) if token in words] == words
+
+
+def test_a_dropped_prompt_has_no_features(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
+    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "mllm")
+    features, mask = encode_text(encoder, tokenizer, ["make the circle green."], True)
+    assert mask.sum() == 3 and not features.any()
 
 
 def test_text_outside_the_demo_survives_the_tokenizer(folder: Path) -> None:

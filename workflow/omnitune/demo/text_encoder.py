@@ -1,7 +1,8 @@
 """The demo's tokenizer and text encoder: the published classes, a few hundred words, a few hundred thousand parameters.
 
-The encoder is random and stays so, as the published one stays frozen. Its embeddings are much larger than what its layers
-add, so that every token can be told from its features while neighbours still colour it a little.
+The encoder is random and stays so, as the published one stays frozen, but it knows which words matter: all others have the
+embedding zero. What remains of them is what their neighbours add, so that an untrained transformer, which attends to all
+tokens alike, finds the colour that was asked for instead of the articles and the chat's markup.
 """
 
 import json
@@ -14,11 +15,15 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from omnitune.demo.dataset import COUNTS, draw_drafts
+from omnitune.demo.scenes import BACKGROUND_COLOURS, PATTERNS, PLACES, SHAPE_COLOURS, SHAPES
+from omnitune.models.prompts import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
 
-SYSTEM_PROMPTS = (
-    "You are a helpful assistant that generates high-quality images based on user instructions.",
-    "You are a helpful assistant that generates images.",
+# What stands before each instruction. A token each: it says the same everywhere, and would be half of the sequence otherwise.
+CHAT_HEADS = tuple(
+    f"<|im_start|>system\n{prompt}<|im_end|>\n<|im_start|>user\n" for prompt in (SYSTEM_PROMPT, SYSTEM_PROMPT_DROP)
 )
+TASK_WORDS = ("make", "move", "place", "give", "paint", "colour", "background", "1", "2")
+TELLING_WORDS = {*SHAPE_COLOURS, *BACKGROUND_COLOURS, *SHAPES, *PLACES, *PATTERNS, *TASK_WORDS}
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -42,8 +47,8 @@ MAXIMUM_TOKENS = 1024
 
 
 def demo_texts(seed: int = 0) -> list[str]:
-    """What the tokenizer learns its words from: both system prompts, the roles, and the instructions of every task."""
-    texts = ["system\n", "user\n", "assistant\n", *SYSTEM_PROMPTS] * 20
+    """What the tokenizer learns its words from: the system prompts, the roles, and the instructions of every task."""
+    texts = ["system\n", "user\n", "assistant\n", SYSTEM_PROMPT, SYSTEM_PROMPT_DROP] * 20
     for task in COUNTS:
         training, heldout = draw_drafts(task, seed)
         texts += [draft.instruction for draft in (*training, *heldout)]
@@ -74,8 +79,7 @@ def build_tokenizer(seed: int = 0) -> Qwen2Tokenizer:
         padding_side="right",
         model_max_length=MAXIMUM_TOKENS,
     )
-    # Each system prompt is one token: it says the same everywhere, and would be half of the sequence otherwise.
-    tokenizer.add_tokens([AddedToken(prompt, special=False, normalized=False) for prompt in SYSTEM_PROMPTS])
+    tokenizer.add_tokens([AddedToken(head, special=False, normalized=False) for head in CHAT_HEADS])
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -133,6 +137,9 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer, seed: int = 0) -> Qwen2_5_VLFo
         for name, parameter in sorted(model.named_parameters()):
             if "embed_tokens" in name:
                 parameter.normal_(0.0, 1.0, generator=generator)
+                for token in range(len(tokenizer)):
+                    if tokenizer.decode([token]).strip() not in TELLING_WORDS:
+                        parameter[token] = 0
             elif "q_proj" in name and parameter.ndim > 1:
                 parameter.zero_()
             elif name.startswith("model.language_model") and "o_proj" in name:

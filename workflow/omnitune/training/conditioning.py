@@ -65,6 +65,7 @@ class Conditioner:
         cache_bytes: int,
     ) -> None:
         self.vae = vae.to(device).eval().requires_grad_(False)
+        self.vae_dtype = self.vae.dtype  # diffusers walks through all modules to find it
         self.mllm = mllm.to(device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = device
@@ -106,7 +107,7 @@ class Conditioner:
     def _posterior(self, key: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.cache.get(key)
         if kept is None:
-            pixels = image.to(self.device, self.vae.dtype)
+            pixels = image.to(self.device, self.vae_dtype)
             posterior = self.vae.encode(pixels.unsqueeze(0)).latent_dist
             kept = (posterior.mean[0].float(), posterior.std[0].float())
             self.cache.put(key, kept)
