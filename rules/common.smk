@@ -90,11 +90,26 @@ def conversion_of(experiment, step):
     return f"experiments/{experiment}/checkpoint-{step}/{folder}/conversion.json"
 
 
+def evaluations_of(experiment):
+    """Folder of the evaluation of each step, 0 being what the experiment started from. Where that is a checkpoint which is
+    evaluated for another experiment anyway, its images are not made a second time."""
+    steps = PROJECT.experiments[experiment].evaluated_steps
+    folders = {
+        step: f"experiments/{experiment}/evaluation/{step}" for step in [0, *steps]
+    }
+    upstream, at = PROJECT.starts[experiment].upstream or (None, 0)
+    if (
+        upstream in PROJECT.experiments
+        and at in PROJECT.experiments[upstream].evaluated_steps
+    ):
+        folders[0] = f"experiments/{upstream}/evaluation/{at}"
+    return folders
+
+
 def scores_of(experiment):
     return expand(
-        "experiments/{experiment}/evaluation/{step}/{benchmark}/scores.json",
-        experiment=experiment,
-        step=[0, *PROJECT.experiments[experiment].evaluated_steps],
+        "{folder}/{benchmark}/scores.json",
+        folder=evaluations_of(experiment).values(),
         benchmark=PROJECT.benchmarks,
     )
 
@@ -263,6 +278,10 @@ def benchmark_parts(wildcards):
 
 def experiment_scores(wildcards):
     return scores_of(wildcards.experiment)
+
+
+def experiment_evaluations(wildcards):
+    return evaluations_of(wildcards.experiment)
 
 
 def validation_summary(wildcards):

@@ -28,6 +28,7 @@ rule build_report:
     params:
         options=resolved_options,
         benchmarks=all_benchmarks,
+        evaluations=experiment_evaluations,
         format_version=1,
     script:
         "../scripts/build_report.py"

@@ -1,6 +1,10 @@
 """WebDataset tars under the pixel limits, and an index of what lies where."""
 
 
+localrules:
+    set_limits,
+
+
 rule set_limits:
     # A file of its own, not params of the rules below: Snakemake overlooks changed params of a job behind an `ancient` input.
     output:

@@ -15,4 +15,5 @@ with job(snakemake.log[0]):
         [BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in protocols.items()],
         Path(snakemake.output.html),
         options=ExperimentOptions(**snakemake.params.options),
+        evaluations={step: Path(folder) for step, folder in snakemake.params.evaluations.items()},
     )

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import TRANSFORMER
 
 from omnitune.config import ExperimentOptions
 from omnitune.conversion import convert, read_checkpoint, verify
@@ -17,15 +18,11 @@ from omnitune.models import OmniGen2Transformer2DModel
 pytestmark = pytest.mark.unit
 
 CONFIG: dict[str, Any] = {
-    "hidden_size": 48,
+    **TRANSFORMER,
+    "in_channels": 16,
     "num_layers": 1,
-    "num_refiner_layers": 1,
-    "num_attention_heads": 2,
-    "num_kv_heads": 1,
-    "multiple_of": 16,
     "axes_dim_rope": [8, 8, 8],
     "axes_lens": [64, 64, 64],
-    "text_feat_dim": 32,
 }
 RANK = 4
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from tiny import TRANSFORMER
 
 from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
@@ -22,17 +23,7 @@ from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGe
 
 pytestmark = pytest.mark.unit
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 48,
-    "num_layers": 1,
-    "num_refiner_layers": 1,
-    "num_attention_heads": 2,
-    "num_kv_heads": 1,
-    "multiple_of": 16,
-    "axes_dim_rope": (8, 8, 8),
-    "axes_lens": (512, 256, 256),
-    "text_feat_dim": HIDDEN_SIZE,
-}
+CONFIG: dict[str, Any] = {**TRANSFORMER, "in_channels": 16, "num_layers": 1, "text_feat_dim": HIDDEN_SIZE}
 
 
 def build_pipeline(seed: int = 0) -> OmniGen2Pipeline:

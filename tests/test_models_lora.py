@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_models_pipeline import TRANSFORMER, randomise, tiny_pipeline, tiny_transformer
+from test_models_pipeline import randomise, tiny_pipeline, tiny_transformer
+from tiny import TRANSFORMER
 
 from omnitune.models import (
     OmniGen2Pipeline,

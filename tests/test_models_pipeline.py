@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from tiny import TRANSFORMER
 from tokenizers import pre_tokenizers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
@@ -33,24 +34,12 @@ pytestmark = pytest.mark.unit
 
 FIGURES = json.loads((Path(__file__).parent / "data" / "reference" / "figures.json").read_text())
 STEPS = 3
-TEXT_DIM = 32
+TEXT_DIM = TRANSFORMER["text_feat_dim"]
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TRANSFORMER: dict[str, Any] = {
-    "in_channels": 4,
-    "hidden_size": 48,
-    "num_layers": 2,
-    "num_refiner_layers": 1,
-    "num_attention_heads": 2,
-    "num_kv_heads": 1,
-    "multiple_of": 16,
-    "axes_dim_rope": (8, 8, 8),
-    "axes_lens": (1024, 1024, 1024),
-    "text_feat_dim": TEXT_DIM,
-}
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.1) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tiny import TRANSFORMER
 
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.rope import sample_position_ids
@@ -17,18 +18,6 @@ pytestmark = pytest.mark.unit
 REFERENCE = Path(__file__).parent / "data" / "reference"
 CASES = ("t2i", "edit_one_ref", "mixed_batch")
 TOLERANCE = 1e-5
-TINY: dict[str, Any] = {
-    "in_channels": 4,
-    "hidden_size": 48,
-    "num_layers": 2,
-    "num_refiner_layers": 1,
-    "num_attention_heads": 2,
-    "num_kv_heads": 1,
-    "multiple_of": 16,
-    "axes_dim_rope": (8, 8, 8),
-    "axes_lens": (128, 32, 32),
-    "text_feat_dim": 32,
-}
 
 
 def load_case(name: str) -> dict[str, Any]:
@@ -179,14 +168,14 @@ def test_gradient_of_shared_rows(reference_model: OmniGen2Transformer2DModel) ->
 
 
 def test_new_model_predicts_zero() -> None:
-    model = OmniGen2Transformer2DModel(**TINY)
+    model = OmniGen2Transformer2DModel(**TRANSFORMER)
     assert all(not output.any() for output in model(**ragged_batch()).sample)
     assert model.x_embedder.weight.any() and model.image_index_embedding.std() > 0.01
 
 
 def test_materialised_from_meta() -> None:
     with torch.device("meta"):
-        model = OmniGen2Transformer2DModel(**TINY)
+        model = OmniGen2Transformer2DModel(**TRANSFORMER)
     model = model.to_empty(device="cpu")
     model.initialize_weights()
     assert all(not output.any() for output in model(**ragged_batch()).sample)
@@ -230,7 +219,7 @@ def test_saves_and_loads(reference_model: OmniGen2Transformer2DModel, tmp_path: 
 )
 def test_config_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OmniGen2Transformer2DModel(**{**TINY, **change})
+        OmniGen2Transformer2DModel(**{**TRANSFORMER, **change})
 
 
 @pytest.mark.parametrize(
@@ -258,4 +247,4 @@ def test_input_errors(change: dict[str, Any], message: str) -> None:
         "encoder_attention_mask": torch.ones(1, 4),
     }
     with pytest.raises(ValueError, match=message):
-        OmniGen2Transformer2DModel(**TINY)(**{**inputs, **change})
+        OmniGen2Transformer2DModel(**{**TRANSFORMER, "axes_lens": (128, 32, 32)})(**{**inputs, **change})

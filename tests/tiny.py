@@ -1,10 +1,22 @@
-"""A small experiment on the demo's edits, for tests that run the whole DAG: seconds of training, two sampling steps."""
+"""Small things to test with: a transformer's config, and an experiment on the demo's edits that runs in seconds."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+TRANSFORMER: dict[str, Any] = {
+    "in_channels": 4,
+    "hidden_size": 48,
+    "num_layers": 2,
+    "num_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "num_kv_heads": 1,
+    "multiple_of": 16,
+    "axes_dim_rope": (8, 8, 8),
+    "axes_lens": (1024, 256, 256),
+    "text_feat_dim": 32,
+}
 OPTIONS: dict[str, Any] = {
     "name": "tiny",
     "seed": 5,

@@ -8,9 +8,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 DCP_METADATA = ".metadata"
 SHARDED_FOLDER = "pytorch_model_fsdp_0"
@@ -91,6 +88,11 @@ def _reader_of(path: Path) -> Callable[[Path], State]:
 
 def _read_distributed(folder: Path) -> State:
     """A torch distributed checkpoint, gathered by this one process; needs no process group."""
+    # Here and not above: the import takes a second, and generation, which needs only names of this package, has no use for it.
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     if not (folder / DCP_METADATA).is_file():
         raise ValueError(f"{folder}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
     reader = FileSystemReader(folder)
@@ -116,6 +118,8 @@ def _read_distributed(folder: Path) -> State:
 
 def _reason(error: BaseException) -> str:
     """The first line that says something; a CheckpointException begins with a banner."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException):
         return "; ".join(str(failure[0]) for failure in error.failures.values())
     return str(error).splitlines()[0]

@@ -21,8 +21,8 @@ from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.components import PUBLISHED_INDEX
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
 
-# The demo's options files repeat this as model.arch_opt. Small heads with few channels per axis: of an axis' rotary frequencies only
-# the fastest tells neighbours on a 4 x 4 grid apart, so the fewer there are, the larger its share of a query.
+# The demo's options files repeat this as model.arch_opt. Heads are small, with few channels per axis: of an axis' rotary
+# frequencies only the fastest tells neighbours on a 4 x 4 grid apart, so the fewer there are, the larger its share of a query.
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "patch_size": 2,
     "in_channels": 4,

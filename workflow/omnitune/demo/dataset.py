@@ -30,7 +30,7 @@ from omnitune.demo.scenes import (
 
 __all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "draw_drafts", "write_dataset"]
 
-COUNTS = {"t2i": 480, "edit": 480, "in_context": 240, "background": 300}  # sound training samples
+COUNTS = {"t2i": 320, "edit": 320, "in_context": 160, "background": 200}  # sound training samples
 HELDOUT_COUNT = 60  # per task
 TASK_TYPES = {"t2i": "t2i", "edit": "edit", "in_context": "ic", "background": "edit"}
 VERBS = ("portrays", "depicts", "captures", "highlights", "shows")

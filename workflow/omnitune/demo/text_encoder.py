@@ -138,7 +138,7 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer, seed: int = 0) -> Qwen2_5_VLFo
             if "embed_tokens" in name:
                 parameter.normal_(0.0, 1.0, generator=generator)
                 for token in range(len(tokenizer)):
-                    if tokenizer.decode([token]).strip() not in TELLING_WORDS:
+                    if str(tokenizer.decode([token])).strip() not in TELLING_WORDS:
                         parameter[token] = 0
             elif "q_proj" in name and parameter.ndim > 1:
                 parameter.zero_()

@@ -1,7 +1,7 @@
 """Build the report of an experiment: one HTML file that needs nothing else, from files that the stages have left."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def build_report(
     output: Path,
     *,
     options: ExperimentOptions | None = None,
-    steps: Sequence[int] | None = None,
+    evaluations: Mapping[int, Path] | None = None,
 ) -> Path:
     """Writes the report as one self-contained HTML file; equal inputs give equal bytes.
 
@@ -49,7 +49,8 @@ def build_report(
         benchmarks: what it was evaluated on; may be empty.
         output: the .html file to write.
         options: the experiment's; None reads options.yml, which may be older where only evaluation was changed.
-        steps: evaluated steps; None takes the base (0) and those of the options.
+        evaluations: folder of each evaluated step's scores; None takes experiment/evaluation/{step} of the base (0) and of the
+            steps of the options.
 
     Returns:
         output.
@@ -58,7 +59,7 @@ def build_report(
         ValueError: where options.yml or the scores of a step are missing.
     """
     experiment, output = Path(experiment), Path(output)
-    run = collect(experiment, Path(prepared), benchmarks, options, steps)
+    run = collect(experiment, Path(prepared), benchmarks, options, evaluations)
     environment = Environment(
         loader=PackageLoader("omnitune.report"),
         autoescape=True,

@@ -1,7 +1,7 @@
 """Read what a run has left behind, as plain values for the report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def collect(
     prepared: Path,
     benchmarks: Sequence[BenchmarkEntry],
     options: ExperimentOptions | None = None,
-    steps: Sequence[int] | None = None,
+    evaluations: Mapping[int, Path] | None = None,
 ) -> Run:
     """Reads an experiment's folder, its prepared data and the scores of the benchmarks; arguments as of `build_report`.
 
@@ -78,7 +78,8 @@ def collect(
         ValueError: where options.yml, or the scores of a step, are missing, or where steps differ in their protocol.
     """
     options = options or ExperimentOptions.load(_required(experiment / "options.yml"))
-    steps = [0, *options.evaluated_steps] if steps is None else steps
+    if evaluations is None:
+        evaluations = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
     validation = prepared / "validation"
     conversions = {
         path.parent.relative_to(experiment).as_posix(): _json(path)
@@ -92,12 +93,12 @@ def collect(
         summary=_json(validation / "summary.json"),
         rejected=_rows(validation / "rejected.jsonl", SHOWN_REJECTED),
         conversions=conversions,
-        evaluations=[_evaluation(experiment, entry, steps) for entry in benchmarks],
+        evaluations=[_evaluation(evaluations, entry) for entry in benchmarks],
     )
 
 
-def _evaluation(experiment: Path, entry: BenchmarkEntry, steps: Sequence[int]) -> Evaluation:
-    folders = {step: experiment / "evaluation" / str(step) / entry.name for step in sorted(set(steps))}
+def _evaluation(evaluations: Mapping[int, Path], entry: BenchmarkEntry) -> Evaluation:
+    folders = {step: folder / entry.name for step, folder in sorted(evaluations.items())}
     scores = {step: _json(_required(folder / "scores.json")) for step, folder in folders.items()}
     protocols = {step: found["protocol"] for step, found in scores.items()}
     if len(set(protocols.values())) > 1:

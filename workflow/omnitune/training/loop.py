@@ -4,7 +4,7 @@ import argparse
 import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from omnitune.training.flow_matching import (
     training_times,
     velocity_errors,
 )
+from omnitune.training.launch import TrainingFiles
 from omnitune.training.metrics import MetricsLog, check_trackers
 from omnitune.training.optimizer import build_optimizer, learning_rate_schedule
 from omnitune.training.processes import die_with_parent, launched_rank, lock
@@ -42,53 +43,35 @@ logger = logging.getLogger("omnitune")
 PIXELS_PER_TOKEN = 16 * 16
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """What a training reads and writes.
-
-    Attributes:
-        options: the experiment's options.
-        base: pipeline folder with VAE, text encoder and tokenizer.
-        transformer: folder of the transformer to start from.
-        index: prepared/{dataset}/shards/index.parquet.
-        output: experiments/{experiment}.
-    """
-
-    options: ExperimentOptions
-    base: Path
-    transformer: Path
-    index: Path
-    output: Path
-
-    def identity(self) -> dict[str, Any]:
-        """What the weights are a function of, and checkpoints therefore bound to: options, starting weights, data."""
-        manifest = self.transformer / "conversion.json"
-        weights = sorted((f.name, f.stat().st_size) for f in self.transformer.glob("*.safetensors"))
-        start = sha256_of(manifest) if manifest.is_file() else [list(item) for item in weights]
-        mixture = {source.name: source.ratio for source in read_mixture(self.options.data.data_path)}
-        data = {"index": sha256_of(self.index), "mixture": mixture}
-        return {"options": self.options.identity, "starting_weights": start, "data": data}
+def identity_of(options: ExperimentOptions, files: TrainingFiles) -> dict[str, Any]:
+    """What the weights are a function of, and checkpoints therefore bound to: options, starting weights, data."""
+    manifest = files.transformer / "conversion.json"
+    weights = sorted((f.name, f.stat().st_size) for f in files.transformer.glob("*.safetensors"))
+    start = sha256_of(manifest) if manifest.is_file() else [list(item) for item in weights]
+    mixture = {source.name: source.ratio for source in read_mixture(options.data.data_path)}
+    data = {"index": sha256_of(files.index), "mixture": mixture}
+    return {"options": options.identity, "starting_weights": start, "data": data}
 
 
 class Trainer:
     """One process of a training: setup, then `fit`."""
 
-    def __init__(self, run: TrainingRun) -> None:
-        self.run, self.options, self.train = run, run.options, run.options.train
+    def __init__(self, options: ExperimentOptions, files: TrainingFiles) -> None:
+        self.options, self.train, self.files = options, options.train, files
         self.accelerator = parallel.build_accelerator(self.train.mixed_precision)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         require_processes(self.options, self.accelerator.num_processes, "options")
         check_trackers(self.options)
         torch.backends.cuda.matmul.allow_tf32 = self.train.allow_tf32
-        self.identity = run.identity()
+        self.identity = identity_of(options, files)
         self._setup_model()
         self._setup_data()
 
     def _setup_model(self) -> None:
         torch.manual_seed(self.options.seed)  # adapters start equal on every process
-        model = OmniGen2Transformer2DModel.from_pretrained(self.run.transformer, torch_dtype=torch.float32)
-        check_architecture(model, self.options, self.run.transformer)
+        model = OmniGen2Transformer2DModel.from_pretrained(self.files.transformer, torch_dtype=torch.float32)
+        check_architecture(model, self.options, self.files.transformer)
         self.patch_size = model.config.patch_size
         self.lora: dict[str, Any] | None = None
         if self.train.lora_ft:
@@ -107,7 +90,7 @@ class Trainer:
 
     def _setup_data(self) -> None:
         data = self.options.data
-        self.index = ShardIndex.load(self.run.index)
+        self.index = ShardIndex.load(self.files.index)
         self.index.check_tars()
         self.sources: list[Source] = read_mixture(data.data_path)
         names = [source.name for source in self.sources]
@@ -126,9 +109,9 @@ class Trainer:
             ref_img_dropout_prob=data.ref_img_dropout_prob,
         )
         self.conditioner = Conditioner(
-            load_vae(self.run.base, torch.float32),
-            load_text_encoder(self.run.base, self._frozen_dtype()),
-            load_tokenizer(self.run.base),
+            load_vae(self.files.base, torch.float32),
+            load_text_encoder(self.files.base, self._frozen_dtype()),
+            load_tokenizer(self.files.base),
             self.device,
             snr_type=self.options.transport.snr_type,
             max_text_tokens=data.maximum_text_tokens,
@@ -146,10 +129,10 @@ class Trainer:
         if done < last:
             self._fit(done, last)
         if self.main:
-            write_json(self.run.output / "train.json", self._manifest())
+            write_json(self.files.output / "train.json", self._manifest())
 
     def _fit(self, done: int, last: int) -> None:
-        metrics = MetricsLog(self.options, self.run.output / "logs", done + 1) if self.main else None
+        metrics = MetricsLog(self.options, self.files.output / "logs", done + 1) if self.main else None
         loader = training_loader(self.batches, done, last, self.train.dataloader_num_workers)
         microbatches = iter(loader)
         progress = Progress(f"train {self.options.name}", last, "steps", done) if self.main else nullcontext()
@@ -231,7 +214,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Steps already done."""
-        folder = self.run.output
+        folder = self.files.output
         found: Path | None = None
         if self.main:
             checkpoints.remove_leftovers(folder)
@@ -247,10 +230,10 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         state = checkpoints.TrainerState(step, self.identity, self.lora)
-        checkpoints.save_checkpoint(self.run.output, self.model, self.optimizer, state)
+        checkpoints.save_checkpoint(self.files.output, self.model, self.optimizer, state)
         if self.main:
             limit = self.options.logger.checkpoints_total_limit
-            checkpoints.limit_checkpoints(self.run.output, limit, set(self.options.evaluated_steps))
+            checkpoints.limit_checkpoints(self.files.output, limit, set(self.options.evaluated_steps))
         checkpoints.barrier()
 
     def _manifest(self) -> dict[str, Any]:
@@ -260,7 +243,7 @@ class Trainer:
         return {
             "experiment": self.options.name,
             "final_step": last,
-            "checkpoints": [step for step in checkpoints.list_checkpoints(self.run.output) if step <= last],
+            "checkpoints": [step for step in checkpoints.list_checkpoints(self.files.output) if step <= last],
             "strategy": self.sharding.strategy,
             "world_size": self.sharding.world_size,
             "parameters": self.sharding.parameters,
@@ -291,21 +274,20 @@ def main() -> None:
     """Entry point of each launched process."""
     die_with_parent()
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--config", "--base", "--transformer", "--index", "--output"):
-        parser.add_argument(name, type=Path, required=True)
-    arguments = parser.parse_args()
-    options = ExperimentOptions.load(arguments.config)
-    run = TrainingRun(options, arguments.base, arguments.transformer, arguments.index, arguments.output)
+    for field in fields(TrainingFiles):
+        parser.add_argument(f"--{field.name}", type=Path, required=True)
+    files = TrainingFiles(**vars(parser.parse_args()))
+    options = ExperimentOptions.load(files.config)
     rank = launched_rank()
     setup_logging()
     if rank:
         logger.setLevel(logging.ERROR)
     try:
-        held = lock(run.output) if rank == 0 else None
+        held = lock(files.output) if rank == 0 else None
         if rank == 0:
             text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
-            write_text(run.output / "options.yml", text)
-        Trainer(run).fit()
+            write_text(files.output / "options.yml", text)
+        Trainer(options, files).fit()
         del held
     except ValueError as error:
         logger.error("Error: %s", error)
