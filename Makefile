@@ -14,8 +14,9 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# On the CPU, also where there is a GPU: what is shown does not depend on the machine, and it wants two processes.
 demo: install
-	snakemake --cores $(CORES) --workflow-profile workflow/profiles/local
+	CUDA_VISIBLE_DEVICES= snakemake --cores $(CORES) --workflow-profile workflow/profiles/local
 	@echo
 	@echo "Done. Open the reports in a browser:"
 	@for report in experiments/*/report/index.html; do echo "  $(CURDIR)/$$report"; done

@@ -22,6 +22,7 @@ rule all:
     default_target: True
     input:
         all_tars,
+        all_conversions(),
         all_reports(),
 
 

@@ -67,9 +67,9 @@ def all_trainings():
 
 def all_conversions():
     return [
-        conversion_of(experiment, step)
-        for experiment, options in PROJECT.experiments.items()
-        for step in options.evaluated_steps
+        path
+        for experiment in PROJECT.experiments
+        for path in conversions_of(experiment)
     ]
 
 
@@ -88,6 +88,13 @@ def all_reports():
 def conversion_of(experiment, step):
     folder = PROJECT.experiments[experiment].weights_folder
     return f"experiments/{experiment}/checkpoint-{step}/{folder}/conversion.json"
+
+
+def conversions_of(experiment):
+    return [
+        conversion_of(experiment, step)
+        for step in PROJECT.experiments[experiment].evaluated_steps
+    ]
 
 
 def evaluations_of(experiment):
@@ -115,7 +122,12 @@ def scores_of(experiment):
 
 
 def experiment_options(wildcards):
-    return PROJECT.experiments[wildcards.experiment]
+    try:
+        return PROJECT.experiments[wildcards.experiment]
+    except KeyError:
+        raise WorkflowError(
+            f"experiment {wildcards.experiment!r} is not in the config; known: {', '.join(PROJECT.experiments)}."
+        )
 
 
 def options_file(wildcards):
@@ -123,7 +135,7 @@ def options_file(wildcards):
 
 
 def base_model(wildcards):
-    return f"{PROJECT.starts[wildcards.experiment].base}/model_index.json"
+    return f"{PROJECT.starts[wildcards.experiment].base}/manifest.json"
 
 
 def base_folder(wildcards):
@@ -154,11 +166,9 @@ def pretrained_source(wildcards):
 
 
 def local_pretrained(wildcards):
-    """A local pipeline folder is an input; a repository id or `demo` is not a file."""
-    index = (
-        Path(pretrained_source(wildcards).pretrained_model_path) / "model_index.json"
-    )
-    return str(index) if index.is_file() else []
+    """The files of a local pipeline folder are inputs; a repository id or `demo` is not a file."""
+    folder = Path(pretrained_source(wildcards).pretrained_model_path)
+    return sorted(str(path) for path in folder.rglob("*") if path.is_file())
 
 
 def pretrained_keys(wildcards):
@@ -278,6 +288,10 @@ def benchmark_parts(wildcards):
 
 def experiment_scores(wildcards):
     return scores_of(wildcards.experiment)
+
+
+def experiment_conversions(wildcards):
+    return conversions_of(wildcards.experiment)
 
 
 def experiment_evaluations(wildcards):

@@ -7,7 +7,7 @@ rule prepare_pretrained:
     input:
         local=local_pretrained,
     output:
-        model="resources/pretrained/{model}/model_index.json",
+        manifest="resources/pretrained/{model}/manifest.json",
     log:
         "logs/prepare_pretrained/{model}.log",
     benchmark:

@@ -6,6 +6,7 @@ rule build_report:
         train="experiments/{experiment}/train.json",
         summary=validation_summary,
         rejected=validation_rejected,
+        conversions=experiment_conversions,
         scores=experiment_scores,
         prompts=all_prompts,
     output:

@@ -9,6 +9,6 @@ from omnitune.pretrained import prepare_pretrained
 with job(snakemake.log[0]):
     prepare_pretrained(
         ModelOptions(**snakemake.params.source),
-        Path(snakemake.output.model).parent,
+        Path(snakemake.output.manifest).parent,
         cache_dir=snakemake.params.cache_dir or None,
     )

@@ -195,6 +195,7 @@ def test_identity_is_what_decides_the_weights() -> None:
         {"logger": {"checkpointing_steps": 5}},
         {"train": {"max_train_steps": 9}},
         {"val": {"validation_steps": 1}},
+        {"data": {"max_reject_fraction": 0.5}},
     ):
         assert ExperimentOptions.model_validate(changed(**same)).identity == base
     for other in ({"train": {"learning_rate": 1.0}}, {"seed": 1}, {"data": {"max_output_pixels": 4096}}):
@@ -234,6 +235,16 @@ def test_impossible_starts_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="trains a LoRA adapter"):
         lora = changed(name="first", train={"lora_ft": True, "max_train_steps": 10})
         project(tmp_path, lora, changed(name="second", model=after("first", 10)))
+    limited = {"checkpointing_steps": 5, "checkpoints_total_limit": 1}
+    with pytest.raises(ConfigError, match=r"may remove its checkpoint at step 5 .* Set val\.evaluate_checkpoints: all"):
+        project(tmp_path, {**first, "logger": limited}, changed(name="second", model=after("first", 5)))
+    with pytest.raises(ConfigError, match="pretrained_revision: has no effect"):
+        project(tmp_path, first, changed(name="second", model={**after("first", 10), "pretrained_revision": "main"}))
+
+
+def test_a_path_into_another_project_is_no_experiment_of_this_one() -> None:
+    model = {"pretrained_model_path": "/elsewhere/experiments/first/checkpoint-10/transformer"}
+    assert ExperimentOptions.model_validate(changed(model=model)).model.upstream is None
 
 
 def test_experiments_that_share_a_data_set_agree(tmp_path: Path) -> None:

@@ -136,7 +136,9 @@ def test_changed_tars_are_named(copied: Path) -> None:
     whole = tar.read_bytes()
 
     tar.write_bytes(whole[: row.image_offsets[0] + 5])
-    with pytest.raises(ValueError, match=r"edit-00000\.tar: has .* snakemake --forcerun shard_dataset index_dataset"):
+    with pytest.raises(
+        ValueError, match=r"edit-00000\.tar: has .* snakemake --cores 2 --forcerun shard_dataset index_dataset"
+    ):
         index.check_tars()
     with pytest.raises(
         ValueError, match=rf"edit-00000\.tar: ends early: sample {row.key}.*byte {row.image_offsets[0]}"

@@ -228,6 +228,7 @@ def test_examples_are_chosen_by_key_and_spread_over_task_types() -> None:
         ("psnr", 1, "better"),
         ("ssim", -0.1, "worse"),
         ("ssim", 0, "equal"),
+        ("loss", float("nan"), "worse"),
     ],
 )
 def test_direction_of_measures(measure: str, change: float, word: str) -> None:

@@ -157,3 +157,41 @@ def test_two_trainings_at_once(workplace: Workplace) -> None:
     assert second.returncode == 1
     assert "another training is writing here" in second.stderr
     assert "Traceback" not in second.stderr
+
+
+def test_diverged_training_stops_and_says_so(workplace: Workplace) -> None:
+    """In a message of its own: neither the launcher nor the processes add a traceback."""
+    workplace.edit("config/options/tiny.yml", lambda c: c["train"].update(learning_rate=1e30))
+    output = workplace.snakemake("train", ok=False)
+    assert "The training diverged and stops" in output
+    assert "Traceback" not in output
+    assert not (workplace.root / "experiments/tiny/train.json").exists()
+
+
+def test_without_resume_the_old_checkpoints_are_kept_aside(workplace: Workplace) -> None:
+    workplace.edit("config/options/tiny.yml", lambda c: c.update(resume_from_checkpoint=None))
+    done = workplace.run("omnitune", "train", "--config", "config/options/tiny.yml")
+    assert done.returncode == 0, done.stderr
+    folder = workplace.root / "experiments/tiny"
+    assert (folder / "superseded-1/checkpoint-12/trainer_state.json").is_file()
+    assert (folder / "checkpoint-12/trainer_state.json").is_file()
+    assert len((folder / "logs/metrics.jsonl").read_text().splitlines()) == 12
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_full_disk_leaves_the_last_checkpoint(workplace: Workplace) -> None:
+    restart_training(workplace)
+    experiments = workplace.root / "experiments"
+    size = sum(f.stat().st_size for f in (workplace.root / "resources/pretrained/demo").rglob("*.safetensors"))
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={4 * size}", "tmpfs", str(experiments)]
+    if subprocess.run(mounted, check=False).returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        output = workplace.snakemake("train", ok=False)
+        assert "cannot be written" in output and "No space left" in output
+        assert "Traceback" not in output
+        whole = [path.parent.name for path in experiments.glob("tiny/checkpoint-*/trainer_state.json")]
+        assert "checkpoint-4" in whole
+        assert "checkpoint-12" not in whole
+    finally:
+        subprocess.run(["umount", "--lazy", str(experiments)], check=True)

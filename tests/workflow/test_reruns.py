@@ -140,3 +140,8 @@ def test_forced_stages_give_the_same_result(workplace: Workplace) -> None:
 def test_snakemake_report_holds_ours(workplace: Workplace) -> None:
     workplace.snakemake("--report", "report.zip")
     assert (workplace.root / "report.zip").stat().st_size > 10_000
+
+
+def test_without_benchmarks_the_weights_are_converted_all_the_same(workplace: Workplace) -> None:
+    (workplace.root / EXPERIMENT / "checkpoint-12/transformer/conversion.json").unlink()
+    assert workplace.planned("--config", "benchmarks=[]") == {"convert_checkpoint": 1, "build_report": 1}

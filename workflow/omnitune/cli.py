@@ -115,6 +115,8 @@ def train(
     processes = num_processes or options.train.num_processes
     if processes % world_size:
         raise ValueError(f"--num_processes: {processes} is no multiple of --world_size {world_size} nodes.")
+    if slurm and "SLURM_NODEID" not in os.environ:
+        raise ValueError("--slurm: SLURM_NODEID is not set; give this option only to commands that srun starts.")
     node = int(os.environ["SLURM_NODEID"]) if slurm else rank
     files = TrainingFiles(
         config=config,

@@ -60,7 +60,7 @@ class Progress:
         self, description: str, total: int, unit: str, done: int = 0, interval: float = 10.0, enabled: bool = True
     ) -> None:
         self.description, self.total, self.unit, self.interval = description, total, unit, interval
-        self.done = self.initial = done
+        self.done = self.initial = self._shown = done
         self.started = self.reported = time.monotonic()
         self._bar: rich.progress.Progress | None = None
         self._lines = enabled and plain_progress()
@@ -83,7 +83,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._lines and kind is None and self.done != self.initial:
+        elif self._lines and kind is None and self.done != self._shown:
             logger.info("%s", self._line(""))
 
     def advance(self, amount: int = 1, info: str = "") -> None:
@@ -94,7 +94,7 @@ class Progress:
                 self._bar.start()
             self._bar.update(self._task, completed=self.done, info=f"{self._rate():.1f} {self.unit}/s {info}")
         elif self._lines and time.monotonic() - self.reported >= self.interval:
-            self.reported = time.monotonic()
+            self.reported, self._shown = time.monotonic(), self.done
             logger.info("%s", self._line(info))
 
     def _rate(self) -> float:

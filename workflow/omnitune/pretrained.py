@@ -10,6 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
+from omnitune.files import sha256_of, write_json
+from omnitune.models.components import MANIFEST
 
 logger = logging.getLogger("omnitune")
 
@@ -18,7 +20,7 @@ PARTS = ("transformer", "vae", "mllm", "processor", "scheduler")
 
 
 def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None = None) -> None:
-    """Fills `folder` with a pipeline in the published layout; it appears whole or not at all.
+    """Fills `folder` with a pipeline in the published layout and the SHA-256 of its files; it appears whole or not at all.
 
     Args:
         model: where transformer, VAE and text encoder come from.
@@ -36,6 +38,8 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
             build_base_model(temporary)
         else:
             _assemble(model, temporary, cache_dir)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        write_json(temporary / MANIFEST, {str(path.relative_to(temporary)): sha256_of(path) for path in files})
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
 

@@ -140,18 +140,25 @@ class ModelOptions(Section):
 
     @model_validator(mode="after")
     def _base_is_not_an_adapter(self) -> Self:
-        match = CONVERTED.search(self.pretrained_model_path)
+        match = CONVERTED.fullmatch(self.pretrained_model_path.removeprefix("./"))
         if match and match["weights"] == "transformer_lora":
             raise ValueError(
                 f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base weights; "
                 "name a pipeline or a `transformer` folder"
             )
+        ignored = (
+            "pretrained_revision",
+            "pretrained_vae_model_name_or_path",
+            "pretrained_text_encoder_model_name_or_path",
+        )
+        for key in filter(lambda key: match and getattr(self, key), ignored):
+            raise ValueError(f"{key}: has no effect, as pretrained_model_path names another experiment; set it there")
         return self
 
     @property
     def upstream(self) -> tuple[str, int] | None:
         """(experiment, step) when training starts from another experiment's converted checkpoint."""
-        match = CONVERTED.search(self.pretrained_model_path)
+        match = CONVERTED.fullmatch(self.pretrained_model_path.removeprefix("./"))
         return (match["experiment"], int(match["step"])) if match else None
 
 
@@ -210,7 +217,7 @@ class TrainOptions(Section):
     ] = None
     lr_min: Annotated[float, Field(ge=0, description="timm_cosine: lowest learning rate.")] = 0.0
     cycle_decay: Annotated[
-        float, Field(gt=0, le=1, description="timm_cosine: peak of each further cycle, as a share of the one before.")
+        float, Field(gt=0, le=1, description="Read for compatibility: there is one cycle, and nothing decays after it.")
     ] = 1.0
     lr_warmup_steps: Annotated[int, Field(ge=0, description="diffusers: steps of linear warm-up.")] = 0
     lr_num_cycles: Annotated[int, Field(ge=1, description="diffusers: cycles of cosine_with_restarts.")] = 1
@@ -367,14 +374,15 @@ class ExperimentOptions(Section):
         """The keys that decide what the trained weights are: those a checkpoint is bound to.
 
         Left out are keys that may change between two starts of one training: its length (checkpoints know their step),
-        logging, evaluation, paths of caches and how the global batch is cut into processes.
+        logging, evaluation, paths of caches, how the global batch is cut into processes, and mere checks.
         """
         free_train = {"max_train_steps", "batch_size", "gradient_accumulation_steps", "dataloader_num_workers"}
         free_train |= {"gradient_checkpointing", "reshard_after_forward", "set_grads_to_none", "resume_from_checkpoint"}
         free = {"val", "logger", "cache_dir", "resume_from_checkpoint", "device_specific_seed", "worker_specific_seed"}
         content = self.model_dump(mode="json", exclude=free)
         content["train"] = {key: value for key, value in content["train"].items() if key not in free_train}
-        content["data"].pop("encoded_cache_mb")
+        for section, key in (("data", "encoded_cache_mb"), ("data", "max_reject_fraction"), ("model", "arch_opt")):
+            content[section].pop(key)
         return content
 
 

@@ -96,3 +96,8 @@ def _check_upstream(upstream: ExperimentOptions, step: int, by: ExperimentOption
     if step not in upstream.checkpoint_steps:
         steps = ", ".join(map(str, upstream.checkpoint_steps))
         raise ConfigError(f"{where}: {upstream.name!r} saves no checkpoint at step {step}; it saves at {steps}.")
+    if upstream.logger.checkpoints_total_limit and step not in upstream.evaluated_steps:
+        raise ConfigError(
+            f"{where}: {upstream.name!r} may remove its checkpoint at step {step} (logger.checkpoints_total_limit: "
+            f"{upstream.logger.checkpoints_total_limit}). Set val.evaluate_checkpoints: all there, or remove the limit."
+        )

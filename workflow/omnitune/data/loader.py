@@ -20,7 +20,7 @@ from omnitune.data.images import load_rgb, to_tensor
 from omnitune.data.plan import MixturePlan
 from omnitune.data.sample import draw_condition
 
-REBUILD = "Rebuild it: snakemake --forcerun shard_dataset index_dataset"
+REBUILD = "Rebuild it: snakemake --cores 2 --forcerun shard_dataset index_dataset"
 OPEN_TARS = 128  # per process; below the usual limit of 1024 open files, with several workers
 CONDITION = 3  # tag of the random numbers for conditioning, beside those of the plan
 
@@ -114,7 +114,7 @@ class ShardIndex:
             raise ConfigError(
                 f"{self.path}: has no samples of {', '.join(map(repr, missing))} (it has {', '.join(self.sources)}). "
                 "Mixture and shards do not belong together. "
-                "Prepare the data again: snakemake --forcerun validate_dataset."
+                "Prepare the data again: snakemake --cores 2 --forcerun validate_dataset."
             )
         return [self._tables[name].num_rows for name in sources]
 

@@ -44,11 +44,6 @@ class MixturePlan:
         self._rank = _ranks(self._order, len(sizes))
         self._permutations: dict[int, tuple[int, npt.NDArray[np.integer]]] = {}
 
-    @property
-    def shares(self) -> list[float]:
-        """The share of each source that the plan really holds."""
-        return [int(count) / self.period for count in self.slots_per_source]
-
     def batch(self, step: int, global_batch_size: int) -> list[tuple[int, int]]:
         """The samples of one step.
 

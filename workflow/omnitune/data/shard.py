@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnitune.config import ConfigError
-from omnitune.config.options import DataOptions
 from omnitune.console import Progress
 from omnitune.data.decode import ImageRefused, read_bytes
 from omnitune.data.images import PreparedImage, prepare_image
@@ -69,11 +68,6 @@ class ImageLimits:
     max_output_pixels: int
     max_input_pixels: int | Sequence[int]
     max_side_length: int
-
-    @classmethod
-    def from_options(cls, data: DataOptions) -> "ImageLimits":
-        """The limits in the `data` section of an experiment's options."""
-        return cls(data.max_output_pixels, data.max_input_pixels, data.max_side_length)
 
     def input_limit(self, num_inputs: int) -> int:
         """Limit in pixels for each input image of a sample with that many; the last entry holds for more."""
@@ -140,7 +134,7 @@ def _members(row: dict[str, Any], limits: ImageLimits) -> list[tuple[str, bytes]
 
 def _read_validated(key: str, path: Path, size: int, sha256: str) -> bytes:
     """An image's bytes, which must still be those that were validated."""
-    fix = "Validate again: snakemake --forcerun validate_dataset, or omnitune validate."
+    fix = "Validate again: snakemake --cores 2 --forcerun validate_source, or omnitune validate."
     try:
         data = read_bytes(path)
     except ImageRefused as error:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from omnitune.demo.scenes import BACKGROUND_COLOURS, SHAPE_COLOURS, Scene, shape_mask
 
-POSITION_TOLERANCE = 0.12  # of the shorter side; two places lie 0.22 and more apart
+POSITION_TOLERANCE = 0.12  # of the shorter side; two places lie 0.18 and more apart
 AREA_RANGE = (0.5, 1.8)  # found over expected area
 BACKGROUND_TOLERANCE = 45.0  # RGB distance; two backgrounds lie 90 and more apart
 COLOUR_TOLERANCE = 75.0  # RGB distance of the median shape pixel

@@ -1,7 +1,7 @@
 """Scenes of the demo: one shape of one colour at one place on one background, and the renderer that draws them.
 
 Everything is small on purpose: six shape colours, six background colours that none of them resembles, four shapes and five
-places. A transformer of one to two million parameters learns these words in minutes on a laptop, and
+places. A transformer of little more than a million parameters learns these words in minutes on a laptop, and
 `omnitune.demo.check` can tell from the pixels alone whether an image shows what was asked.
 """
 

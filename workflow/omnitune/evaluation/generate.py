@@ -23,13 +23,14 @@ from omnitune.evaluation.benchmark import (
     read_prompts,
 )
 from omnitune.evaluation.loss import heldout_losses, loss_times
-from omnitune.files import atomic_path, sha256_of, write_text
+from omnitune.files import atomic_path, json_line, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,
     OmniGen2Pipeline,
     OmniGen2Transformer2DModel,
 )
+from omnitune.models.components import MANIFEST
 
 SCHEDULERS = {"euler": OmniGen2FlowMatchScheduler, "dpmsolver++": OmniGen2DPMSolverScheduler}
 
@@ -77,13 +78,16 @@ def load_pipeline(
 
 
 def describe_weights(base: Path | str, transformer: Path | None = None, lora: Path | None = None) -> dict[str, Any]:
-    """Which weights sample, for provenance: names, and one sha256 over the transformer's (and the adapter's) content."""
+    """Which weights sample, for provenance: names, one sha256 over the transformer's (and the adapter's) content, and one
+    over the pipeline's, VAE and text encoder included, where its folder has a manifest."""
+    manifest = Path(base) / MANIFEST
     folders = [transformer or Path(base) / "transformer", *([lora] if lora else [])]
     return {
         "base": portable(Path(base)),
         "transformer": portable(transformer) if transformer else None,
         "lora": portable(lora) if lora else None,
         "sha256": hashlib.sha256("".join(map(_folder_hash, folders)).encode()).hexdigest(),
+        "pipeline_sha256": sha256_of(manifest) if manifest.is_file() else None,
     }
 
 
@@ -177,22 +181,18 @@ def generate(
     ledger = job.output / "parts" / f".{part}.unfinished.jsonl"
     rows = _finished(job, ledger)
     left = [prompt for prompt in own if prompt.key not in rows]
-    write_text(ledger, "".join(map(_line, rows.values())))
+    write_text(ledger, "".join(map(json_line, rows.values())))
     with Progress(f"generate {name or job.output.name}", len(own), "images", len(own) - len(left)) as progress:
         for start in range(0, len(left), benchmark.batch_size):
             batch = left[start : start + benchmark.batch_size]
             made = _generate_batch(job, batch)
             rows |= {row["key"]: row for row in made}
             with ledger.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, made))
+                file.writelines(map(json_line, made))
             progress.advance(len(batch))
-    write_text(final, "".join(_line(rows[prompt.key]) for prompt in own))
+    write_text(final, "".join(json_line(rows[prompt.key]) for prompt in own))
     ledger.unlink()
     return final
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _finished(job: _Job, ledger: Path) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from omnitune.config import Benchmark
 from omnitune.demo.check import check_scene
 from omnitune.evaluation.benchmark import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.measures import CHECKS, MEASURES
-from omnitune.files import sha256_of, write_json, write_text
+from omnitune.files import json_line, sha256_of, write_json, write_text
 from omnitune.models import resize
 
 HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
@@ -64,7 +64,7 @@ def score(
         "loss_by_time": _loss_by_time(rows),
         "per_prompt": per_prompt,
     }
-    write_text(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(output / "generations.jsonl", "".join(map(json_line, rows)))
     write_json(output / "scores.json", scores)
     return scores
 

@@ -1,6 +1,7 @@
 """Read what a run has left behind, as plain values for the report."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,12 +79,13 @@ def collect(
         ValueError: where options.yml, or the scores of a step, are missing, or where steps differ in their protocol.
     """
     options = options or ExperimentOptions.load(_required(experiment / "options.yml"))
+    validation = prepared / "validation"
     if evaluations is None:
         evaluations = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
-    validation = prepared / "validation"
     conversions = {
         path.parent.relative_to(experiment).as_posix(): _json(path)
-        for path in sorted(experiment.glob("checkpoint-*/transformer*/conversion.json"))
+        for step in sorted(evaluations)
+        for path in experiment.glob(f"checkpoint-{step}/transformer*/conversion.json")
     }
     return Run(
         name=options.name,
@@ -162,7 +164,9 @@ def compare(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def judge(measure: str, change: float) -> str:
-    """better, worse or equal."""
+    """better, worse or equal; what is no number is worse."""
+    if not math.isfinite(change):
+        return "worse"
     if change == 0:
         return "equal"
     return "better" if (change > 0) == HIGHER_IS_BETTER[measure] else "worse"
@@ -196,7 +200,7 @@ def verdict(evaluation: Evaluation) -> dict[str, str]:
     better = [row for row in rows if row["judgement"] == "better"]
     worse = [row for row in rows if row["judgement"] == "worse"]
     word = "mixed" if better and worse else "better" if better else "worse" if worse else "unchanged"
-    order = ("check_passed", "loss", "psnr", "ssim")
+    order = ("check_color", "check_passed", "loss", "psnr", "ssim")
     head = sorted((row for row in rows if row["measure"] in order), key=lambda row: order.index(row["measure"]))
     figures = [
         f"{row['label']} {show(row['measure'], row['values'][0])} → {show(row['measure'], row['values'][-1])}"

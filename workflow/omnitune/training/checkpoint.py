@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from omnitune.files import write_json
@@ -69,7 +70,10 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState) -> Path:
-    """Writes checkpoint-{step}: every process its own shards, to a temporary name that is renamed when all are on disk."""
+    """Writes checkpoint-{step}: every process its own shards, to a temporary name that is renamed when all are on disk.
+
+    Raises OSError where that fails, as on a full disk; earlier checkpoints stay as they are.
+    """
     final = folder / f"checkpoint-{state.step}"
     temporary = folder / f"{final.name}.tmp"
     if is_main():
@@ -78,8 +82,12 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     barrier()
     # Frozen weights (those under LoRA adapters) are the base model's; they are not written again.
     model_state, optimizer_state = get_state_dict(model, optimizer, options=StateDictOptions(ignore_frozen_params=True))
-    dcp.save(model_state, checkpoint_id=temporary / MODEL_FOLDER)
-    dcp.save(optimizer_state, checkpoint_id=temporary / OPTIMIZER_FOLDER)
+    try:
+        dcp.save(model_state, checkpoint_id=temporary / MODEL_FOLDER)
+        dcp.save(optimizer_state, checkpoint_id=temporary / OPTIMIZER_FOLDER)
+    except CheckpointException as error:
+        reasons = "; ".join(str(failure[0]) for failure in error.failures.values())
+        raise OSError(f"{temporary} cannot be written: {reasons}. Earlier checkpoints are whole.") from error
     barrier()
     if is_main():
         write_json(temporary / STATE_FILE, vars(state))
@@ -90,9 +98,16 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return final
 
 
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint under a name that a killed removal does not leave looking whole."""
+    doomed = checkpoint.with_name(f"{checkpoint.name}.removed.tmp")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def _replace(temporary: Path, final: Path) -> None:
     if final.exists():  # what conversion left here belonged to weights of an earlier training
-        shutil.rmtree(final)
+        _remove(final)
     temporary.rename(final)
     handle = os.open(final.parent, os.O_RDONLY)
     try:
@@ -131,18 +146,21 @@ def limit_checkpoints(folder: Path, limit: int | None, keep: set[int]) -> None:
     for step in steps[:-limit]:
         if step not in keep:
             logger.info("removing checkpoint-%d (logger.checkpoints_total_limit: %d)", step, limit)
-            shutil.rmtree(folder / f"checkpoint-{step}")
+            _remove(folder / f"checkpoint-{step}")
 
 
-def find_resumable(folder: Path, identity: dict[str, Any], last_step: int) -> Path | None:
+def find_resumable(folder: Path, identity: dict[str, Any], last_step: int, resume: bool = True) -> Path | None:
     """The newest checkpoint of the same options, not beyond `last_step`.
 
-    Checkpoints of other options are set aside, into `superseded-{n}/`: they are neither continued nor lost.
+    Checkpoints of other options, and all of them without `resume`, are set aside, into `superseded-{n}/`: they are neither
+    continued nor lost.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return None
     differences = differing_keys(read_state(checkpoints[max(checkpoints)]).identity, identity)
+    if not resume:
+        differences = ["resume_from_checkpoint: null", *differences]
     if differences:
         _set_aside(folder, differences)
         return None
@@ -170,7 +188,7 @@ def _set_aside(folder: Path, differences: list[str]) -> None:
         if path.exists():
             path.rename(target / path.name)
     logger.warning(
-        "the checkpoints in %s were trained with other options (%s); training starts over and they are kept in %s",
+        "the checkpoints in %s are not continued (%s); training starts over and they are kept in %s",
         folder,
         "; ".join(differences),
         target,

@@ -76,7 +76,7 @@ def launch_command(topology: Topology, train: TrainOptions, arguments: list[str]
     """
     if topology.nodes > 1 and topology.port == 0:
         raise ValueError("--master_port: 0 is not allowed with several nodes; give the same free port on each.")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = [sys.executable, "-m", "omnitune.training.accelerate_launch", "launch"]
     command += ["--num_processes", str(topology.world_size), "--num_machines", str(topology.nodes)]
     command += [
         "--machine_rank",
@@ -150,7 +150,13 @@ def launch_job(
     if nodes == 1:
         launch(options, files, topology)
         return
-    command = srun_command(files, topology, os.environ["SLURM_JOB_ID"])
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if job_id is None:
+        raise ValueError(
+            f"nodes: {nodes} is not allowed outside of SLURM; take --workflow-profile workflow/profiles/slurm, or start "
+            "`omnitune train` on each node (see its --help)."
+        )
+    command = srun_command(files, topology, job_id)
     logger.info("starting %s", " ".join(command))
     code = _run(command, dict(os.environ))
     if code:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -19,7 +20,7 @@ from omnitune.data.mixture import Source, read_mixture
 from omnitune.data.plan import MixturePlan
 from omnitune.files import sha256_of, write_json, write_text
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.components import load_text_encoder, load_tokenizer, load_vae
+from omnitune.models.components import MANIFEST, load_text_encoder, load_tokenizer, load_vae
 from omnitune.models.lora import lora_config
 from omnitune.training import checkpoint as checkpoints
 from omnitune.training import parallel
@@ -48,9 +49,11 @@ def identity_of(options: ExperimentOptions, files: TrainingFiles) -> dict[str, A
     manifest = files.transformer / "conversion.json"
     weights = sorted((f.name, f.stat().st_size) for f in files.transformer.glob("*.safetensors"))
     start = sha256_of(manifest) if manifest.is_file() else [list(item) for item in weights]
+    base = files.base / MANIFEST
     mixture = {source.name: source.ratio for source in read_mixture(options.data.data_path)}
     data = {"index": sha256_of(files.index), "mixture": mixture}
-    return {"options": options.identity, "starting_weights": start, "data": data}
+    base_weights = sha256_of(base) if base.is_file() else None
+    return {"options": options.identity, "base": base_weights, "starting_weights": start, "data": data}
 
 
 class Trainer:
@@ -126,8 +129,11 @@ class Trainer:
         """Trains up to max_train_steps, from the newest checkpoint if there is one, and writes train.json."""
         done = self._resume()
         last = self.train.max_train_steps
-        if done < last:
-            self._fit(done, last)
+        if self.main:
+            (self.files.output / "train.json").unlink(missing_ok=True)
+            text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
+            write_text(self.files.output / "options.yml", text)
+        self._fit(done, last)
         if self.main:
             write_json(self.files.output / "train.json", self._manifest())
 
@@ -160,7 +166,8 @@ class Trainer:
     def _step(self, step: int, microbatches: list[list[Sample]]) -> dict[str, Any]:
         """One optimizer step over the global batch; returns its figures."""
         # Draws outside of samples' generators (LoRA dropout) must not depend on what ran before a restart.
-        torch.manual_seed(self.options.seed * 1_000_003 + step * 1009 + self.accelerator.process_index)
+        draws = self.options.seed * 1_000_003 + step * 1009 + self.accelerator.process_index
+        torch.manual_seed(draws % 2**63)
         conditioned = [self.conditioner(samples, self.options.seed) for samples in microbatches]
         elements = torch.stack([latent_elements(samples).sum() for samples in conditioned]).sum()
         elements = parallel.sum_over_processes(elements.to(self.device))
@@ -175,9 +182,15 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         squares, counts = parallel.sum_over_processes(figures).tolist()
+        loss = sum(squares) / sum(counts)
+        if not math.isfinite(loss + grad_norm):
+            raise ValueError(
+                f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. The training diverged and stops; its earlier "
+                f"checkpoints are whole. Lower train.learning_rate (now {learning_rate:g}) or train.max_grad_norm."
+            )
         return {
             "step": step + 1,
-            "loss": sum(squares) / sum(counts),
+            "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "loss_by_timestep": [s / c if c else None for s, c in zip(squares, counts, strict=True)],
@@ -218,8 +231,8 @@ class Trainer:
         found: Path | None = None
         if self.main:
             checkpoints.remove_leftovers(folder)
-            if self.options.resume_from_checkpoint:
-                found = checkpoints.find_resumable(folder, self.identity, self.train.max_train_steps)
+            resume = self.options.resume_from_checkpoint is not None
+            found = checkpoints.find_resumable(folder, self.identity, self.train.max_train_steps, resume)
         checkpoints.barrier()
         found_step = torch.tensor(checkpoints.read_state(found).step if found else 0, device=self.device)
         step = int(parallel.sum_over_processes(found_step))
@@ -284,12 +297,9 @@ def main() -> None:
         logger.setLevel(logging.ERROR)
     try:
         held = lock(files.output) if rank == 0 else None
-        if rank == 0:
-            text = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False)
-            write_text(files.output / "options.yml", text)
         Trainer(options, files).fit()
         del held
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         logger.error("Error: %s", error)
         raise SystemExit(1) from None
     finally:
