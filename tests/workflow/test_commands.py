@@ -34,8 +34,10 @@ def test_validate_and_shard(workplace: Workplace) -> None:
     )
     limits = ["--max-output-pixels", "1024", "--max-input-pixels", "1024", "--max-side-length", "2048"]
     run(workplace, "shard", "--validated", "v", "--output", "s", *limits)
-    for tar in (workplace.root / "prepared/tiny/shards").iterdir():
-        assert sha256(workplace.root / "s" / tar.name) == sha256(tar)
+    shards = [path for path in (workplace.root / "prepared/tiny/shards").iterdir() if path.suffix != ".json"]
+    assert {path.suffix for path in shards} == {".tar", ".parquet"}
+    for path in shards:
+        assert sha256(workplace.root / "s" / path.name) == sha256(path)
     for name in ("samples.parquet", "rejected.jsonl", "summary.json"):
         assert sha256(workplace.root / "v" / name) == sha256(workplace.root / "prepared/tiny/validation" / name)
 
@@ -90,8 +92,17 @@ def test_evaluate(workplace: Workplace) -> None:
     assert sha256(scores) == before
 
 
+def test_report(workplace: Workplace) -> None:
+    page = workplace.root / "experiments/tiny/report/index.html"
+    before = sha256(page)
+    page.unlink()
+    benchmark = ["--benchmark", "config/benchmarks/tiny.yml"]
+    run(workplace, "report", "--config", "config/options/tiny.yml", *benchmark)
+    assert sha256(page) == before
+
+
 def test_help_teaches(workplace: Workplace) -> None:
-    for command in ("validate", "shard", "train", "convert", "generate", "evaluate", "schema"):
+    for command in ("validate", "shard", "train", "convert", "generate", "evaluate", "report", "schema"):
         assert "Usage: omnitune" in run(workplace, command, "--help")
 
 

@@ -215,6 +215,34 @@ def evaluate(
 
 
 @app.command()
+def report(
+    config: ConfigOption,
+    benchmark: Annotated[
+        list[Path] | None,
+        option("benchmark", "Evaluated benchmark (config/benchmarks/*.yml); may be given several times."),
+    ] = None,
+    output: Annotated[
+        Path | None, option("output", "HTML file to write, if not experiments/{name}/report/index.html.")
+    ] = None,
+) -> None:
+    """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
+    from omnitune.evaluation.benchmark import read_prompts
+    from omnitune.report.build import BenchmarkEntry, build_report
+
+    options = ExperimentOptions.load(config)
+    experiment = Path("experiments") / options.name
+    evaluations = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
+    if options.model.upstream and not evaluations[0].is_dir():  # the workflow evaluates a shared checkpoint once
+        upstream, step = options.model.upstream
+        evaluations[0] = Path("experiments") / upstream / "evaluation" / str(step)
+    protocols = [(path.stem, load_config(path, Benchmark)) for path in benchmark or []]
+    entries = [BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in protocols]
+    output = output or experiment / "report" / "index.html"
+    prepared = Path("prepared") / options.data.dataset
+    build_report(experiment, prepared, entries, output, options=options, evaluations=evaluations)
+
+
+@app.command()
 def schema() -> None:
     """Write workflow/schemas/*.schema.json and config/README.md anew from the config models."""
     from omnitune.config.reference import write_reference
