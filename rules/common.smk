@@ -18,7 +18,7 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 
-from omnitune.config import ConfigError, Project
+from omnitune.config import ConfigError, Project, evaluation_folders
 from omnitune.data.mixture import read_mixture, relevant_files
 
 try:
@@ -98,19 +98,14 @@ def conversions_of(experiment):
 
 
 def evaluations_of(experiment):
-    """Folder of the evaluation of each step, 0 being what the experiment started from. Where that is a checkpoint which is
-    evaluated for another experiment anyway, its images are not made a second time."""
-    steps = PROJECT.experiments[experiment].evaluated_steps
-    folders = {
-        step: f"experiments/{experiment}/evaluation/{step}" for step in [0, *steps]
-    }
-    upstream, at = PROJECT.starts[experiment].upstream or (None, 0)
-    if (
+    upstream, step = PROJECT.starts[experiment].upstream or (None, 0)
+    shared = (
         upstream in PROJECT.experiments
-        and at in PROJECT.experiments[upstream].evaluated_steps
-    ):
-        folders[0] = f"experiments/{upstream}/evaluation/{at}"
-    return folders
+        and step in PROJECT.experiments[upstream].evaluated_steps
+    )
+    options = PROJECT.experiments[experiment]
+    folders = evaluation_folders(Path("experiments") / experiment, options, shared)
+    return {step: str(folder) for step, folder in folders.items()}
 
 
 def scores_of(experiment):
@@ -167,8 +162,11 @@ def pretrained_source(wildcards):
 
 def local_pretrained(wildcards):
     """The files of a local pipeline folder are inputs; a repository id or `demo` is not a file."""
-    folder = Path(pretrained_source(wildcards).pretrained_model_path)
-    return sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    name = pretrained_source(wildcards).pretrained_model_path
+    if name == "demo":
+        return []
+    files = [*Path(name).glob("[!.]*"), *Path(name).glob("[!.]*/[!.]*")]
+    return sorted(str(path) for path in files if path.is_file())
 
 
 def pretrained_keys(wildcards):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from omnitune.config import Benchmark, ExperimentOptions, load_config, starting_weights
+from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders, load_config, starting_weights
 from omnitune.console import job
 
 app = typer.Typer(
@@ -231,10 +231,7 @@ def report(
 
     options = ExperimentOptions.load(config)
     experiment = Path("experiments") / options.name
-    evaluations = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
-    if options.model.upstream and not evaluations[0].is_dir():  # the workflow evaluates a shared checkpoint once
-        upstream, step = options.model.upstream
-        evaluations[0] = Path("experiments") / upstream / "evaluation" / str(step)
+    evaluations = evaluation_folders(experiment, options, shared=not (experiment / "evaluation" / "0").is_dir())
     protocols = [(path.stem, load_config(path, Benchmark)) for path in benchmark or []]
     entries = [BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in protocols]
     output = output or experiment / "report" / "index.html"

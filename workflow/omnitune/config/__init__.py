@@ -4,7 +4,7 @@ from omnitune.config.base import ConfigError, load_config
 from omnitune.config.benchmark import Benchmark
 from omnitune.config.mixture import Mixture, MixtureEntry
 from omnitune.config.options import ExperimentOptions, require_processes
-from omnitune.config.pretrained import StartingWeights, starting_weights
+from omnitune.config.pretrained import StartingWeights, evaluation_folders, starting_weights
 from omnitune.config.project import Project
 from omnitune.config.workflow import WorkflowConfig
 
@@ -17,6 +17,7 @@ __all__ = [
     "Project",
     "StartingWeights",
     "WorkflowConfig",
+    "evaluation_folders",
     "load_config",
     "require_processes",
     "starting_weights",

@@ -77,6 +77,21 @@ def starting_weights(options: ExperimentOptions, experiments: Mapping[str, Exper
     return StartingWeights(model, base, transformer, source.model, upstream)
 
 
+def evaluation_folders(experiment: Path, options: ExperimentOptions, shared: bool = False) -> dict[int, Path]:
+    """Folder of the evaluation of each step; 0 is what the experiment started from.
+
+    Args:
+        experiment: experiments/{experiment}.
+        options: the experiment's.
+        shared: the start is a checkpoint that is evaluated for its own experiment, so that no second evaluation is made.
+    """
+    folders = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
+    if shared and options.model.upstream:
+        name, step = options.model.upstream
+        folders[0] = experiment.parent / name / "evaluation" / str(step)
+    return folders
+
+
 def _experiment(name: str, experiments: Mapping[str, ExperimentOptions], by: ExperimentOptions) -> ExperimentOptions:
     if name in experiments:
         return experiments[name]

@@ -93,6 +93,8 @@ def _read_distributed(folder: Path) -> State:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    from omnitune.training.checkpoint import reason_of
+
     if not (folder / DCP_METADATA).is_file():
         raise ValueError(f"{folder}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
     reader = FileSystemReader(folder)
@@ -112,17 +114,8 @@ def _read_distributed(folder: Path) -> State:
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
             load(state, storage_reader=reader, no_dist=True)
     except (CheckpointException, OSError, RuntimeError) as error:
-        raise ValueError(f"{folder}: cannot be read, a file is missing or damaged: {_reason(error)}") from error
+        raise ValueError(f"{folder}: cannot be read, a file is missing or damaged: {reason_of(error)}") from error
     return state
-
-
-def _reason(error: BaseException) -> str:
-    """The first line that says something; a CheckpointException begins with a banner."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    if isinstance(error, CheckpointException):
-        return "; ".join(str(failure[0]) for failure in error.failures.values())
-    return str(error).splitlines()[0]
 
 
 def _read_torch(path: Path) -> State:
@@ -173,3 +166,8 @@ def some(names: Iterable[str], limit: int = 10) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def _reason(error: BaseException) -> str:
+    """The first line, which says what is wrong."""
+    return str(error).splitlines()[0]

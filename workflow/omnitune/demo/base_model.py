@@ -51,9 +51,9 @@ SCHEDULER_CONFIG = {
 def build_transformer(seed: int = 0) -> OmniGen2Transformer2DModel:
     """The untrained transformer, float32; leaves the global random state as it was.
 
-    Two things differ from the published start, as the first minutes of a training from scratch would bring them about anyway:
-    image tokens have a part in common (a bias), without which a query made of pure noise asks for nothing in particular,
-    and queries and keys weigh the rotary channels that tell rows and columns apart.
+    Two things differ from the published start, so that minutes of training suffice: image tokens have a part in common (a
+    bias), without which a query made of pure noise asks for nothing in particular, and queries and keys weigh the rotary
+    channels that tell rows and columns apart.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

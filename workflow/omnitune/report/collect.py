@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnitune.config import Benchmark, ExperimentOptions
+from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
 from omnitune.evaluation.benchmark import Prompt
 from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
 
@@ -80,8 +80,7 @@ def collect(
     """
     options = options or ExperimentOptions.load(_required(experiment / "options.yml"))
     validation = prepared / "validation"
-    if evaluations is None:
-        evaluations = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
+    evaluations = evaluation_folders(experiment, options) if evaluations is None else evaluations
     conversions = {
         path.parent.relative_to(experiment).as_posix(): _json(path)
         for step in sorted(evaluations)

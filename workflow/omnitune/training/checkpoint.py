@@ -86,8 +86,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         dcp.save(model_state, checkpoint_id=temporary / MODEL_FOLDER)
         dcp.save(optimizer_state, checkpoint_id=temporary / OPTIMIZER_FOLDER)
     except CheckpointException as error:
-        reasons = "; ".join(str(failure[0]) for failure in error.failures.values())
-        raise OSError(f"{temporary} cannot be written: {reasons}. Earlier checkpoints are whole.") from error
+        raise OSError(f"{temporary} cannot be written: {reason_of(error)}. Earlier checkpoints are whole.") from error
     barrier()
     if is_main():
         write_json(temporary / STATE_FILE, vars(state))
@@ -96,6 +95,13 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         logger.info("saved %s (%.1f MB)", final, size / 1e6)
     barrier()
     return final
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, without the banner of a CheckpointException."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(str(failure[0]) for failure in error.failures.values())
+    return str(error).splitlines()[0]
 
 
 def _remove(checkpoint: Path) -> None:
