@@ -20,6 +20,7 @@ os.environ.update(
 
 from omnitune.config import ConfigError, Project, evaluation_folders
 from omnitune.data.mixture import read_mixture, relevant_files
+from omnitune.storage import is_url, version_of
 
 try:
     PROJECT = Project.load(config)
@@ -58,7 +59,12 @@ def all_indexes():
 
 def all_tars(wildcards):
     """Targets of their own: Snakemake does not miss the lost input of a job that need not run."""
-    return [tar for dataset in PROJECT.datasets for tar in shards_of(dataset, "tar")]
+    extension = "parquet" if PROJECT.shards_url else "tar"
+    return [
+        path
+        for dataset in PROJECT.datasets
+        for path in shards_of(dataset, extension)
+    ]
 
 
 def all_trainings():
@@ -186,6 +192,30 @@ def source_files(wildcards):
     return [str(path) for path in SOURCES[wildcards.dataset][wildcards.source].files]
 
 
+def local_files(wildcards):
+    return [path for path in source_files(wildcards) if not is_url(path)]
+
+
+def url_versions(wildcards):
+    """In place of the time of change that Snakemake sees of a local file."""
+    return {path: version_of(path) for path in source_files(wildcards) if is_url(path)}
+
+
+def dataset_base(wildcards):
+    """Of the first experiment that trains on the data set: the folder with its tokenizer, VAE and text encoder."""
+    for name, options in PROJECT.experiments.items():
+        if options.data.dataset == wildcards.dataset:
+            return str(PROJECT.starts[name].base)
+
+
+def dataset_base_manifest(wildcards):
+    return f"{dataset_base(wildcards)}/manifest.json"
+
+
+def validation_checks(wildcards):
+    return PROJECT.dataset(wildcards.dataset).checks
+
+
 def validated_sources(wildcards):
     return expand(
         "prepared/{dataset}/validation/sources/{source}/samples.parquet",
@@ -198,13 +228,25 @@ def max_reject_fraction(wildcards):
     return PROJECT.dataset(wildcards.dataset).max_reject_fraction
 
 
-def samples_per_shard(wildcards):
-    return PROJECT.dataset(wildcards.dataset).samples_per_shard
+def shard_cut(wildcards):
+    return PROJECT.dataset(wildcards.dataset).shard_cut
 
 
-def pixel_limits(wildcards):
-    keys = {"max_output_pixels", "max_input_pixels", "max_side_length"}
-    return PROJECT.dataset(wildcards.dataset).model_dump(include=keys)
+def image_limits(wildcards):
+    return PROJECT.dataset(wildcards.dataset).image_limits
+
+
+def shard_outputs():
+    """A tar at a URL is no file that Snakemake could see; its own index stands for it."""
+    stem = "prepared/{dataset}/shards/{source}-{shard}"
+    tar = {} if PROJECT.shards_url else {"tar": f"{stem}.tar"}
+    return {**tar, "index": f"{stem}.parquet"}
+
+
+def tar_folder(wildcards):
+    if PROJECT.shards_url:
+        return f"{PROJECT.shards_url.rstrip('/')}/{wildcards.dataset}"
+    return f"prepared/{wildcards.dataset}/shards"
 
 
 def manifests_of(dataset):

@@ -18,7 +18,7 @@ rule set_limits:
         mem_mb=500,
         runtime=10,
     params:
-        limits=pixel_limits,
+        limits=image_limits,
     script:
         "../scripts/set_limits.py"
 
@@ -28,8 +28,7 @@ rule shard_dataset:
         manifest=shard_manifest,
         limits="prepared/{dataset}/shards/limits.json",
     output:
-        tar="prepared/{dataset}/shards/{source}-{shard}.tar",
-        index="prepared/{dataset}/shards/{source}-{shard}.parquet",
+        **shard_outputs(),
     log:
         "logs/shard_dataset/{dataset}/{source}-{shard}.log",
     benchmark:
@@ -41,7 +40,8 @@ rule shard_dataset:
         mem_mb=2000,
         runtime=120,
     params:
-        format_version=1,
+        tars=tar_folder,
+        format_version=2,
     script:
         "../scripts/shard_dataset.py"
 
@@ -55,6 +55,7 @@ rule index_dataset:
         parts=ancient(shard_indexes),
     output:
         index="prepared/{dataset}/shards/index.parquet",
+        mapped="prepared/{dataset}/shards/index.arrow",
     log:
         "logs/index_dataset/{dataset}.log",
     benchmark:
@@ -66,6 +67,6 @@ rule index_dataset:
         mem_mb=2000,
         runtime=60,
     params:
-        format_version=1,
+        format_version=2,
     script:
         "../scripts/index_dataset.py"

@@ -3,7 +3,8 @@
 
 rule validate_source:
     input:
-        samples=source_files,
+        samples=local_files,
+        tokenizer=ancient(dataset_base_manifest),
     output:
         samples="prepared/{dataset}/validation/sources/{source}/samples.parquet",
         rejected="prepared/{dataset}/validation/sources/{source}/rejected.jsonl",
@@ -19,7 +20,11 @@ rule validate_source:
         mem_mb=2000,
         runtime=720,
     params:
-        format_version=1,
+        files=source_files,
+        versions=url_versions,
+        tokenizer=dataset_base,
+        checks=validation_checks,
+        format_version=2,
     script:
         "../scripts/validate_source.py"
 
@@ -44,7 +49,7 @@ checkpoint validate_dataset:
         runtime=60,
     params:
         max_reject_fraction=max_reject_fraction,
-        samples_per_shard=samples_per_shard,
-        format_version=1,
+        cut=shard_cut,
+        format_version=2,
     script:
         "../scripts/validate_dataset.py"

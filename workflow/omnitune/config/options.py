@@ -12,6 +12,10 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+# Keys of `data` that change nothing of the prepared data: a data set's experiments may differ in them.
+TRAINING_ONLY = {"prompt_dropout_prob", "ref_img_dropout_prob", "encode", "url_cache_mb"}
+
+
 class DataOptions(Section):
     """Data: what is trained on and how large it may be."""
 
@@ -46,13 +50,49 @@ class DataOptions(Section):
         Probability, Field(description="Validation fails when more than this share of the rows is rejected.")
     ] = 0.01
     samples_per_shard: Annotated[PositiveInt, Field(description="Rows of a source that go into one tar.")] = 1000
-    encoded_cache_mb: Annotated[
+    shard_bytes: Annotated[
+        PositiveInt | None,
+        Field(description="Cut tars at about this many bytes instead of at samples_per_shard rows. null: by rows."),
+    ] = None
+    validation_depth: Annotated[
+        Literal["full", "header"],
+        Field(
+            description="`full` decodes and hashes every image; `header` reads sizes and formats from the first bytes only."
+        ),
+    ] = "full"
+    max_image_pixels: Annotated[
+        PositiveInt, Field(description="Images of more pixels are rejected as decompression bombs.")
+    ] = 178_956_970
+    image_root: Annotated[
+        str | None,
+        Field(description="Reject images that do not lie below this folder or URL. null: they may lie anywhere."),
+    ] = None
+    image_format: Annotated[
+        Literal["jpeg", "webp", "webp_lossless", "png"],
+        Field(description="Format of images that had to be changed; others keep their bytes. jpeg is without subsampling."),
+    ] = "jpeg"
+    image_quality: Annotated[int, Field(ge=1, le=100, description="Quality of jpeg and webp.")] = 95
+    encode: Annotated[
+        bool,
+        Field(
+            description="Train from stored VAE posteriors and text features, encoded once by a stage of its own. "
+            "false: training encodes each sample whenever it is drawn."
+        ),
+    ] = False
+    encoded_precision: Annotated[
+        Literal["bf16", "fp32"],
+        Field(description="Precision of the text encoder in encoding, and of what is stored. The VAE computes in float32."),
+    ] = "bf16"
+    shards_per_encoding: Annotated[
+        PositiveInt, Field(description="Tars that one encoding job takes, so that the models are loaded once for all.")
+    ] = 16
+    url_cache_mb: Annotated[
         int,
         Field(
             ge=0,
-            description="Memory per process in MB that keeps latents and text features of samples seen before. 0: none.",
+            description="Disk space of each node in MB, below cache_dir, that keeps what training has read from URLs.",
         ),
-    ] = 0
+    ] = 10_000
 
     @field_validator("max_input_pixels")
     @classmethod
@@ -68,10 +108,29 @@ class DataOptions(Section):
         return Path(self.data_path).stem
 
     @property
+    def checks(self) -> dict[str, Any]:
+        """What validation depends on: the arguments of `omnitune.data.validate.Checks`, but for the tokenizer."""
+        keys = {"maximum_text_tokens", "use_chat_template", "max_image_pixels", "image_root"}
+        limits = len(self.max_input_pixels) if isinstance(self.max_input_pixels, list) else None
+        return {**self.model_dump(include=keys), "depth": self.validation_depth, "input_limits": limits}
+
+    @property
+    def image_limits(self) -> dict[str, Any]:
+        """What becomes of images in shards: the arguments of `omnitune.data.images.ImageLimits`."""
+        keys = {"max_output_pixels", "max_input_pixels", "max_side_length", "image_format", "image_quality"}
+        return self.model_dump(include=keys)
+
+    @property
+    def shard_cut(self) -> dict[str, Any]:
+        """Where shards end: the arguments of `omnitune.data.merge.ShardCut`."""
+        if self.shard_bytes is None:
+            return {"samples_per_shard": self.samples_per_shard}
+        return {"shard_bytes": self.shard_bytes, "limits": self.image_limits}
+
+    @property
     def preparation(self) -> dict[str, Any]:
         """The keys that decide what the shards hold; experiments that share a data set must agree in them."""
-        keys = {"data_path", "max_output_pixels", "max_input_pixels", "max_side_length", "max_reject_fraction"}
-        return self.model_dump(include=keys | {"samples_per_shard"})
+        return self.model_dump(exclude=TRAINING_ONLY)
 
 
 class ArchOptions(Section):
@@ -381,8 +440,12 @@ class ExperimentOptions(Section):
         free = {"val", "logger", "cache_dir", "resume_from_checkpoint", "device_specific_seed", "worker_specific_seed"}
         content = self.model_dump(mode="json", exclude=free)
         content["train"] = {key: value for key, value in content["train"].items() if key not in free_train}
-        for section, key in (("data", "encoded_cache_mb"), ("data", "max_reject_fraction"), ("model", "arch_opt")):
-            content[section].pop(key)
+        # How data is prepared shows in the index, whose hash a checkpoint knows as well.
+        kept = {"data_path", "use_chat_template", "maximum_text_tokens", "prompt_dropout_prob", "ref_img_dropout_prob"}
+        kept |= {"max_output_pixels", "max_input_pixels", "max_side_length", "encode"}
+        kept |= {"encoded_precision"} if self.data.encode else set()
+        content["data"] = self.data.model_dump(mode="json", include=kept)
+        content["model"].pop("arch_opt")
         return content
 
 

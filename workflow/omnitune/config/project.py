@@ -21,12 +21,14 @@ class Project:
         options_files: options file by experiment name.
         benchmarks: protocols by benchmark name.
         starts: starting weights by experiment name.
+        shards_url: where tars are written, if not beside their index.
     """
 
     experiments: dict[str, ExperimentOptions]
     options_files: dict[str, Path]
     benchmarks: dict[str, Benchmark]
     starts: dict[str, StartingWeights]
+    shards_url: str | None
 
     @classmethod
     def load(cls, config: Mapping[str, Any], where: str = "config/config.yaml") -> "Project":
@@ -49,7 +51,7 @@ class Project:
                 )
             benchmarks[path.stem] = load_config(path, Benchmark)
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
-        project = cls(experiments, files, benchmarks, starts)
+        project = cls(experiments, files, benchmarks, starts, workflow.shards_url)
         project._check_datasets()
         return project
 

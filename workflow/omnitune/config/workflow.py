@@ -25,3 +25,11 @@ class WorkflowConfig(Section):
             "A benchmark's name is the stem of its file. Empty: no evaluation."
         ),
     ] = []
+    shards_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[a-z0-9+]+://\S+$",
+            description="Write tars to {shards_url}/{dataset}/ (`s3://bucket/folder` or another fsspec URL) instead of "
+            "prepared/{dataset}/shards, where their index stays. Credentials come from the environment.",
+        ),
+    ] = None

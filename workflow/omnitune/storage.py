@@ -1,0 +1,120 @@
+"""Files by local path or by URL: s3://, gs://, hf://, https:// and whatever else fsspec reads.
+
+Credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, HF_TOKEN, ..), as each service's own
+library reads them; none is taken from a config or written anywhere.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from omnitune.files import atomic_path
+
+URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is a URL; `file://` is none, it is refused wherever it is opened."""
+    return URL.match(str(path)) is not None
+
+
+def join(folder: str | Path, name: str) -> str:
+    """The place of `name` in a folder or below a URL; an absolute name or a URL stays what it is."""
+    if is_url(name):
+        return name
+    return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)  # noqa: PTH118
+
+
+def parent(path: str | Path) -> str:
+    """The folder that a file lies in, or the URL above it."""
+    return str(path).rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+
+
+def open_file(path: str | Path) -> IO[bytes]:
+    """Opens a file or URL for reading; raises OSError, and ValueError where the service cannot be used at all."""
+    if not is_url(path):
+        return Path(path).open("rb")
+    with _service(str(path)) as (filesystem, inner):
+        opened: IO[bytes] = filesystem.open(inner, "rb")
+        return opened
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file or URL; raises as `open_file` does."""
+    if not is_url(path):
+        return Path(path).read_bytes()
+    with _service(str(path)) as (filesystem, inner):
+        content: bytes = filesystem.cat_file(inner)
+        return content
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a URL from `offset` on, by one range request; fewer where it ends earlier."""
+    with _service(url) as (filesystem, inner):
+        content: bytes = filesystem.cat_file(inner, start=offset, end=offset + size)
+        return content
+
+
+def size_of(path: str | Path) -> int:
+    """Size in bytes of a file or URL; raises as `open_file` does."""
+    if not is_url(path):
+        return Path(path).stat().st_size
+    with _service(str(path)) as (filesystem, inner):
+        return int(filesystem.info(inner)["size"])
+
+
+def version_of(url: str) -> str:
+    """What tells one content of a URL from another without reading it: its ETag, or else size and time of change."""
+    with _service(url) as (filesystem, inner):
+        facts = filesystem.info(inner)
+    known = {name.lower(): value for name, value in facts.items()}
+    return str(known.get("etag") or [known.get(name) for name in ("size", "lastmodified", "mtime", "updated")])
+
+
+@contextmanager
+def atomic_file(path: str | Path, scratch: Path | None = None) -> Iterator[Path]:
+    """A local temporary path, which becomes `path` when the block ends without an error.
+
+    Args:
+        path: a file, renamed into place, or a URL, uploaded to; a service shows an object only once it is whole.
+        scratch: local folder for what is uploaded; the system's temporary folder by default.
+    """
+    if not is_url(path):
+        with atomic_path(Path(path)) as temporary:
+            yield temporary
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="omnitune-") as folder:
+        temporary = Path(folder) / str(path).rpartition("/")[2]
+        yield temporary
+        with _service(str(path)) as (filesystem, inner):
+            filesystem.put_file(str(temporary), inner)
+
+
+@contextmanager
+def _service(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a URL and the path in it; faults of the set-up become messages that say what to do."""
+    scheme = url.partition("://")[0].lower()
+    if scheme in {"file", "local"}:
+        raise ValueError(f"{url}: write a local file as a plain path.")
+    try:
+        yield fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = EXTRAS.get(scheme)
+        fix = f'pip install "omnitune[{extra}]"' if extra else f"install what reads {scheme}:// ({error})"
+        raise ValueError(f"{url}: {scheme}:// needs a further package: {fix}.") from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except ValueError as error:
+        raise ValueError(f"{url}: cannot be opened: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # each service has errors of its own; a missing credential is one of them
+        raise OSError(f"{url}: {type(error).__name__}: {error}") from None
