@@ -46,7 +46,7 @@ class Workplace:
         _, _, table = self.snakemake("--dry-run", *arguments).partition("Job stats:\n")
         rows = [line.split() for line in table.partition("\n\n")[0].splitlines()]
         counts = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-        targets = {"total", "all", "validate", "shard", "train", "convert", "evaluate", "report"}
+        targets = {"total", "all", "validate", "shard", "encode", "train", "convert", "evaluate", "report"}
         return {rule: count for rule, count in counts.items() if rule not in targets}
 
     def edit(self, file: str, change: Callable[[dict], None]) -> None:
