@@ -1,4 +1,4 @@
-"""Fine-tune OmniGen2: validate, shard, train, convert, evaluate, report."""
+"""Fine-tune OmniGen2: validate, shard, encode, train, convert, evaluate, report."""
 
 from snakemake.utils import min_version
 
@@ -8,14 +8,11 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-include: "rules/common.smk"
-include: "rules/pretrained.smk"
-include: "rules/validate.smk"
-include: "rules/shard.smk"
-include: "rules/train.smk"
-include: "rules/convert.smk"
-include: "rules/evaluate.smk"
-include: "rules/report.smk"
+PARTS = "common pretrained validate shard encode train convert evaluate report"
+
+for part in PARTS.split():
+
+    include: f"rules/{part}.smk"
 
 
 rule all:
@@ -35,6 +32,11 @@ rule shard:
     input:
         all_tars,
         all_indexes(),
+
+
+rule encode:
+    input:
+        all_encodings,
 
 
 rule train:

@@ -19,6 +19,7 @@ os.environ.update(
 )
 
 from omnitune.config import ConfigError, Project, evaluation_folders
+from omnitune.data.groups import SETTINGS, group_path, grouped
 from omnitune.data.mixture import read_mixture, relevant_files
 from omnitune.storage import is_url, version_of
 
@@ -39,6 +40,7 @@ wildcard_constraints:
     dataset=r"[^/]+",
     source=r"[A-Za-z0-9_]+",
     shard=r"\d{5}",
+    group=r"\d+",
     model=r"[^/]+",
     experiment=r"[^/]+",
     step=r"\d+",
@@ -61,9 +63,13 @@ def all_tars(wildcards):
     """Targets of their own: Snakemake does not miss the lost input of a job that need not run."""
     extension = "parquet" if PROJECT.shards_url else "tar"
     return [
-        path
-        for dataset in PROJECT.datasets
-        for path in shards_of(dataset, extension)
+        path for dataset in PROJECT.datasets for path in shards_of(dataset, extension)
+    ]
+
+
+def all_encodings(wildcards):
+    return [
+        path for experiment in PROJECT.experiments for path in encodings_of(experiment)
     ]
 
 
@@ -281,6 +287,67 @@ def experiment_index(wildcards):
 
 def experiment_shards(wildcards):
     return shards_of(experiment_options(wildcards).data.dataset, "parquet")
+
+
+def group_manifests(wildcards):
+    per_group = PROJECT.dataset(wildcards.dataset).shards_per_encoding
+    groups = grouped(map(Path, manifests_of(wildcards.dataset)), per_group)
+    manifests = groups.get((wildcards.source, int(wildcards.group)), [])
+    return [str(path) for path in manifests]
+
+
+def group_shards(wildcards):
+    return [
+        f"prepared/{wildcards.dataset}/shards/{Path(manifest).stem}.parquet"
+        for manifest in group_manifests(wildcards)
+    ]
+
+
+def encoding_folder(experiment):
+    dataset = PROJECT.experiments[experiment].data.dataset
+    return Path("prepared") / dataset / "encoded" / PROJECT.starts[experiment].model
+
+
+def encodings_of(experiment):
+    data = PROJECT.experiments[experiment].data
+    if not data.encode:
+        return []
+    manifests = map(Path, manifests_of(data.dataset))
+    return [
+        str(group_path(encoding_folder(experiment), source, group))
+        for source, group in grouped(manifests, data.shards_per_encoding)
+    ]
+
+
+def experiment_encoding(wildcards):
+    """What the encoding depends on, as a file; nothing where training encodes by itself."""
+    if not experiment_options(wildcards).data.encode:
+        return []
+    return str(encoding_folder(wildcards.experiment) / "settings.json")
+
+
+def experiment_encodings(wildcards):
+    return encodings_of(wildcards.experiment)
+
+
+def encoded_folder(wildcards):
+    return str(encoding_folder(wildcards.experiment))
+
+
+def encoding_options(wildcards):
+    """Options file of an experiment that trains on this encoding; all of them agree in what it depends on."""
+    for name, options in PROJECT.experiments.items():
+        same_data = options.data.dataset == wildcards.dataset
+        if same_data and PROJECT.starts[name].model == wildcards.model:
+            return str(PROJECT.options_files[name])
+    raise WorkflowError(
+        f"prepared/{wildcards.dataset}/encoded/{wildcards.model}: no experiment trains on this data from this model."
+    )
+
+
+def encoding_settings(wildcards):
+    data = PROJECT.dataset(wildcards.dataset)
+    return data.model_dump(include={*SETTINGS, "shards_per_encoding"})
 
 
 def experiment_mixture(wildcards):

@@ -8,6 +8,8 @@ rule train_experiment:
         mixture=experiment_mixture,
         index=experiment_index,
         shards=ancient(experiment_shards),
+        encoding=experiment_encoding,
+        encoded=ancient(experiment_encodings),
         base=base_model,
         start=starting_conversion,
     output:
@@ -31,6 +33,7 @@ rule train_experiment:
     params:
         weights_depend_on=training_keys,
         base=base_folder,
+        encoded=encoded_folder,
         transformer=starting_transformer,
         format_version=1,
     script:

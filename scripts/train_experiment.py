@@ -12,6 +12,7 @@ with job(snakemake.log[0]):
         base=Path(snakemake.params.base),
         transformer=Path(snakemake.params.transformer),
         index=Path(snakemake.input.index),
+        encoded=Path(snakemake.params.encoded),
         output=Path(snakemake.output.manifest).parent,
     )
     launch_job(

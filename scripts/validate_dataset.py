@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.data.merge import merge_validation
+from omnitune.data.merge import ShardCut, merge_validation
 
 with job(snakemake.log[0]):
     merge_validation(
         [Path(path).parent for path in snakemake.input.sources],
         Path(snakemake.output.samples).parent,
         max_reject_fraction=snakemake.params.max_reject_fraction,
-        samples_per_shard=snakemake.params.samples_per_shard,
+        cut=ShardCut(**snakemake.params.cut),
     )

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.data.validate import validate_source
+from omnitune.data.validate import Checks, validate_source
 
 with job(snakemake.log[0]):
     validate_source(
         snakemake.wildcards.source,
-        [Path(path) for path in snakemake.input.samples],
+        snakemake.params.files,
         Path(snakemake.output.samples).parent,
+        Checks(**snakemake.params.checks, tokenizer=snakemake.params.tokenizer),
         workers=snakemake.threads,
     )

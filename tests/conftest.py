@@ -1,6 +1,7 @@
-"""Projects to run in: fresh copies, and copies of one finished run."""
+"""Projects to run in, fresh copies and copies of one finished run; and an S3 service."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,24 @@ def finished(new_workplace: Callable[[str], Workplace]) -> Workplace:
 def workplace(finished: Workplace, tmp_path: Path) -> Workplace:
     """A copy of the finished run."""
     return finished.copy_to(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URL of an empty bucket of an S3-compatible service, which runs for the session; credentials in the environment."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        fsspec.filesystem("s3").mkdir("omnitune-tests")
+        yield "s3://omnitune-tests"
+    server.stop()

@@ -4,15 +4,19 @@ import json
 import pickle
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from omnitune.config import ConfigError
+from omnitune.data.images import ImageLimits
 from omnitune.data.loader import Sample, ShardIndex, TrainingBatches, training_loader
 from omnitune.data.plan import MixturePlan
-from omnitune.data.shard import ImageLimits, shard_dataset
+from omnitune.data.shard import shard_dataset
 from omnitune.data.validate import validate_mixture
 
 pytestmark = pytest.mark.unit
@@ -71,7 +75,7 @@ def test_samples_are_what_the_images_hold(shards: Path) -> None:
         assert not sample.drop_prompt
 
 
-@pytest.mark.parametrize(("world_size", "accumulation", "batch_size"), [(1, 1, 8), (2, 1, 4), (2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize(("world_size", "accumulation", "batch_size"), [(1, 1, 8), (2, 1, 4), (2, 2, 2), (8, 1, 1)])
 def test_processes_share_a_step_however_it_is_cut(
     shards: Path, world_size: int, accumulation: int, batch_size: int
 ) -> None:
@@ -82,15 +86,30 @@ def test_processes_share_a_step_however_it_is_cut(
         data = batches(shards, rank=rank, world_size=world_size, **cut)
         loader = training_loader(data, 0, 3)
         assert len(loader) == 3 * accumulation
-        own = run(loader)
-        assert {slot for _, slot, *_ in own} == set(range(rank * 8 // world_size, (rank + 1) * 8 // world_size))
-        parts += own
+        own = [[identity(sample) for sample in microbatch] for microbatch in loader]
+        assert [len(microbatch) for microbatch in own] == [batch_size] * 3 * accumulation
+        parts += [sample for microbatch in own for sample in microbatch]
     assert sorted(parts) == whole
 
 
-def test_a_resumed_loader_goes_on_where_the_first_was(shards: Path) -> None:
-    whole = run(training_loader(batches(shards), 0, 6))
-    assert run(training_loader(batches(shards), 4, 6)) == whole[4 * 8 :]
+def test_processes_get_like_numbers_of_tokens(shards: Path) -> None:
+    cut = {"batch_size": 4, "world_size": 2}
+    data = [batches(shards, rank=rank, **cut) for rank in range(2)]
+    waited = computed = 0
+    for step in range(10):
+        rows = [[row for _, _, row in part.slots(step, 0)] for part in data]
+        sums = [sum(row.output_tokens + row.input_tokens + (row.text_tokens or 0) for row in part) for part in rows]
+        assert min(sums) > 0
+        waited, computed = waited + abs(sums[0] - sums[1]), computed + sum(sums)
+    assert data[0].waste(0, 10) == pytest.approx(waited / (waited + computed))
+    assert data[0].waste(0, 10) < 0.05
+
+
+@pytest.mark.parametrize("first", range(6))
+def test_a_resumed_loader_goes_on_where_the_first_was(shards: Path, first: int) -> None:
+    cut = {"batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 2, "rank": 1}
+    whole = run(training_loader(batches(shards, **cut), 0, 6))
+    assert run(training_loader(batches(shards, **cut), first, 6)) == whole[first * 4 :]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -113,12 +132,63 @@ def test_references_are_dropped_only_with_their_prompt(shards: Path) -> None:
     assert all((sample.instruction == "") == sample.drop_prompt for sample in samples)
 
 
-def test_an_index_survives_pickling_and_more_tars_than_may_be_open(shards: Path, monkeypatch) -> None:
-    monkeypatch.setattr("omnitune.data.loader.OPEN_TARS", 1)
+def test_a_loader_survives_pickling(shards: Path) -> None:
     data = batches(shards)
     assert [identity(sample) for sample in pickle.loads(pickle.dumps(data))[0, 0]] == [identity(s) for s in data[0, 0]]
-    assert len(data.index._files) == 1
     assert (len(data.index), data.index.sources) == (20, SOURCES)
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 7, 1000])
+def test_a_mapped_index_holds_what_the_parquet_file_holds(shards: Path, tmp_path: Path, rows_per_batch: int) -> None:
+    table = pq.read_table(shards / "index.parquet")
+    pq.write_table(table, tmp_path / "index.parquet")
+    read = ShardIndex.load(tmp_path / "index.parquet")
+    with pa.OSFile(str(tmp_path / "index.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_per_batch)
+    mapped = ShardIndex.load(tmp_path / "index.parquet")
+    assert mapped.sizes(SOURCES) == read.sizes(SOURCES) == [10, 10]
+    for source in SOURCES:
+        assert [mapped.row(source, k) for k in range(10)] == [read.row(source, k) for k in range(10)]
+        assert [mapped.tokens(source, k) for k in range(10)] == [read.tokens(source, k) for k in range(10)]
+        keys = [key for part in mapped.parts(source) for key in part.column("key").to_pylist()]
+        assert keys == [read.row(source, k).key for k in range(10)]
+    with pytest.raises(IndexError):
+        mapped.row("t2i", 10)
+
+
+def test_indexes_that_do_not_fit_are_named(shards: Path, tmp_path: Path) -> None:
+    table = pq.read_table(shards / "index.parquet")
+    pq.write_table(table.slice(0, 19), tmp_path / "index.parquet")
+    with pa.OSFile(str(tmp_path / "index.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ConfigError, match=r"index\.arrow beside it has 20 rows, and it 19: one of the two is older"):
+        ShardIndex.load(tmp_path / "index.parquet")
+    pq.write_table(table.drop_columns(["sha256"]), tmp_path / "old.parquet")
+    with pytest.raises(ConfigError, match=r"old\.parquet: cannot be read as an index \(it has no column sha256\)"):
+        ShardIndex.load(tmp_path / "old.parquet")
+    mixed = pa.concat_tables([table.slice(15), table.slice(0, 15)])
+    pq.write_table(mixed, tmp_path / "mixed.parquet")
+    with pytest.raises(ConfigError, match="rows of 't2i' do not follow one another"):
+        ShardIndex.load(tmp_path / "mixed.parquet")
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_shards_at_a_url_give_the_same_samples(shards: Path, s3: str, tmp_path: Path, context: str) -> None:
+    place, names = f"{s3}/loader-{context}", [path.name for path in shards.glob("*.tar")]
+    for name in ("index.parquet", *names):
+        with fsspec.open(f"{place}/{name}", "wb") as file:
+            file.write((shards / name).read_bytes())
+    index = ShardIndex.load(f"{place}/index.parquet", tmp_path, 100_000_000)
+    index.check_tars()
+    options = {"seed": 3, "global_batch_size": 8, "batch_size": 8}
+    remote = TrainingBatches(index, MixturePlan([10, 10], [0.5, 0.5], 3), SOURCES, **options)
+    local = run(training_loader(batches(shards, prompt_dropout_prob=0, ref_img_dropout_prob=0), 0, 3))
+    loader = training_loader(remote, 0, 3, num_workers=2)
+    loader.multiprocessing_context = context
+    assert run(loader) == local
+    for name in names:  # whatever was read once lies in the cache, whichever process has read it
+        fsspec.open(f"{place}/{name}").fs.rm(f"{place}/{name}")
+    assert run(training_loader(remote, 0, 3)) == local
 
 
 @pytest.fixture
@@ -134,30 +204,52 @@ def test_changed_tars_are_named(copied: Path) -> None:
     row = index.row("edit", 0)
     tar = copied / row.tar
     whole = tar.read_bytes()
+    assert [len(data) for data in index.read_images(row)] == row.image_sizes
 
-    tar.write_bytes(whole[: row.image_offsets[0] + 5])
-    with pytest.raises(
-        ValueError, match=r"edit-00000\.tar: has .* snakemake --cores 2 --forcerun shard_dataset index_dataset"
-    ):
+    with tar.open("rb+") as file:  # in place: the index holds it open
+        file.truncate(row.image_offsets[0] + 5)
+    with pytest.raises(ValueError, match=r"edit-00000\.tar: has .* --forcerun shard_dataset index_dataset"):
         index.check_tars()
     with pytest.raises(
-        ValueError, match=rf"edit-00000\.tar: ends early: sample {row.key}.*byte {row.image_offsets[0]}"
+        ValueError, match=rf"edit-00000\.tar: ends early: sample {row.key} at byte {row.json_offset} needs"
     ):
         index.read_images(row)
 
-    changed = bytearray(whole)
-    changed[row.image_offsets[0] + 30] ^= 1
-    tar.write_bytes(bytes(changed))
-    index.check_tars()
-    with pytest.raises(ValueError, match=rf"edit-00000\.tar: sample {row.key} .* is not what was indexed"):
-        index.read_images(row)
+    for place in (row.json_offset + 3, row.image_offsets[0] + 30, row.image_offsets[-1] + 30):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        tar.write_bytes(bytes(changed))
+        index.check_tars()
+        with pytest.raises(
+            ValueError, match=rf"edit-00000\.tar: sample {row.key} at byte {row.json_offset} is not what was indexed"
+        ):
+            index.read_images(row)
 
     index.close()
     tar.unlink()
     with pytest.raises(ValueError, match=r"edit-00000\.tar: is missing"):
         index.check_tars()
-    with pytest.raises(ValueError, match=r"edit-00000\.tar: cannot be opened"):
+    with pytest.raises(ValueError, match=rf"edit-00000\.tar: sample {row.key} at byte .* cannot be read"):
         index.read_images(row)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_tar_that_changes_under_a_training_stops_it_by_name(copied: Path, num_workers: int, cut: bool) -> None:
+    loader = iter(training_loader(batches(copied), 0, 200, num_workers))
+    next(loader)
+    for tar in copied.glob("*.tar"):
+        size = tar.stat().st_size
+        with tar.open("rb+") as file:
+            if cut:
+                file.truncate(1000)
+            else:
+                file.write(bytes(size))
+    expected = "ends early" if cut else "is not what was indexed"
+    with pytest.raises(ValueError, match=rf"^{copied}/(edit|t2i)-0000\d\.tar: .*sample .* at byte \d+ .*") as error:
+        list(loader)
+    assert expected in str(error.value)
+    assert "Traceback" not in str(error.value)
 
 
 def test_bytes_that_do_not_decode_are_named(shards: Path) -> None:

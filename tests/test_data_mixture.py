@@ -1,9 +1,12 @@
 """Mixture files: nesting, ratios, names, and errors that name what to change."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from omnitune.config import ConfigError
 from omnitune.data.mixture import Source, read_mixture, relevant_files
@@ -121,3 +124,89 @@ def test_an_empty_mixture_and_a_wrong_file_are_errors(tmp_path: Path) -> None:
         read_mixture(write_mixture(tmp_path / "mix.yml"))
     with pytest.raises(ConfigError, match=r"a mixture is a \.yml file"):
         read_mixture(tmp_path / "a.jsonl")
+
+
+def test_a_pattern_is_one_source_of_its_matches_in_order(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b/part-2.jsonl", "a/part-10.jsonl", "a/part-1.jsonl", "a/rest.jsonl", "a/part-3.json", "a/[x].jsonl"):
+        touch(tmp_path / name)
+    entries = [{"path": name} for name in ("**/part-*.jsonl", "a/*", "a/part-[0-9].jsonl", "a/[x].jsonl")]
+    sources = read_mixture(write_mixture(tmp_path / "mix.yml", *entries))
+    files = [[str(file) for file in source.files] for source in sources]
+    assert files == [
+        ["a/part-1.jsonl", "a/part-10.jsonl", "b/part-2.jsonl"],
+        ["a/[x].jsonl", "a/part-1.jsonl", "a/part-10.jsonl", "a/rest.jsonl"],
+        ["a/part-1.jsonl"],
+        ["a/[x].jsonl"],
+    ]
+    assert [source.name for source in sources] == ["part", "a", "part_0_9", "x"]
+
+
+def test_a_pattern_is_also_looked_for_beside_the_mixture(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = touch(tmp_path / "sub" / "train_1.jsonl")
+    write_mixture(tmp_path / "sub" / "mix.yml", {"path": "train_*.jsonl"})
+    (source,) = read_mixture(tmp_path / "sub" / "mix.yml")
+    assert (source.name, source.files) == ("train", (file,))
+    touch(tmp_path / "sub" / "train_0.jsonl")  # which changes no name
+    assert read_mixture(tmp_path / "sub" / "mix.yml")[0].name == "train"
+    with pytest.raises(ConfigError, match=r"no \.jsonl file matches; tried .*/elsewhere/val_\*.* and .*/sub/val_\*"):
+        read_mixture(write_mixture(tmp_path / "sub" / "mix.yml", {"path": "val_*.jsonl"}))
+
+
+def test_samples_at_urls_keep_their_address(tmp_path: Path) -> None:
+    urls = ["s3://bucket/a/x.jsonl", "s3://bucket/b/x.jsonl", "https://host/y.jsonl?token=1"]
+    sources = read_mixture(write_mixture(tmp_path / "mix.yml", *({"path": url} for url in [*urls, urls[0]])))
+    assert [source.files for source in sources] == [(url,) for url in urls]
+    assert ratios(sources) == pytest.approx({"a_x": 1 / 2, "b_x": 1 / 4, "y": 1 / 4})
+    assert sources[0].places(urls[0]) == [urls[0]]
+    for wrong in ("s3://bucket/folder", "s3://bucket/mix.yml", "s3://bucket/*"):
+        with pytest.raises(ConfigError, match=r"a URL names one \.jsonl file"):
+            read_mixture(write_mixture(tmp_path / "mix.yml", {"path": wrong}))
+
+
+# A mixture as a nested list of (ratio, leaf number or mixture).
+RATIOS = st.one_of(st.just(0), st.integers(1, 100), st.floats(1e-3, 1e3))
+TREES = st.recursive(
+    st.integers(0, 5),
+    lambda inner: st.lists(st.tuples(RATIOS, inner), min_size=1, max_size=4).filter(
+        lambda tree: any(r for r, _ in tree)
+    ),
+    max_leaves=12,
+).filter(lambda tree: isinstance(tree, list))
+
+
+def write_tree(folder: Path, tree: list, number: list[int]) -> Path:
+    """Writes a mixture and those below it; `number` counts the files."""
+    number[0] += 1
+    path = folder / f"mix{number[0]}.yml"
+    entries = []
+    for ratio, inner in tree:
+        below = folder / f"leaf{inner}.jsonl" if isinstance(inner, int) else write_tree(folder, inner, number)
+        entries.append({"path": str(below), "ratio": ratio})
+    return write_mixture(path, *entries)
+
+
+def shares(tree: list, share: float = 1.0) -> dict[str, float]:
+    """The same as `read_mixture`, for trees: leaves in the order in which they are first named."""
+    found: dict[str, float] = {}
+    total = sum(ratio for ratio, _ in tree)
+    for ratio, inner in tree:
+        part = share * ratio / total
+        leaves = {f"leaf{inner}": part} if isinstance(inner, int) else shares(inner, part)
+        for name, value in leaves.items() if ratio else ():
+            found[name] = found.get(name, 0.0) + value
+    return found
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(TREES)
+def test_ratios_of_any_nesting(tree: list) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sources = read_mixture(write_tree(Path(folder), tree, [0]))
+    expected = shares(tree)
+    assert [source.name for source in sources] == list(expected)
+    assert ratios(sources) == pytest.approx(expected, rel=1e-9)
+    assert sum(source.ratio for source in sources) == pytest.approx(1, abs=1e-9)
+    assert all(source.ratio > 0 for source in sources)

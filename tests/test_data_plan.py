@@ -1,6 +1,7 @@
 """The plan: exact ratios, no row before all others of its pass, and a pure function of the step."""
 
 import math
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -74,30 +75,75 @@ def test_periods_are_full_and_leave_no_source_out(ratios: list[float]) -> None:
     assert counts.sum() <= PERIOD
 
 
-def test_each_row_is_seen_once_per_pass() -> None:
-    sizes = [7, 20, 1]
-    plan = MixturePlan(sizes, [0.5, 0.3, 0.2], 5)
-    rows: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    for step in range(400):
-        samples = plan.batch(step, 1)
-        for source, row in samples:
-            rows[source].append(row)
-    for source, size in enumerate(sizes):
-        passes = [rows[source][k : k + size] for k in range(0, len(rows[source]) - size + 1, size)]
-        assert len(passes) > 5
-        assert all(sorted(one) == list(range(size)) for one in passes)
-    first, second = rows[1][:20], rows[1][20:40]
-    assert first != second
+@given(ratio_lists, st.integers(0, 10_000), st.integers(2, 300))
+@settings(deadline=None, max_examples=15)
+def test_a_window_of_100_batches_is_within_a_hundredth_of_every_ratio(
+    ratios: list[float], first: int, size: int
+) -> None:
+    plan = MixturePlan([1_000_003] * len(ratios), ratios, 0)
+    shares = np.asarray(plan.counts(first, first + 100, size)) / (100 * size)
+    asked = np.asarray(ratios) / math.fsum(ratios)
+    assert np.abs(shares - asked).max() < 0.01
+    large = asked * 100 * size >= 1000  # of which a sample more or less is no hundredth
+    assert (np.abs(shares / asked - 1)[large & (asked > 0.02)] < 0.01).all()
 
 
-def test_steps_are_pure_and_differ_by_seed() -> None:
-    settings_ = ([40, 30, 9], [0.2, 0.5, 0.3])
-    forward = MixturePlan(*settings_, 1)
-    batches = [forward.batch(step, 16) for step in range(60)]
-    fresh = MixturePlan(*settings_, 1)
-    for step in (59, 3, 31, 0, 31):
-        assert fresh.batch(step, 16) == batches[step]
-    assert MixturePlan(*settings_, 2).batch(0, 16) != batches[0]
+sources = st.lists(st.tuples(st.integers(1, 40), st.floats(0.02, 1)), min_size=1, max_size=5)
+
+
+@given(sources, st.integers(1, 32), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=30)
+def test_each_row_is_seen_once_per_pass(sources: list[tuple[int, float]], size: int, seed: int) -> None:
+    plan = MixturePlan(*zip(*sources, strict=True), seed)
+    rows: list[list[int]] = [[] for _ in sources]
+    # The order within a step is random, so that passes are told apart where each step has one sample.
+    for source, row in drawn(plan, 0, 400, 1):
+        rows[source].append(row)
+    for (length, _), seen in zip(sources, rows, strict=True):
+        for k in range(0, len(seen), length):
+            one = seen[k : k + length]
+            assert len(set(one)) == len(one)  # the last pass may not be over
+            assert len(one) < length or sorted(one) == list(range(length))
+    # And however the steps are cut, the same rows are drawn.
+    steps = 400 // size
+    assert Counter(drawn(plan, 0, steps, size)) == Counter(drawn(plan, 0, steps * size, 1))
+
+
+def test_each_pass_has_an_order_of_its_own() -> None:
+    plan = MixturePlan([20, 7], [0.5, 0.5], 5)
+    rows = [row for source, row in drawn(plan, 0, 400, 1) if source == 0]
+    passes = [tuple(rows[k : k + 20]) for k in range(0, 200, 20)]
+    assert len(set(passes)) == 10
+    assert plan.passes(0, 47) == (2, pytest.approx(rows[40:47]))
+
+
+@given(sources, st.integers(1, 64), st.integers(0, 10**6), st.data())
+@settings(deadline=None, max_examples=30)
+def test_a_step_depends_on_seed_mixture_and_number_alone(
+    sources: list[tuple[int, float]], size: int, seed: int, data: st.DataObject
+) -> None:
+    sizes, ratios = zip(*sources, strict=True)
+    whole = MixturePlan(sizes, ratios, seed)
+    batches = [whole.batch(step, size) for step in range(30)]
+    resumed = pickle.loads(pickle.dumps(MixturePlan(sizes, ratios, seed)))
+    for step in data.draw(st.lists(st.integers(0, 29), max_size=10)):
+        assert resumed.batch(step, size) == batches[step]
+
+
+def test_seeds_differ() -> None:
+    one, two = (MixturePlan([40, 30, 9], [0.2, 0.5, 0.3], seed) for seed in (1, 2))
+    assert one.batch(0, 16) != two.batch(0, 16)
+
+
+@given(ratio_lists, st.integers(1, 400), st.integers(1, 40), st.integers(1, 120))
+@settings(deadline=None, max_examples=25)
+def test_the_worst_window_is_the_worst_of_all(ratios: list[float], last: int, size: int, window: int) -> None:
+    plan = MixturePlan([5] * len(ratios), ratios, 0)
+    length = min(window, last)
+    counts = np.asarray([plan.counts(first, first + length, size) for first in range(last - length + 1)])
+    shares = counts / (length * size)
+    worst = plan.worst_shares(last, size, window)
+    assert np.abs(np.asarray(worst) - plan.ratios) == pytest.approx(np.abs(shares - plan.ratios).max(axis=0), abs=1e-12)
 
 
 @given(ratio_lists, st.integers(0, 50), st.integers(0, 30), st.integers(1, 64))

@@ -1,27 +1,29 @@
-"""Images, shards and the index: what is kept, what is changed, and that bytes depend on manifest and limits alone."""
+"""Shards and the index: what lies where, at a path or a URL, and that bytes depend on manifest and limits alone."""
 
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image, ImageCms
+from PIL import Image
 
+from omnitune import storage
 from omnitune.config import ConfigError
-from omnitune.data.images import prepare_image, target_size
-from omnitune.data.shard import ImageLimits, read_tar, shard_dataset, write_index, write_shard
+from omnitune.data import shard
+from omnitune.data.shard import ImageLimits, shard_dataset, write_index, write_shard
 from omnitune.data.validate import validate_mixture
 
 pytestmark = pytest.mark.unit
 
-FIGURES = Path(__file__).parent / "data" / "reference" / "figures.json"
 LIMITS = ImageLimits(64 * 64, [48 * 48, 32 * 32], 80)
-ORIENTATION = 0x0112
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -39,88 +41,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
-
-
-def test_sizes_are_the_published_ones() -> None:
-    for width, height, pixels, side, new_width, new_height in json.loads(FIGURES.read_text())["resize"]:
-        assert target_size(width, height, pixels, side) == (new_width, new_height)
-
-
-@pytest.mark.parametrize(
-    ("data", "extension"),
-    [
-        (encoded(picture(64, 48), "JPEG", quality=70), "jpg"),
-        (encoded(picture(64, 48), "PNG"), "png"),
-        (encoded(picture(64, 48), "WEBP"), "webp"),
-        (encoded(picture(64, 48, "L"), "JPEG"), "jpg"),
-        (encoded(picture(64, 48, "P"), "PNG"), "png"),
-        (
-            encoded(
-                picture(64, 48), "PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-            ),
-            "png",
-        ),
-    ],
-)
-def test_images_that_need_no_change_keep_their_bytes(data: bytes, extension: str) -> None:
-    assert prepare_image(data, 64 * 64, 64) == (data, extension, 64, 48, True)
-
-
-def foreign_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded(picture(64, 48), "BMP"),
-        encoded(picture(64, 48), "GIF"),
-        encoded(picture(64, 48, "RGBA"), "PNG"),
-        encoded(picture(64, 48, "CMYK"), "JPEG"),
-        encoded(picture(64, 50), "PNG"),
-        encoded(picture(80, 60), "JPEG"),
-        encoded(picture(64, 48), "PNG", icc_profile=foreign_profile()),
-        encoded(picture(64, 48), "PNG", icc_profile=b"damaged"),
-    ],
-)
-def test_other_images_become_jpeg_without_chroma_subsampling(data: bytes) -> None:
-    result = prepare_image(data, 64 * 64, 64)
-    image = opened(result.data)
-    assert (result.extension, result.kept, image.format, image.mode) == ("jpg", False, "JPEG", "RGB")
-    assert image.size == (result.width, result.height) == (64, 48)
-    assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
-    assert not image.info.get("icc_profile")
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_is_applied_before_the_limits(kind: str) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    turned = picture(128, 96).transpose(Image.Transpose.ROTATE_90)
-    result = prepare_image(encoded(turned, kind, exif=exif), 64 * 64, 64)
-    assert (result.width, result.height, result.kept) == (64, 48, False)
-    assert ORIENTATION not in opened(result.data).getexif()
-    difference = np.asarray(opened(result.data), int) - np.asarray(picture(128, 96).resize((64, 48)), int)
-    assert np.abs(difference).mean() < 6
-
-
-def test_transparency_is_laid_over_white() -> None:
-    image = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (0, 0, 16, 32))
-    pixels = np.asarray(opened(prepare_image(encoded(image), 64 * 64, 64).data), int)
-    assert pixels[:, :12].min() > 245
-    assert np.abs(pixels[:, 20:] - [255, 0, 0]).max() < 10
-
-
-def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
-    image = Image.fromarray(np.full((32, 32), 128 * 257, np.uint16))
-    pixels = np.asarray(opened(prepare_image(encoded(image), 64 * 64, 64).data), int)
-    assert np.abs(pixels - 128).max() <= 1
-
-
-def test_a_size_that_leaves_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="each side needs at least 16"):
-        prepare_image(encoded(picture(400, 20)), 64 * 64, 64)
 
 
 def test_limits_of_inputs_depend_on_their_number() -> None:
@@ -142,7 +62,8 @@ def write_samples(folder: Path, count: int) -> None:
     for k in range(count):
         (folder / f"{k}.png").write_bytes(encoded(picture(64, 64, seed=k)))
         (folder / f"{k}.jpg").write_bytes(encoded(picture(100, 60, seed=k), "JPEG"))
-        inputs = [[], [f"{k}.jpg"], [f"{k}.jpg", f"{k}.png"]][k % 3]
+        (folder / f"{k}.webp").write_bytes(encoded(picture(300, 80, "RGBA", seed=k), "WEBP"))
+        inputs = [[], [f"{k}.jpg"], [f"{k}.jpg", f"{k}.png"], [f"{k}.webp"]][k % 4]
         task = "ic" if inputs else "t2i"
         row = {
             "task_type": task,
@@ -164,13 +85,16 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_two_runs_give_the_same_bytes(validated: Path, tmp_path: Path) -> None:
+def test_two_runs_give_the_same_bytes_whatever_the_workers(validated: Path, tmp_path: Path) -> None:
     shard_dataset(validated, tmp_path / "one", LIMITS, workers=1, progress=False)
-    shard_dataset(validated, tmp_path / "two", LIMITS, workers=2, progress=False)
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    for name, workers in [("two", "2"), ("three", "1")]:
+        command = [sys.executable, "-m", "omnitune.cli", "shard", "--validated", str(validated), "--workers", workers]
+        command += ["--output", str(tmp_path / name), "--max-output-pixels", "4096", "--max-side-length", "80"]
+        subprocess.run([*command, "--max-input-pixels", "2304,1024"], check=True, capture_output=True)
+        assert hashes(tmp_path / name) == hashes(tmp_path / "one")
     shards = [f"a-0000{k}.{kind}" for k in range(3) for kind in ("parquet", "tar")]
-    assert list(hashes(tmp_path / "one")) == [*shards, "index.parquet"]
-    assert str(tmp_path).encode() not in (tmp_path / "one" / "index.parquet").read_bytes()
+    assert list(hashes(tmp_path / "one")) == [*shards, "index.arrow", "index.parquet"]
+    assert str(tmp_path).encode() not in (tmp_path / "one" / "index.arrow").read_bytes()
 
 
 def test_appended_rows_leave_earlier_shards_alone(validated: Path, tmp_path: Path) -> None:
@@ -180,12 +104,13 @@ def test_appended_rows_leave_earlier_shards_alone(validated: Path, tmp_path: Pat
     shard_dataset(validate(tmp_path), tmp_path / "out", LIMITS, progress=False)
     after = hashes(tmp_path / "out")
     changed = [name for name in before if before[name] != after[name]]
-    assert changed == ["a-00002.parquet", "a-00002.tar", "index.parquet"]
+    assert changed == ["a-00002.parquet", "a-00002.tar", "index.arrow", "index.parquet"]
 
 
 def test_webdataset_alone_reads_the_shards(validated: Path, tmp_path: Path) -> None:
-    tars = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
-    reader = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False, empty_check=False).decode("pil")
+    parts = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    tars = [str(part.with_suffix(".tar")) for part in parts]
+    reader = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil")
     samples = list(reader)
     assert [sample["__key__"] for sample in samples] == [f"a_{k:08d}" for k in range(1, 13)]
     assert set(samples[2]) >= {"json", "input_0.jpg", "input_1.jpg", "output.png"}
@@ -239,20 +164,117 @@ def test_images_changed_since_validation_are_errors(validated: Path, tmp_path: P
 
 
 def test_the_index_is_ordered_whatever_the_order_of_its_parts(validated: Path, tmp_path: Path) -> None:
-    tars = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
-    parts = [tar.with_suffix(".parquet") for tar in reversed(tars)]
-    assert write_index(parts, tmp_path / "index.parquet") == 12
-    assert (tmp_path / "index.parquet").read_bytes() == (tmp_path / "out" / "index.parquet").read_bytes()
+    parts = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    assert write_index(parts[::-1], tmp_path / "index.parquet") == 12
+    for name in ("index.parquet", "index.arrow"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
-def test_damaged_tars_are_errors(validated: Path, tmp_path: Path) -> None:
-    tars = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
-    whole = tars[1].read_bytes()
-    for length in (len(whole) // 2, len(whole) // 2 // 512 * 512, 100):
-        tars[1].write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"a-00001\.tar: is no readable shard.*Delete it"):
-            read_tar(tars[1])
+def test_the_mapped_index_has_the_same_rows_in_batches(
+    validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    monkeypatch.setattr(shard, "ROWS_PER_BATCH", 7)
+    write_index(parts, tmp_path / "index.parquet")
+    with pa.memory_map(str(tmp_path / "index.arrow")) as mapped, pa.ipc.open_file(mapped) as reader:
+        assert [reader.get_batch(k).num_rows for k in range(reader.num_record_batches)] == [7, 5]
+        table = reader.read_all()
+        assert table.equals(pq.read_table(tmp_path / "index.parquet"))
+        assert table["key"].to_pylist() == [f"a_{k:08d}" for k in range(1, 13)]
+
+
+def test_text_tokens_of_the_validation_reach_tar_and_index(validated: Path, tmp_path: Path) -> None:
+    manifest, index = validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.parquet"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[1]["text_tokens"] = 17
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_shard(manifest, tmp_path / "a-00000.tar", index, LIMITS)
+    found = pq.read_table(index).to_pylist()[1]
+    assert found["text_tokens"] == 17
+    with (tmp_path / "a-00000.tar").open("rb") as tar:
+        tar.seek(found["json_offset"])
+        assert json.loads(tar.read(found["json_size"]))["text_tokens"] == 17
+
+
+def test_without_a_hash_the_size_alone_tells_a_changed_image(validated: Path, tmp_path: Path) -> None:
+    manifest, tar = validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["sha256"] = [None] * len(row["sha256"])
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert write_shard(manifest, tar, tar.with_suffix(".parquet"), LIMITS) == 5
+    original = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(original[:-1])
+    with pytest.raises(ValueError, match=r"a_00000002: .*1\.jpg has .* bytes, but .* Validate again"):
+        write_shard(manifest, tar, tar.with_suffix(".parquet"), LIMITS)
+    (tmp_path / "1.jpg").write_bytes(original[:200] + bytes(len(original) - 200))
+    with pytest.raises(ValueError, match=r"a_00000002: .*1\.jpg cannot be .*validation_depth: full"):
+        write_shard(manifest, tar, tar.with_suffix(".parquet"), LIMITS)
+
+
+def test_limits_that_leave_nothing_name_the_image(validated: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "a-00000.tar"
+    with pytest.raises(ValueError, match=r"a_00000004: .*3\.webp: .*needs at least 16.*raise the limits in `data`"):
+        write_shard(
+            validated / "shards" / "a-00000.jsonl", tar, tar.with_suffix(".parquet"), ImageLimits(4096, 600, 80)
+        )
+
+
+def test_images_and_tars_at_urls(s3: str, tmp_path: Path) -> None:
+    write_samples(tmp_path, 12)
+    for path in tmp_path.glob("[0-9]*"):
+        with storage.atomic_file(f"{s3}/images/{path.name}") as temporary:
+            temporary.write_bytes(path.read_bytes())
+        path.unlink()
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["input_images"] = [f"{s3}/images/{name}" for name in row["input_images"]]
+        row["output_image"] = f"{s3}/images/{row['output_image']}"
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    shard_dataset(validate(tmp_path), tmp_path / "out", LIMITS, progress=False, tars=f"{s3}/tars")
+    assert not list((tmp_path / "out").glob("*.tar"))
+    for row in pq.read_table(tmp_path / "out" / "index.parquet").to_pylist():
+        assert row["tar"] == f"{s3}/tars/a-{row['shard']:05d}.tar"
+        assert storage.size_of(row["tar"]) == row["tar_bytes"]
+        members = [(row["json_offset"], row["json_size"]), *zip(row["image_offsets"], row["image_sizes"], strict=True)]
+        contents = [storage.read_range(row["tar"], offset, size) for offset, size in members]
+        assert hashlib.sha256(b"".join(contents)).hexdigest() == row["sha256"]
+        assert json.loads(contents[0])["key"] == row["key"]
+
+
+def test_tars_at_urls_have_the_bytes_of_local_ones(s3: str, validated: Path, tmp_path: Path) -> None:
+    shard_dataset(validated, tmp_path / "here", LIMITS, progress=False)
+    command = [sys.executable, "-m", "omnitune.cli", "shard", "--validated", str(validated), "--workers", "2"]
+    command += ["--output", str(tmp_path / "there"), "--max-output-pixels", "4096", "--max-side-length", "80"]
+    command += ["--max-input-pixels", "2304,1024", "--tars", f"{s3}/same"]
+    subprocess.run(command, check=True, capture_output=True)
+    for k in range(3):
+        there = storage.read_bytes(f"{s3}/same/a-0000{k}.tar")
+        assert there == (tmp_path / "here" / f"a-0000{k}.tar").read_bytes()
+
+
+def test_places_that_cannot_be_written_are_one_message(s3: str, validated: Path, tmp_path: Path) -> None:
+    for tars, message in [
+        ("s3://no-such-bucket/tars", "Error: s3://no-such-bucket/tars/a-00000.tar: not found (The specified bucket"),
+        ("nonsense://tars", "Error: nonsense://tars/a-00000.tar: cannot be opened: Protocol not known: nonsense"),
+        (str(tmp_path / "tars"), "is no URL; local tars lie in the output folder"),
+    ]:
+        command = [sys.executable, "-m", "omnitune.cli", "shard", "--validated", str(validated), "--workers", "1"]
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / "out"), "--tars", tars], check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(tmp_path.glob("out/*"))
+
+
+def test_indexes_that_are_none_are_errors(validated: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shards are named"):
         write_index([tmp_path / "shard.parquet"], tmp_path / "index.parquet")
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "a-00000.parquet")
+    with pytest.raises(ValueError, match=r"a-00000\.parquet: is of another version"):
+        write_index([tmp_path / "a-00000.parquet"], tmp_path / "index.parquet")
+    assert not list(tmp_path.glob("index.*"))
     with pytest.raises(ConfigError, match="validate first"):
         shard_dataset(tmp_path / "nothing", tmp_path / "out", LIMITS)

@@ -2,19 +2,37 @@
 
 import io
 import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from omnitune.config import ConfigError
 from omnitune.data import decode
-from omnitune.data.decode import ImageRefused, inspect_image
-from omnitune.data.merge import RejectedTooMany, merge_validation
+from omnitune.data.decode import Depth, ImageRefused, inspect_image
+from omnitune.data.images import ImageLimits
+from omnitune.data.lines import MAX_LINE_BYTES
+from omnitune.data.merge import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
+from omnitune.data.places import image_places
 from omnitune.data.sample import Refused, check_row, decode_line, draw_condition, remove_cliche
-from omnitune.data.validate import validate_mixture, validate_source
+from omnitune.data.summary import MAX_LABELS, OTHER, script_of, summary_tables
+from omnitune.data.validate import Checks, validate_mixture, validate_source
+from omnitune.data.workers import ordered_map
+from omnitune.models.prompts import apply_chat_template
 
 pytestmark = pytest.mark.unit
 
@@ -75,7 +93,18 @@ def test_rows_are_refused_with_a_reason(change: dict, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [(b"{", "bad_json"), (b"[1]", "not_an_object"), (b'{"a": "\xff"}', "not_utf8"), (b"[" * 200_000, "bad_json")],
+    [
+        (b"{", "bad_json"),
+        (b"[1]", "not_an_object"),
+        (b'{"a": "\xff"}', "not_utf8"),
+        (b"[" * 200_000, "bad_json"),
+        (b'{"a": NaN}', "bad_json"),
+        (b'{"a": 1e999}', "bad_json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "bad_json"),
+        (b'{"instruction": "a", "instruction": "b"}', "duplicate_key"),
+        (b'{"a": {"b": 1, "b": 1}}', "duplicate_key"),
+        (b"{}\r{}", "bad_json"),
+    ],
 )
 def test_lines_are_refused_with_a_reason(line: bytes, reason: str) -> None:
     with pytest.raises(Refused) as error:
@@ -130,7 +159,8 @@ def test_every_cut_of_a_file_is_refused(tmp_path: Path) -> None:
                 inspect_image(tmp_path / "cut")
 
 
-def test_places_without_a_file_are_refused(folder: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("depth", ["header", "full"])
+def test_places_without_a_file_are_refused(folder: Path, depth: Depth) -> None:
     for path, reason in [
         (folder / "nowhere.png", "missing"),
         (folder / "good.png" / "inside.png", "missing"),
@@ -139,15 +169,45 @@ def test_places_without_a_file_are_refused(folder: Path, monkeypatch) -> None:
         (folder / "folder.png", "is_a_folder"),
     ]:
         with pytest.raises(ImageRefused) as error:
-            inspect_image(path)
+            inspect_image(path, depth=depth)
         assert error.value.reason == reason
 
-    def denied(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)  # the tests may run as root, whom nothing is denied
-    with pytest.raises(ImageRefused, match="permission_denied"):
-        inspect_image(folder / "good.png")
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """The tests may run as root, whom nothing is denied."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("depth", ["header", "full"])
+def test_files_that_may_not_be_read_are_refused(depth: Depth) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        image = Path(folder) / "good.png"
+        image.write_bytes(encoded(picture()))
+        Path(folder).chmod(0o755)
+        image.chmod(0)
+        with ordinary_user(), pytest.raises(ImageRefused, match="permission_denied"):
+            inspect_image(image, depth=depth)
+
+
+@pytest.mark.parametrize("depth", ["header", "full"])
+def test_what_never_ends_is_not_read(folder: Path, depth: Depth) -> None:
+    os.mkfifo(folder / "pipe.png")
+    for place in (folder / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ImageRefused, match="not_a_file"):
+            inspect_image(place, depth=depth)
+    with (folder / "long.png").open("wb") as file:
+        file.write(encoded(picture()))
+        file.truncate(decode.METADATA_BYTES + 8 * 1536 + 1)
+    with pytest.raises(ImageRefused, match="too_many_bytes"):
+        inspect_image(folder / "long.png", max_pixels=1536, depth=depth)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(folder: Path) -> None:
@@ -263,7 +323,7 @@ def test_a_mixture_is_merged_and_cut_into_manifests(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "out/shards/a-00001.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == [f"a_{k:08d}" for k in (11, 12, 13, 16, 17, 18)]
     assert set(rows[0]) == {
-        "key", "source", "task_type", "instruction", "input_images", "output_image", "bytes", "sha256",
+        "key", "source", "task_type", "instruction", "text_tokens", "input_images", "output_image", "bytes", "sha256",
     }  # fmt: skip
     assert len(pq.read_table(folder / "out" / "samples.parquet")) == 16
     assert len((folder / "out" / "rejected.jsonl").read_text().splitlines()) == 8
@@ -325,7 +385,7 @@ def test_missing_files_are_named_with_the_places_tried(folder: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         validate_source("a", [folder / "nowhere.jsonl"], folder / "out", progress=False)
     with pytest.raises(ConfigError, match="validate first"):
-        merge_validation([folder / "sources" / "a"], folder / "out", max_reject_fraction=0, samples_per_shard=1)
+        merge_validation([folder / "sources" / "a"], folder / "out", max_reject_fraction=0, cut=ShardCut(1))
 
 
 def test_workers_may_also_be_spawned(folder: Path, monkeypatch) -> None:
@@ -343,3 +403,326 @@ def test_progress_is_a_line_where_there_is_no_terminal(folder: Path, caplog: pyt
     caplog.clear()
     validate_source("a", [file], folder / "out", progress=False)
     assert caplog.messages == []
+
+
+@cache
+def header_cases() -> dict[str, bytes]:
+    turned = Image.Exif()
+    turned[decode.EXIF_ORIENTATION] = 6
+    large = picture(400, 300)
+    return {
+        **{
+            f"plain.{kind}": encoded(large, kind)
+            for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+        },
+        **{f"turned.{kind}": encoded(large, kind, exif=turned) for kind in ("JPEG", "PNG", "WEBP", "TIFF")},
+        "lossless.webp": encoded(large, "WEBP", lossless=True),
+        "alpha.webp": encoded(picture(400, 300, "RGBA"), "WEBP"),
+        "lossless_alpha.webp": encoded(picture(400, 300, "RGBA"), "WEBP", lossless=True),
+        "profile.webp": encoded(large, "WEBP", icc_profile=b"profile" * 100),
+        "long_profile.jpg": encoded(large, "JPEG", icc_profile=b"profile" * 20_000),
+        "grey16.png": encoded(Image.new("I;16", (400, 300))),
+        "cmyk.jpg": encoded(picture(400, 300, "CMYK"), "JPEG"),
+    }
+
+
+@pytest.mark.parametrize("name", list(header_cases()))
+def test_the_header_tells_what_decoding_tells(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(header_cases()[name])
+    full = inspect_image(tmp_path / name)
+    assert (full.width, full.height) == ((300, 400) if name.startswith("turned") else (400, 300))
+    assert inspect_image(tmp_path / name, depth="header") == replace(full, sha256=None)
+
+
+def test_the_header_is_read_from_the_first_bytes_alone(tmp_path: Path) -> None:
+    noise = picture(400, 300)
+    for kind in ("JPEG", "PNG", "BMP", "WEBP"):
+        data = encoded(noise, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        (tmp_path / "whole").write_bytes(data)
+        (tmp_path / "damaged").write_bytes(data[: 64 << 10] + bytes(len(data) - (64 << 10)))
+        expected = inspect_image(tmp_path / "whole", depth="header")
+        assert inspect_image(tmp_path / "damaged", depth="header") == expected
+        if kind in {"JPEG", "PNG"}:  # to the others any content is a picture
+            with pytest.raises(ImageRefused, match=r"corrupt|truncated"):
+                inspect_image(tmp_path / "damaged")
+
+
+def test_bombs_and_films_are_refused_by_their_header(tmp_path: Path) -> None:
+    for name, (data, reason) in broken_images().items():
+        (tmp_path / name).write_bytes(data)
+        if reason in {"animated", "too_small", "empty_file", "not_an_image"} or name in {"half.webp", "header.png"}:
+            with pytest.raises(ImageRefused) as error:
+                inspect_image(tmp_path / name, depth="header")
+            assert error.value.reason == reason
+    for name, data in header_cases().items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ImageRefused, match="too_many_pixels"):
+            inspect_image(tmp_path / name, max_pixels=400 * 300 - 1, depth="header")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "note"),
+    [
+        ("a.png", encoded(Image.new("I;16", (32, 32))), "more than 8 bits per channel, reduced to 8"),
+        ("a.jpg", encoded(picture(32, 32, "CMYK"), "JPEG"), "colour mode CMYK, converted to RGB"),
+        ("a.png", encoded(picture(32, 32, "RGBA")), "transparency, laid over white"),
+        ("a.png", encoded(picture(), "JPEG"), "extension '.png' holds JPEG"),
+        ("a", encoded(picture(), "PNG"), "extension '' holds PNG"),
+    ],
+)
+def test_what_will_be_converted_is_noted(tmp_path: Path, name: str, data: bytes, note: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert inspect_image(tmp_path / name).notes == (note,)
+
+
+def test_16_bit_colour_is_noted(tmp_path: Path) -> None:
+    raw = b"".join(b"\0" + bytes(32 * 6) for _ in range(32))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    body = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+    assert inspect_image(tmp_path / "a.png").notes == ("more than 8 bits per channel, reduced to 8",)
+
+
+def test_images_stay_below_their_root(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "root").mkdir()
+    (folder / "root" / "inside.png").write_bytes(encoded(picture()))
+    (folder / "root" / "link.png").symlink_to(folder / "good.png")
+    (folder / "root" / "loop.png").symlink_to("loop.png")
+    (folder / "rooted.png").write_bytes(encoded(picture()))
+    names = ["inside.png", "./a/../inside.png", str(folder / "root" / "inside.png"), "root/inside.png"]
+    outside = ["../good.png", "link.png", str(folder / "good.png"), "../rooted.png", "s3://bucket/a.png", "/etc/passwd"]
+    missing = ["nowhere.png", "loop.png", "a\0b"]
+    (folder / "root" / "a").mkdir()
+    file = write_lines(
+        folder / "root" / "a.jsonl", *({**GOOD_ROW, "output_image": n} for n in names + outside + missing)
+    )
+    summary = validate_source("a", [file], folder / "out", Checks(image_root="root"), progress=False)
+    assert summary["accepted"] == len(names)
+    assert summary["reasons"] == {"outside_image_root": len(outside), "missing": len(missing)}
+
+
+@pytest.mark.parametrize(
+    ("image", "allowed"),
+    [
+        ("s3://bucket/images/a.png", True),
+        ("a.png", True),  # beside the .jsonl
+        ("s3://bucket/images/../secret.png", False),
+        ("s3://bucket/images/%2e%2e/secret.png", False),
+        ("../secret.png", False),
+        ("s3://bucket/images2/a.png", False),
+        ("https://bucket/images/a.png", False),
+        ("/data/a.png", False),
+    ],
+)
+def test_a_root_may_be_a_url(image: str, allowed: bool) -> None:
+    samples, root = "s3://bucket/images/a.jsonl", "s3://bucket/images"
+    if allowed:
+        assert image_places(image, samples, root) == ["s3://bucket/images/a.png"]
+    else:
+        with pytest.raises(Refused, match="outside_image_root"):
+            image_places(image, samples, root)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "nonsense://a/b.png", "s3://", "zip://a.png::file:///x.zip", "memory://a/b", "https:///b"],
+)
+def test_urls_that_no_service_answers_are_refused(url: str) -> None:
+    with pytest.raises(Refused, match="bad_url"):
+        image_places(url, "a.jsonl")
+
+
+def test_long_lines_are_refused_and_counted_as_one(folder: Path) -> None:
+    long = json.dumps({**GOOD_ROW, "instruction": "x" * (3 * MAX_LINE_BYTES)}).encode()
+    row = json.dumps(GOOD_ROW)[:-1].encode()
+    full = row + b" " * (MAX_LINE_BYTES - len(row) - 1) + b"}"
+    file = write_lines(folder / "a.jsonl", GOOD_ROW, long, full, full + b" ", GOOD_ROW)
+    file.write_bytes(file.read_bytes() + b" " * (2 * MAX_LINE_BYTES))
+    summary = validate_source("a", [file], folder / "out", progress=False)
+    ledger = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(entry["line"], entry["reason"]) for entry in ledger] == [(k, "line_too_long") for k in (2, 4, 6)]
+    assert ledger[0]["row"] == long.decode()[:2000]
+    assert pq.read_table(folder / "out" / "samples.parquet")["line"].to_pylist() == [1, 3, 5]
+    assert (summary["rows"], summary["accepted"]) == (6, 3)
+
+
+def test_ledgers_stay_small_whatever_a_row_holds(folder: Path) -> None:
+    rows = [{**GOOD_ROW, f"key {k} {'x' * 1000}": 1} for k in range(MAX_LABELS + 50)]
+    broken = [{**GOOD_ROW, "task_type": "x" * 10_000}, {**GOOD_ROW, "output_image": "x" * 10_000}]
+    summary = validate_source("a", [write_lines(folder / "a.jsonl", *rows, *broken)], folder / "out", progress=False)
+    assert len(summary["notes"]) == MAX_LABELS + 1
+    assert summary["notes"][OTHER] == 50
+    assert max(map(len, summary["notes"])) <= 200
+    ledger = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert all(len(entry["message"]) <= 2000 for entry in ledger)
+
+
+def test_repeated_output_images_are_noted_across_sources(folder: Path) -> None:
+    (folder / "other.png").write_bytes(encoded(picture(seed=1)))
+    other = {**GOOD_ROW, "output_image": "other.png"}
+    write_lines(folder / "a.jsonl", GOOD_ROW, other)
+    write_lines(folder / "b.jsonl", other, GOOD_ROW, GOOD_ROW)
+    mixture = write_mixture(folder, "a.jsonl", "b.jsonl")
+    summary = validate_mixture(mixture, folder / "out", progress=False)
+    assert summary["duplicate_output_images"] == 3
+    assert summary["notes"] == {"output image has the same bytes as an earlier row's": 3}
+    assert [source["duplicate_output_images"] for source in summary["sources"].values()] == [0, 1]
+    notes = pq.read_table(folder / "out" / "samples.parquet")["notes"].to_pylist()
+    assert [len(row) for row in notes] == [0, 0, 1, 1, 1]
+    summary = validate_mixture(mixture, folder / "header", Checks("header"), progress=False)
+    assert (summary["depth"], summary["accepted"], summary["duplicate_output_images"]) == ("header", 5, None)
+    assert pq.read_table(folder / "header" / "samples.parquet")["sha256"].to_pylist() == [[None]] * 5
+    assert "not known" in rendered(summary)
+
+
+def rendered(summary: dict) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(*summary_tables(summary))
+    return console.file.getvalue()
+
+
+def test_summaries_are_printed_by_topic(folder: Path) -> None:
+    write_lines(folder / "a.jsonl", *some_rows(10))
+    with pytest.raises(RejectedTooMany) as error:
+        validate_mixture(write_mixture(folder, "a.jsonl"), folder / "out", progress=False)
+    text = rendered(error.value.summary)
+    for part in ("4 (40.00%)", "bad_json 2, missing 2", "to 256x256", "not counted", "Latin", "2:3 to 4:5"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("a cat", "Latin"),
+        ("这张图片 shows", "Latin"),
+        ("这张图片展示了一只猫 ok", "Cjk"),
+        ("кот", "Cyrillic"),
+        ("42!", "none"),
+    ],
+)
+def test_scripts(text: str, script: str) -> None:
+    assert script_of(text) == script
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with nothing but a tokenizer."""
+    from omnitune.demo.text_encoder import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("base")
+    build_tokenizer().save_pretrained(folder / "processor")
+    return folder
+
+
+def test_tokens_are_those_of_the_chat(folder: Path, base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base / "processor")
+    texts = ["make the circle green.", "这张图片展示了一只猫", "a " * 300]
+    file = write_lines(folder / "a.jsonl", *({**GOOD_ROW, "instruction": text} for text in texts))
+    expected = [len(tokenizer(apply_chat_template(tokenizer, text)).input_ids) for text in texts]
+    checks = Checks(maximum_text_tokens=max(expected) - 1, tokenizer=str(base))
+    summary = validate_source("a", [file], folder / "out", checks, progress=False)
+    assert summary["reasons"] == {"instruction_too_long": 1}
+    assert summary["text_tokens"] == sum(sorted(expected)[:2])
+    assert sum(summary["text_lengths"].values()) == 2
+    tokens = pq.read_table(folder / "out" / "samples.parquet")["text_tokens"].to_pylist()
+    assert tokens == sorted(expected)[:2]
+    bare = replace(checks, use_chat_template=False)
+    validate_source("a", [file], folder / "bare", bare, progress=False)
+    found = pq.read_table(folder / "bare" / "samples.parquet")["text_tokens"].to_pylist()
+    assert found[0] == len(tokenizer(texts[0]).input_ids) < tokens[0]
+    with pytest.raises(ConfigError, match="its tokenizer cannot be loaded"):
+        validate_source("a", [file], folder / "bad", Checks(tokenizer=str(folder)), progress=False)
+
+
+def test_counting_tokens_does_not_load_torch(folder: Path, base: Path) -> None:
+    file = write_lines(folder / "a.jsonl", GOOD_ROW)
+    program = f"""
+import sys
+from pathlib import Path
+from omnitune.data.validate import Checks, validate_source
+checks = Checks(tokenizer={str(base)!r})
+print(validate_source("a", [Path({str(file)!r})], Path({str(folder / "out")!r}), checks, progress=False)["text_tokens"])
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    tokens, torch = done.stdout.split()
+    assert int(tokens) > 0
+    assert torch == "False"
+
+
+def test_more_inputs_than_limits_are_noted(folder: Path) -> None:
+    row = {**GOOD_ROW, "task_type": "ic", "input_images": ["good.png"] * 3}
+    file = write_lines(folder / "a.jsonl", row, {**row, "input_images": ["good.png"] * 2})
+    summary = validate_source("a", [file], folder / "out", Checks(input_limits=2), progress=False)
+    assert summary["notes"] == {"more input images than the 2 entries of max_input_pixels: the last holds": 1}
+
+
+def test_a_byte_order_mark_is_noted(folder: Path) -> None:
+    file = write_lines(folder / "a.jsonl", b"\xef\xbb\xbf" + json.dumps(GOOD_ROW).encode(), GOOD_ROW)
+    summary = validate_source("a", [file], folder / "out", progress=False)
+    assert summary["notes"] == {"the file starts with a byte order mark, which is left out": 1}
+
+
+LIMITS = {"max_output_pixels": 1024, "max_input_pixels": 1024, "max_side_length": 2048}
+
+
+def test_shards_cut_by_bytes_stay_where_they_are(folder: Path) -> None:
+    mixture = write_mixture(folder, "a.jsonl")
+    options = {"progress": False, "max_reject_fraction": 0.5, "shard_bytes": 25_000, "limits": LIMITS}
+    rows = some_rows(60)
+    for count in (40, 60):
+        write_lines(folder / "a.jsonl", *rows[:count])
+        summary = validate_mixture(mixture, folder / f"out{count}", **options)
+    assert (summary["samples_per_shard"], summary["shard_bytes"]) == (None, 25_000)
+    before, after = contents(folder / "out40" / "shards"), contents(folder / "out60" / "shards")
+    assert len(after) > len(before) > 2
+    last = sorted(before)[-1]
+    assert all(after[name] == before[name] for name in before if name != last)
+    assert after[last].startswith(before[last])
+    samples = pq.read_table(folder / "out60" / "samples.parquet").to_pylist()
+    sizes = [estimated_bytes(row, ImageLimits(**LIMITS)) for row in samples]
+    first = len(after["a-00000.jsonl"].splitlines())
+    assert sum(sizes[: first - 1]) < 25_000 <= sum(sizes[:first])
+
+
+def test_estimates_follow_the_limits() -> None:
+    row = {
+        "input_images": ["a"],
+        "instruction": "x",
+        "widths": [64, 640],
+        "heights": [64, 640],
+        "bytes": [9000, 500_000],
+    }
+    wide = ImageLimits(640 * 640, [4096], 2048)
+    small = ImageLimits(64 * 64, [4096], 2048)
+    assert estimated_bytes(row, wide) == 3 * 1024 + 1 + 9000 + 500_000
+    assert estimated_bytes(row, small) == pytest.approx(3 * 1024 + 1 + 9000 + 0.6 * 4096)
+    assert estimated_bytes(row, replace(small, image_format="png")) == pytest.approx(3 * 1024 + 1 + 9000 + 2 * 4096)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give one of the two"),
+        ({"samples_per_shard": 1, "shard_bytes": 1, "limits": LIMITS}, "give one of the two"),
+        ({"samples_per_shard": 0}, "samples_per_shard: 0 is not allowed"),
+        ({"shard_bytes": 1}, "needs limits"),
+    ],
+)
+def test_impossible_cuts_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShardCut(**arguments)
+
+
+def kill_this_process(number: int) -> int:
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_worker_is_one_clear_error() -> None:
+    with pytest.raises(OSError, match="a worker process was killed, most likely for want of memory"):
+        list(ordered_map(kill_this_process, range(100), 2))

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image, ImageDraw
@@ -55,21 +57,58 @@ def write_training(experiment: Path, steps: int = 120) -> None:
         {"source": "edit", "asked": 0.4, "realised": 0.4001, "samples": 4801},
         {"source": "t2i", "asked": 0.6, "realised": 0.5999, "samples": 7199},
     ]
+    seen = {"worst_window": 0.3987, "passes": 9.602, "pixels": 5_034_000_000, "tokens": 21_500_000}
+    mixture = [{**source, **seen} for source in mixture]
     train = {"experiment": "demo", "final_step": steps, "strategy": "fsdp", "world_size": 2, "parameters": 1_234_567}
     save_json(experiment / "train.json", {**train, "trainable_parameters": 1_234_567, "mixture": mixture})
 
 
 def write_prepared(prepared: Path, rejected: int = 3) -> None:
-    summary = {"rows": 1203, "accepted": 1203 - rejected, "rejected": rejected, "task_types": {"t2i": 700, "edit": 500}}
-    sizes = {"to 256x256": 1100, "to 512x512": 100, "to 768x768": 0}
-    save_json(
-        prepared / "validation/summary.json", {**summary, "reasons": {"missing": rejected}, "output_sizes": sizes}
-    )
+    totals = {"rows": 1203, "accepted": 1203 - rejected, "rejected": rejected, "depth": "full", "images": 1700}
+    totals |= {"image_pixels": 1_234_567_890, "image_bytes": 45_678_901, "text_tokens": None}
+    counts = {
+        "task_types": {"t2i": 700, "edit": 500},
+        "reasons": {"missing": rejected},
+        "output_sizes": {"to 256x256": 0, "to 512x512": 1100, "to 768x768": 0, "to 1024x1024": 100, "above": 0},
+        "output_aspects": {"below 1:2": 2, "4:5 to 5:4": 1198},
+        "text_lengths": {"to 16": 0, "to 32": 1200},
+        "scripts": {"Latin": 1100, "Cjk": 100},
+        "formats": {"JPEG": 1200},
+        "notes": {f"unknown key 'k{k}' is ignored": 30 - k for k in range(25)},
+    }
+    sources = {
+        "edit": {"rows": 503, "accepted": 503 - rejected, "rejected": rejected, "reasons": {"missing": rejected}},
+        "t2i": {"rows": 700, "accepted": 700, "rejected": 0, "reasons": {}},
+    }
+    summary = {**totals, "duplicate_output_images": 7, **counts, "sources": sources}
+    save_json(prepared / "validation/summary.json", summary)
     rows = [
         {"file": "data/edit.jsonl", "line": i, "reason": "missing", "message": f"{ATTACK} no such file {i}", "row": {}}
         for i in range(rejected)
     ]
     save_rows(prepared / "validation/rejected.jsonl", rows)
+    write_index(prepared / "shards/index.parquet")
+
+
+def write_index(path: Path) -> None:
+    """Twelve samples of two sources: three tars of four."""
+    rows = [
+        {"source": source, "tar": f"{source}-{shard:05d}.tar", "tar_bytes": 4_000_000, "output_tokens": 1000}
+        for source, shard in (("edit", 0), ("edit", 1), ("t2i", 0))
+        for _ in range(4)
+    ]
+    rows = [{**row, "input_tokens": 500 if row["source"] == "edit" else 0, "text_tokens": None} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_encoded(folder: Path) -> None:
+    fingerprint = json.dumps({"encoded_precision": "bf16"})
+    for group, sizes in enumerate(([100_000, 200_000], [300_000])):
+        table = pa.table({"size": sizes}).replace_schema_metadata({"fingerprint": fingerprint})
+        path = folder / f"groups/edit-{group:04d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
 
 
 def write_evaluation(experiment: Path, entry: BenchmarkEntry, step: int, quality: float, checked: bool = True) -> None:
@@ -96,11 +135,11 @@ def write_evaluation(experiment: Path, entry: BenchmarkEntry, step: int, quality
     save_rows(folder / "generations.jsonl", generations)
 
 
-def write_options(experiment: Path) -> None:
+def write_options(experiment: Path, encode: bool = False) -> None:
     experiment.mkdir(parents=True, exist_ok=True)
     options = {
         "name": "demo",
-        "data": {"data_path": "config/data/demo.yml"},
+        "data": {"data_path": "config/data/demo.yml", "encode": encode},
         "model": {"pretrained_model_path": "demo"},
         "train": {"max_train_steps": 120},
         "val": {"evaluate_checkpoints": "last"},
@@ -152,6 +191,50 @@ def test_the_page_says_what_happened_and_needs_nothing_else(tmp_path: Path) -> N
     assert "url(http" not in page
     assert "@import" not in page
     assert str(tmp_path) not in page
+
+
+def visible(page: str) -> str:
+    """The text of a page, with one space between words."""
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_the_data_section_shows_all_figures(tmp_path: Path) -> None:
+    page = visible(write_run(tmp_path).read_text(encoding="utf-8"))
+    for text in (
+        "Pixels 1.23 G",
+        "Bytes of images 45.7 MB",
+        "Text tokens not counted",
+        "Repeated output images 7",
+        "Rejected 3 (0.25 %)",
+        "edit 40.000 % 40.010 % 39.870 % 4 801 9.60 5.03 G 21.5 M",
+        "to 512x512 1 100 91.7 % to 768x768 0 0.0 % to 1024x1024 100 8.3 %",
+        "Cjk 100 8.3 %",
+        "5 more 40 ",
+        "edit 503 500 3 missing 3",
+        "t2i 700 700 0 none",
+        "edit 2 8 8 MB 1 MB 12 k",
+        "t2i 1 4 4 MB 1 MB 4 k",
+        "kept as jpeg, quality 95",
+    ):
+        assert text in page
+    assert "to 256x256" not in page
+    assert "Encoded data" not in page
+
+
+def test_encoded_data_is_shown_where_it_is_trained_on(tmp_path: Path) -> None:
+    write_options(tmp_path / "run", encode=True)
+    write_encoded(tmp_path / "prepared/encoded/demo")
+    page = build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html").read_text()
+    assert "demo 3 600 kB 200 kB bf16" in visible(page)
+
+
+def test_a_summary_of_fewer_figures_is_shown_as_it_is(tmp_path: Path) -> None:
+    write_options(tmp_path / "run")
+    summary = {"rows": 5, "accepted": 5, "rejected": 0, "task_types": {"t2i": 5}}
+    save_json(tmp_path / "prepared/validation/summary.json", summary)
+    page = build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html").read_text()
+    assert "Task types" in page
+    assert "Shards" not in page
 
 
 def test_text_of_the_data_cannot_become_markup(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ OPTIONS: dict[str, Any] = {
         "max_input_pixels": [1024],
         "max_reject_fraction": 0.05,
         "samples_per_shard": 200,
-        "encoded_cache_mb": 64,
+        "encode": True,
+        "encoded_precision": "fp32",
     },
     "model": {"pretrained_model_path": "demo"},
     "train": {

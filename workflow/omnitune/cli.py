@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,10 +23,10 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", help="Options file of the experiment (config/options/*.yml).")]
 
 
-def option(name: str, text: str) -> Any:
-    """An option under its published name, with underscores, and with dashes as well."""
+def option(name: str, text: str, **limits: float) -> Any:
+    """An option under its published name, with underscores, and with dashes as well; `limits` are its min and max."""
     dashed = name.replace("_", "-")
-    return typer.Option(*dict.fromkeys([f"--{name}", f"--{dashed}"]), help=text)
+    return typer.Option(*dict.fromkeys([f"--{name}", f"--{dashed}"]), help=text, **limits)  # type: ignore[arg-type]
 
 
 class Scheduler(StrEnum):
@@ -47,43 +47,129 @@ class Dtype(StrEnum):
 @app.command()
 def validate(
     mixture: Annotated[Path, typer.Argument(help="Mixture file (.yml).")],
-    output: Annotated[Path, option("output", "Folder for samples.parquet, rejected.jsonl and summary.json.")],
+    output: Annotated[
+        Path,
+        option("output", "Folder to write: samples.parquet, rejected.jsonl, summary.json, and shards/ to shard from."),
+    ],
+    depth: Annotated[
+        Literal["header", "full"],
+        option("depth", "full decodes and hashes every image; header reads the first bytes for format, size and mode."),
+    ] = "full",
     max_reject_fraction: Annotated[
-        float, option("max_reject_fraction", "Fail above this share of rejected rows.")
+        float,
+        option("max_reject_fraction", "Exit with an error above this share of rejected rows, 0 to 1.", min=0, max=1),
     ] = 0.01,
-    samples_per_shard: Annotated[int, option("samples_per_shard", "Rows of a source that go into one tar.")] = 1000,
-    workers: Annotated[int, option("workers", "Processes.")] = os.cpu_count() or 1,
+    tokenizer: Annotated[
+        Path | None,
+        option(
+            "tokenizer", "Pipeline folder whose tokenizer counts the instructions' tokens. Without it none are counted."
+        ),
+    ] = None,
+    maximum_text_tokens: Annotated[
+        int,
+        option(
+            "maximum_text_tokens", "With --tokenizer: reject instructions of more tokens, the chat included.", min=1
+        ),
+    ] = 888,
+    max_image_pixels: Annotated[
+        int, option("max_image_pixels", "Reject images of more pixels as decompression bombs.", min=1)
+    ] = 178956970,
+    image_root: Annotated[
+        str | None, option("image_root", "Reject images that do not lie below this folder or URL.")
+    ] = None,
+    samples_per_shard: Annotated[
+        int, option("samples_per_shard", "Rows of a source that go into one tar.", min=1)
+    ] = 1000,
+    workers: Annotated[int, option("workers", "Processes that look at images.", min=1)] = os.cpu_count() or 1,
 ) -> None:
-    """Check every row and image of a mixture; rejected ones go to a ledger with their reasons."""
-    from omnitune.data.validate import validate_mixture
+    """Check every row and image of a mixture; rejected ones go to a ledger with their reasons.
 
-    validate_mixture(
-        mixture, output, workers=workers, max_reject_fraction=max_reject_fraction, samples_per_shard=samples_per_shard
-    )
+    Prints a summary, and exits with an error where more rows are rejected than allowed; the ledger is kept in OUTPUT.failed then.
+    """
+    from rich.console import Console
+
+    from omnitune.data.merge import RejectedTooMany
+    from omnitune.data.summary import summary_tables
+    from omnitune.data.validate import Checks, validate_mixture
+
+    folder = str(tokenizer) if tokenizer else None
+    checks = Checks(depth, max_image_pixels, image_root, maximum_text_tokens, tokenizer=folder)
+    limits: dict[str, Any] = {"max_reject_fraction": max_reject_fraction, "samples_per_shard": samples_per_shard}
+    try:
+        summary = validate_mixture(mixture, output, checks, workers=workers, **limits)
+    except RejectedTooMany as error:
+        Console().print(*summary_tables(error.summary), sep="\n")
+        raise
+    Console().print(*summary_tables(summary), sep="\n")
 
 
 @app.command()
 def shard(
     validated: Annotated[Path, option("validated", "Folder that `omnitune validate` wrote.")],
-    output: Annotated[Path, option("output", "Folder for the tars and index.parquet.")],
-    max_output_pixels: Annotated[int, option("max_output_pixels", "Limit of output images in pixels.")] = 1048576,
+    output: Annotated[Path, option("output", "Folder for the tars, their indexes, index.parquet and index.arrow.")],
+    max_output_pixels: Annotated[
+        int, option("max_output_pixels", "Limit of output images in pixels.", min=256)
+    ] = 1048576,
     max_input_pixels: Annotated[
         str, option("max_input_pixels", "Limit of input images, or limits for 1, 2, .. inputs: N[,N..].")
     ] = "1048576,1048576,589824,262144",
-    max_side_length: Annotated[int, option("max_side_length", "Limit of any side in pixels.")] = 2048,
-    workers: Annotated[int, option("workers", "Processes.")] = os.cpu_count() or 1,
+    max_side_length: Annotated[int, option("max_side_length", "Limit of any side in pixels.", min=16)] = 2048,
+    image_format: Annotated[
+        Literal["jpeg", "webp", "webp_lossless", "png"],
+        option("image_format", "Format of images that have to be changed; others keep their bytes."),
+    ] = "jpeg",
+    image_quality: Annotated[int, option("image_quality", "Quality of jpeg and webp.", min=1, max=100)] = 95,
+    tars: Annotated[
+        str | None, option("tars", "URL to write the tars below, instead of into OUTPUT (s3://bucket/folder).")
+    ] = None,
+    workers: Annotated[int, option("workers", "Processes.", min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Write validated samples into WebDataset tars under the pixel limits, and index them."""
     from omnitune.data.shard import ImageLimits, shard_dataset
 
     try:
-        limits = [int(word) for word in max_input_pixels.split(",")]
+        inputs = [int(word) for word in max_input_pixels.split(",")]
     except ValueError:
+        inputs = [0]
+    if min(inputs) < 256:
         raise ValueError(
-            f"--max_input_pixels: {max_input_pixels!r} is not allowed; give numbers, as in 1048576,589824."
-        ) from None
-    image_limits = ImageLimits(max_output_pixels, limits if len(limits) > 1 else limits[0], max_side_length)
-    shard_dataset(validated, output, image_limits, workers=workers)
+            f"--max_input_pixels: {max_input_pixels!r} is not allowed; give numbers of at least 256, as in 1048576,589824."
+        )
+    limits = ImageLimits(max_output_pixels, inputs, max_side_length, image_format, image_quality)
+    shard_dataset(validated, output, limits, workers=workers, tars=tars)
+
+
+@app.command()
+def encode(
+    config: ConfigOption,
+    num_processes: Annotated[
+        int, option("num_processes", "Processes. 0: one for each GPU of this machine, or one without any.")
+    ] = 0,
+    num_threads: Annotated[
+        int, option("num_threads", "CPU threads of each process. 0: all of the machine's, shared.")
+    ] = 0,
+    base: Annotated[Path | None, option("base", "Base pipeline folder, if not the workflow's.")] = None,
+    index: Annotated[
+        Path | None, option("index", "index.parquet of the shards, if not prepared/{dataset}/shards.")
+    ] = None,
+    output: Annotated[
+        Path | None, option("output", "Folder to write, if not prepared/{dataset}/encoded/{model}.")
+    ] = None,
+) -> None:
+    """Encode the shards of an experiment's data set, but for those that are encoded already."""
+    import torch
+
+    from omnitune.data.encode import EncodingFiles, encode_dataset
+    from omnitune.launcher import Topology
+
+    options = ExperimentOptions.load(config)
+    start = starting_weights(options, {options.name: options})
+    prepared = Path("prepared") / options.data.dataset
+    processes = num_processes or torch.cuda.device_count() or 1
+    threads = num_threads or max((os.cpu_count() or 1) // processes, 1)
+    files = EncodingFiles(config, base or start.base, output or prepared / "encoded" / start.model)
+    topology = Topology(processes, threads_per_process=threads)
+    encode_dataset(options, files, index or prepared / "shards" / "index.parquet", topology)
 
 
 @app.command()
@@ -105,10 +191,14 @@ def train(
     index: Annotated[
         Path | None, option("index", "index.parquet of the shards, if not prepared/{dataset}/shards.")
     ] = None,
+    encoded: Annotated[
+        Path | None, option("encoded", "Encoded data (data.encode), if not prepared/{dataset}/encoded/{model}.")
+    ] = None,
     output: Annotated[Path | None, option("output", "Experiment's folder, if not experiments/{name}.")] = None,
 ) -> None:
     """Train an experiment on prepared data, or go on with it; several nodes each run this command with their --rank."""
-    from omnitune.training.launch import Topology, TrainingFiles, launch
+    from omnitune.launcher import Topology
+    from omnitune.training.launch import TrainingFiles, launch
 
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
@@ -118,11 +208,13 @@ def train(
     if slurm and "SLURM_NODEID" not in os.environ:
         raise ValueError("--slurm: SLURM_NODEID is not set; give this option only to commands that srun starts.")
     node = int(os.environ["SLURM_NODEID"]) if slurm else rank
+    prepared = Path("prepared") / options.data.dataset
     files = TrainingFiles(
         config=config,
         base=base or start.base,
         transformer=transformer or start.transformer,
-        index=index or Path("prepared") / options.data.dataset / "shards" / "index.parquet",
+        index=index or prepared / "shards" / "index.parquet",
+        encoded=encoded or prepared / "encoded" / start.model,
         output=output or Path("experiments") / options.name,
     )
     launch(options, files, Topology(processes // world_size, world_size, node, master_addr, master_port, num_threads))

@@ -16,6 +16,7 @@ import fsspec
 from omnitune.files import atomic_path
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+PASSWORD = re.compile(r"(?<=://)[^/@:]*:[^/@]*@")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
@@ -55,7 +56,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
-    """`size` bytes of a URL from `offset` on, by one range request; fewer where it ends earlier."""
+    """`size` bytes of a URL from `offset` on, by one range request; fewer where it ends earlier, OSError where before."""
     with _service(url) as (filesystem, inner):
         content: bytes = filesystem.cat_file(inner, start=offset, end=offset + size)
         return content
@@ -100,21 +101,30 @@ def atomic_file(path: str | Path, scratch: Path | None = None) -> Iterator[Path]
 
 @contextmanager
 def _service(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system of a URL and the path in it; faults of the set-up become messages that say what to do."""
+    """The file system of a URL and the path in it; errors name the URL, and faults of the set-up say what to do."""
     scheme = url.partition("://")[0].lower()
     if scheme in {"file", "local"}:
         raise ValueError(f"{url}: write a local file as a plain path.")
+    if PASSWORD.search(url):
+        raise ValueError(f"{PASSWORD.sub('', url)}: stands with a password; put that into the environment instead.")
     try:
         yield fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         fix = f'pip install "omnitune[{extra}]"' if extra else f"install what reads {scheme}:// ({error})"
         raise ValueError(f"{url}: {scheme}:// needs a further package: {fix}.") from None
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url}: not found ({error})") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise type(error)(f"{url}: {error}") from None
+    except OSError as error:
+        raise OSError(f"{url}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{url}: cannot be opened: {error}") from None
-    except OSError:
-        raise
-    except Exception as error:  # each service has errors of its own; a missing credential is one of them
+    except Exception as error:  # each service has errors of its own
+        if "Credentials" in type(error).__name__:
+            raise ValueError(
+                f"{url}: no credentials were found. Put them into the environment, as the service's own tools read them "
+                "(S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
+            ) from None
         raise OSError(f"{url}: {type(error).__name__}: {error}") from None

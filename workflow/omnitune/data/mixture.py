@@ -1,15 +1,18 @@
 """Read mixture files: nested .yml files become a flat list of sources with ratios that sum to one."""
 
+import glob
 import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from omnitune.config import ConfigError, Mixture, MixtureEntry, load_config
+from omnitune.storage import is_url
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
+PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -18,36 +21,47 @@ class Source:
 
     Attributes:
         name: letters, digits and `_`; unique in the mixture.
-        files: .jsonl files in the order in which their lines count; several for a folder. They need not exist yet.
+        files: .jsonl files in the order in which their lines count, a Path each or, at a URL, a str; several for a folder
+            or pattern. They need not exist yet.
         ratio: share of the whole mixture; over all sources the ratios sum to 1.
         type: the kind of samples, for reports only.
         mixture: the mixture file that names the source, for error messages.
     """
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[Path | str, ...]
     ratio: float
     type: str
     mixture: Path | None = None
 
-    def places(self, file: Path) -> list[Path]:
+    def places(self, file: Path | str) -> list[Path | str]:
         """Where a file of this source was looked for: from the working directory, then beside its mixture."""
-        if file.is_absolute() or self.mixture is None:
+        if isinstance(file, str) or file.is_absolute() or self.mixture is None:
             return [file]
         return list(dict.fromkeys([file, self.mixture.parent / file]))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A source before it has its name, which is made from `origin`: a file without its extension, a folder or a pattern."""
+
+    origin: PurePosixPath
+    source: Source
 
 
 def read_mixture(path: Path | str) -> list[Source]:
     """Reads a mixture file and everything it names.
 
     Args:
-        path: a .yml mixture; its entries are .jsonl files, folders (searched for *.jsonl) or further mixtures.
+        path: a .yml mixture; its entries are .jsonl files or URLs of such, folders (searched for *.jsonl), patterns
+            (`data/part-*.jsonl`, `**` for all folders below) or further mixtures.
 
     Returns:
         Sources in the order in which they are named, without those of ratio 0; the same files named twice are one source.
 
     Raises:
-        ConfigError: for a missing mixture or folder, an unknown extension, ratios that are all 0, or a circle.
+        ConfigError: for a missing mixture or folder, a pattern without a match, an unknown extension, ratios that are all
+            0, or a circle.
     """
     leaves, _ = _read(Path(path))
     return _named(_merged(leaves))
@@ -58,17 +72,17 @@ def relevant_files(path: Path | str) -> list[Path]:
     return _read(Path(path))[1]
 
 
-def _read(path: Path) -> tuple[list[Source], list[Path]]:
+def _read(path: Path) -> tuple[list[_Leaf], list[Path]]:
     """All leaves of a mixture, still without names, and the mixture files read."""
     if path.suffix not in MIXTURE_SUFFIXES:
         raise ConfigError(f"{path}: a mixture is a .yml file. Name this file as `path` in one.")
-    leaves: list[Source] = []
+    leaves: list[_Leaf] = []
     read: list[Path] = []
     _descend(path, 1.0, [], leaves, read)
     return leaves, list(dict.fromkeys(read))
 
 
-def _descend(path: Path, share: float, above: list[Path], leaves: list[Source], read: list[Path]) -> None:
+def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf], read: list[Path]) -> None:
     """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that lead to it."""
     _refuse_circle(path, above)
     mixture = load_config(path, Mixture)
@@ -82,18 +96,36 @@ def _descend(path: Path, share: float, above: list[Path], leaves: list[Source], 
         where = f"{path}: data.{number}.path: {entry.path!r}"
         ratio = share * (entry.ratio / total)
         found = _resolve(entry, path)
-        if found.is_dir():
-            leaves.append(Source("", _folder_files(found, where), ratio, entry.type, path))
-        elif found.suffix in MIXTURE_SUFFIXES:
+        if isinstance(found, Path) and found.suffix in MIXTURE_SUFFIXES and not found.is_dir():
             if not found.is_file():
                 raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
             _descend(found, ratio, [*above, path], leaves, read)
-        elif found.suffix in SAMPLE_SUFFIXES:
-            leaves.append(Source("", (found,), ratio, entry.type, path))
         else:
-            raise ConfigError(
-                f"{where}: is neither a .jsonl file, a .yml mixture nor an existing folder; tried {_tried(entry, path)}."
-            )
+            origin, files = _files(found, entry, path, where)
+            leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
+
+
+def _files(
+    found: Path | str, entry: MixtureEntry, mixture: Path, where: str
+) -> tuple[PurePosixPath, tuple[Path | str, ...]]:
+    """What names a source, and its .jsonl files."""
+    if isinstance(found, str):
+        place = PurePosixPath(found.partition("?")[0])
+        if place.suffix not in SAMPLE_SUFFIXES:
+            raise ConfigError(f"{where}: a URL names one .jsonl file; folders, patterns and mixtures are read locally.")
+        return place.with_suffix(""), (found,)
+    if found.is_dir():
+        return PurePosixPath(found.absolute()), _folder_files(found, where)
+    if PATTERN.search(entry.path) and not found.exists():
+        # `data/*.jsonl` is named after `data`, and `data/train_*.jsonl` after `train_`.
+        parts = [part for part in found.absolute().with_suffix("").parts if part.strip("*?")]
+        return PurePosixPath(*parts), _matching_files(entry, mixture, where)
+    if found.suffix in SAMPLE_SUFFIXES:
+        return PurePosixPath(found.absolute().with_suffix("")), (found,)
+    raise ConfigError(
+        f"{where}: is neither a .jsonl file, a .yml mixture, an existing folder nor a pattern; "
+        f"tried {_tried(entry, mixture)}."
+    )
 
 
 def _refuse_circle(path: Path, above: list[Path]) -> None:
@@ -102,11 +134,13 @@ def _refuse_circle(path: Path, above: list[Path]) -> None:
         raise ConfigError(f"{above[-1]}: mixtures name each other in a circle: {circle}. Take one of the links out.")
 
 
-def _resolve(entry: MixtureEntry, mixture: Path) -> Path:
-    """The path from the working directory, or beside the mixture if only there something is.
+def _resolve(entry: MixtureEntry, mixture: Path) -> Path | str:
+    """The path from the working directory, or beside the mixture if only there something is; a URL is itself.
 
     Where nothing is in either place the first one counts: another rule may make the file there.
     """
+    if is_url(entry.path):
+        return entry.path
     path = Path(entry.path)
     beside = mixture.parent / path
     return beside if not path.exists() and beside.exists() else path
@@ -124,50 +158,49 @@ def _folder_files(folder: Path, where: str) -> tuple[Path, ...]:
     return files
 
 
-def _merged(leaves: list[Source]) -> list[Source]:
+def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, ...]:
+    """The .jsonl files that a pattern matches from the working directory, or else beside the mixture."""
+    for pattern in (entry.path, str(mixture.parent / entry.path)):
+        matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
+        files = [file for file in matches if file.suffix == ".jsonl" and file.is_file()]
+        if files:
+            return tuple(sorted(files, key=lambda file: file.parts))
+    raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
+
+
+def _merged(leaves: list[_Leaf]) -> list[_Leaf]:
     """Leaves of the same files as one, with the sum of their ratios and their types joined by `+`."""
-    merged: dict[tuple[Path, ...], Source] = {}
+    merged: dict[tuple[Path | str, ...], _Leaf] = {}
     for leaf in leaves:
-        identity = tuple(file.resolve() for file in leaf.files)
+        identity = tuple(file if isinstance(file, str) else file.resolve() for file in leaf.source.files)
         first = merged.get(identity)
         if first is None:
             merged[identity] = leaf
             continue
-        types = first.type if leaf.type in first.type.split("+") else f"{first.type}+{leaf.type}"
-        merged[identity] = replace(first, ratio=first.ratio + leaf.ratio, type=types)
+        old, new = first.source, leaf.source
+        types = old.type if new.type in old.type.split("+") else f"{old.type}+{new.type}"
+        merged[identity] = replace(first, source=replace(old, ratio=old.ratio + new.ratio, type=types))
     return list(merged.values())
 
 
-def _named(leaves: list[Source]) -> list[Source]:
+def _named(leaves: list[_Leaf]) -> list[Source]:
     """Gives each source its stem as name, lengthened by parent folders until no two are equal."""
-    origins = [_origin(leaf) for leaf in leaves]
     depths = [1] * len(leaves)
     while True:
-        names = [_name(origin, depth) for origin, depth in zip(origins, depths, strict=True)]
+        names = [_name(leaf.origin, depth) for leaf, depth in zip(leaves, depths, strict=True)]
         # Compared without case: the names become file names, also on file systems that ignore case.
         counts = Counter(name.lower() for name in names)
         clashing = [k for k, name in enumerate(names) if counts[name.lower()] > 1]
-        growing = [k for k in clashing if depths[k] < len(origins[k].parts)]
+        growing = [k for k in clashing if depths[k] < len(leaves[k].origin.parts)]
         if not growing:
             break
         for k in growing:
             depths[k] += 1
     for k in clashing:  # `a-b.jsonl` beside `a_b.jsonl`: no folder tells them apart
-        names[k] += "_" + hashlib.sha256(str(origins[k]).encode()).hexdigest()[:8]
-    return [replace(leaf, name=name) for leaf, name in zip(leaves, names, strict=True)]
+        names[k] += "_" + hashlib.sha256(str(leaves[k].origin).encode()).hexdigest()[:8]
+    return [replace(leaf.source, name=name) for leaf, name in zip(leaves, names, strict=True)]
 
 
-def _origin(leaf: Source) -> Path:
-    """What a source is named after: its .jsonl file without extension, or the folder of several files."""
-    if len(leaf.files) == 1:
-        return leaf.files[0].absolute().with_suffix("")
-    parents = [file.absolute().parent for file in leaf.files]
-    common = parents[0]
-    while not all(parent.is_relative_to(common) for parent in parents):
-        common = common.parent
-    return common
-
-
-def _name(origin: Path, depth: int) -> str:
+def _name(origin: PurePosixPath, depth: int) -> str:
     parts = [part for part in origin.parts[-depth:] if part != origin.anchor]
     return re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(parts)).strip("_") or "source"

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS_PER_GROUP = 5_000  # rows of a parquet row group: what is held in memory
+BYTES_PER_GROUP = 16 << 20  # or fewer, where rows are large
 
 
 class ParquetRows:
@@ -16,6 +17,7 @@ class ParquetRows:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
         self._rows_per_group = rows_per_group
 
     def __enter__(self) -> Self:
@@ -25,13 +27,14 @@ class ParquetRows:
         self._flush()
         self._writer.close()
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds one row; missing columns are null."""
+    def append(self, row: dict[str, Any], size: int = 0) -> None:
+        """Adds one row, of about `size` bytes where rows may be large; missing columns are null."""
         self._rows.append(row)
-        if len(self._rows) >= self._rows_per_group:
+        self._bytes += size
+        if len(self._rows) >= self._rows_per_group or self._bytes >= BYTES_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
+            self._rows, self._bytes = [], 0

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 PERIOD = 10_000  # slots of a period where the ratios are no simple fractions
+WINDOW = 100  # steps over which shares are promised to hold, and reported
 PERMUTATION, BATCH_ORDER = 1, 2  # tags that keep the streams of random numbers apart
 
 IntArray = npt.NDArray[np.int64]
@@ -37,6 +38,7 @@ class MixturePlan:
     def __init__(self, sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
         _check(sizes, ratios)
         self.sizes: IntArray = np.asarray(sizes, dtype=np.int64)
+        self.ratios = np.asarray(ratios, dtype=np.float64) / math.fsum(ratios)
         self.seed = seed
         self.slots_per_source: IntArray = period_counts(ratios)  # in one period
         self.period = int(self.slots_per_source.sum())
@@ -75,6 +77,32 @@ class MixturePlan:
             raise ValueError(f"needs 0 <= first_step ({first_step}) <= last_step ({last_step})")
         before, after = (self._prefix(step * global_batch_size) for step in (first_step, last_step))
         return [int(count) for count in after - before]
+
+    def passes(self, source: int, draws: int) -> tuple[int, IntArray]:
+        """How often so many first draws go through a source in full, and the rows of the pass that they begin."""
+        number, rest = divmod(draws, int(self.sizes[source]))
+        return number, self._permutation(source, number)[:rest].astype(np.int64)
+
+    def worst_shares(self, last_step: int, global_batch_size: int, window: int = WINDOW) -> list[float]:
+        """The share of each source in that run of `window` steps before the last one where it is furthest from the ratio.
+
+        Exact over all such runs; the one run of all steps where there are fewer.
+        """
+        window = min(window, last_step)
+        # A run's counts depend on the place in the period where it starts, so that many are all there are.
+        starts = np.arange(min(last_step - window + 1, self.period), dtype=np.int64) * global_batch_size
+        total = window * global_batch_size
+        shares = []
+        for source, asked in enumerate(self.ratios):
+            drawn = self._drawn(source, starts + total) - self._drawn(source, starts)
+            shares.append(float(drawn[np.argmax(np.abs(drawn / total - asked))] / total))
+        return shares
+
+    def _drawn(self, source: int, slots: IntArray) -> IntArray:
+        """Draws of one source in the first so many slots."""
+        periods, rest = np.divmod(slots, self.period)
+        places = np.flatnonzero(self._order == source)
+        return periods * self.slots_per_source[source] + np.searchsorted(places, rest)
 
     def _prefix(self, slots: int) -> IntArray:
         """Draws of each source in the first so many slots."""

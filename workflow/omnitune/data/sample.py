@@ -1,7 +1,9 @@
 """One line of a .jsonl file: what a sample must hold, and the random draws of its conditioning in training."""
 
 import json
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +40,13 @@ class Row:
 
 
 def decode_line(line: bytes) -> dict[str, Any]:
-    """The JSON object on a line. Raises Refused: not_utf8, bad_json or not_an_object."""
+    """The JSON object on a line. Raises Refused: not_utf8, bad_json, duplicate_key or not_an_object."""
     try:
-        content = json.loads(line.decode("utf-8"))
+        content = json.loads(
+            line.decode("utf-8"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number
+        )
+    except Refused:
+        raise
     except UnicodeDecodeError as error:
         raise Refused("not_utf8", f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -50,6 +56,24 @@ def decode_line(line: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused("not_an_object", f"a line must be a JSON object, found {_kind(content)}")
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a key that is there twice, of which a reader would take one or the other."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key in content if counts[key] > 1)
+        raise Refused("duplicate_key", f"key {shown(key)} is there {counts[key]} times; keep one")
+    return content
+
+
+def _number(text: str) -> float:
+    """Refuses NaN, Infinity and numbers of that size, which JSON does not have and the ledger could not repeat."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refused("bad_json", f"{shown(text)} is no number of JSON")
+    return value
 
 
 def check_row(content: dict[str, Any]) -> Row:
@@ -67,10 +91,15 @@ def check_row(content: dict[str, Any]) -> Row:
     instruction = _instruction(content)
     inputs = _input_images(content)
     _check_number_of_inputs(task_type, len(inputs))
-    notes = [f"unknown key {key!r} is ignored" for key in sorted(set(content) - KNOWN_KEYS)]
+    notes = [f"unknown key {shown(key)} is ignored" for key in sorted(set(content) - KNOWN_KEYS)]
     if content["task_type"] != task_type:
         notes.append(f"task_type {content['task_type']!r} is read as {task_type!r}")
     return Row(task_type, instruction, inputs, _output_image(content), tuple(notes))
+
+
+def shown(value: str) -> str:
+    """A value as messages quote it: cut, as a line may be a million characters."""
+    return repr(value if len(value) <= 80 else f"{value[:80]}..")
 
 
 def _kind(value: Any) -> str:
@@ -87,7 +116,7 @@ def _task_type(content: dict[str, Any]) -> str:
     if not isinstance(value, str):
         raise Refused("wrong_type", f"task_type must be a string, found {_kind(value)}")
     if value not in TASK_TYPES:
-        raise Refused("unknown_task_type", f"task_type {value!r} is not known; known: {known}")
+        raise Refused("unknown_task_type", f"task_type {shown(value)} is not known; known: {known}")
     return TASK_TYPES[value]
 
 

@@ -1,4 +1,4 @@
-"""Validate sources: decode every image of every row, and account for each row as accepted or rejected with a reason.
+"""Validate sources: look at every image of every row, and account for each row as accepted or rejected with a reason.
 
 Files are read as streams and results written as they come, so a source may be larger than memory.
 """
@@ -6,28 +6,36 @@ Files are read as streams and results written as they come, so a source may be l
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import pyarrow as pa
 
 from omnitune.config import ConfigError
 from omnitune.console import Progress
-from omnitune.data.decode import MAX_PIXELS, ImageFacts, ImageRefused, inspect_image
+from omnitune.data.decode import MAX_PIXELS, Depth, ImageFacts, ImageRefused, inspect_image
+from omnitune.data.lines import MAX_LINE_BYTES, Line, count_lines, local_copies, read_lines
 from omnitune.data.mixture import Source, read_mixture
 from omnitune.data.parquet import ParquetRows
-from omnitune.data.sample import Refused, check_row, decode_line
+from omnitune.data.places import image_places
+from omnitune.data.sample import Refused, Row, check_row, decode_line
 from omnitune.data.summary import Tally
 from omnitune.data.workers import ordered_map
 from omnitune.files import atomic_path, json_line, write_json
+from omnitune.models.prompts import count_tokens, load_tokenizer
+from omnitune.storage import is_url
 
 SAMPLES = "samples.parquet"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
-LINES_PER_TASK = 16
-LEDGER_TEXT = 2_000  # characters of an unreadable line that the ledger repeats
+# A worker gets so many lines at once, and no more bytes than this.
+LINES_PER_TASK: dict[Depth, int] = {"full": 16, "header": 128}
+BYTES_PER_TASK = 1 << 20
+LEDGER_TEXT = 2_000  # characters of a message, and of an unreadable line, that the ledger holds
+NOTE_TEXT = 200  # characters of a note
 
 SCHEMA = pa.schema(
     [
@@ -38,77 +46,104 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("task_type", pa.string()),
         ("instruction", pa.string()),
+        ("text_tokens", pa.int32()),
         ("input_images", pa.list_(pa.string())),
         ("output_image", pa.string()),
         ("widths", pa.list_(pa.int32())),
         ("heights", pa.list_(pa.int32())),
+        ("formats", pa.list_(pa.string())),
         ("bytes", pa.list_(pa.int64())),
         ("sha256", pa.list_(pa.string())),
+        ("notes", pa.list_(pa.string())),
     ]
 )
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a source: its file, its number there from 1, its ordinal in the source from 1, and its bytes."""
+class Checks:
+    """What is looked at, and what is allowed.
 
-    file: Path
-    number: int
-    ordinal: int
-    content: bytes
+    Attributes:
+        depth: `full` decodes and hashes every image; `header` reads its first bytes.
+        max_image_pixels: images of more pixels are refused before they are decoded.
+        image_root: folder or URL below which alone images may lie; None allows every place.
+        maximum_text_tokens: instructions of more tokens are refused.
+        use_chat_template: whether the tokens are those of the whole chat, as training wraps instructions in it.
+        input_limits: number of limits in data.max_input_pixels where that is a list; more input images are noted.
+        tokenizer: pipeline folder whose tokenizer counts; None: tokens are neither counted nor limited.
+    """
+
+    depth: Depth = "full"
+    max_image_pixels: int = MAX_PIXELS
+    image_root: str | None = None
+    maximum_text_tokens: int = 888
+    use_chat_template: bool = True
+    input_limits: int | None = None
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth not in get_args(Depth):
+            raise ValueError(f"depth: {self.depth!r} is not allowed; use {' or '.join(get_args(Depth))}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
     """What became of a line: `sample` (a row of samples.parquet) or `rejected` (a row of the ledger)."""
 
     sample: dict[str, Any] | None = None
     rejected: dict[str, Any] | None = None
-    formats: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def validate_source(
     source_name: str,
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     output: Path,
+    checks: Checks = Checks(),
     *,
     workers: int = 1,
     progress: bool = True,
-    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """Validates one source and writes samples.parquet, rejected.jsonl and summary.json into `output`.
 
     Args:
         source_name: the name that `read_mixture` gave; keys of samples start with it.
-        files: its .jsonl files.
+        files: paths or URLs of its .jsonl files.
         output: folder for the three files.
-        workers: processes that decode; the written bytes do not depend on it.
+        checks: what is looked at.
+        workers: processes that look at images; the written bytes do not depend on it.
         progress: report on stderr.
-        max_pixels: images of more pixels are rejected before they are decoded.
 
     Returns:
         The summary. Rejected rows are no error here: the limit applies to the whole mixture, in `merge_validation`.
 
     Raises:
-        ConfigError: for a .jsonl file that is not there.
-        OSError: where a disk fails while an image is read.
+        ConfigError: for a .jsonl file that is not there, or a folder without a tokenizer.
+        OSError, ValueError: where a disk or service fails, which is no verdict on an image.
     """
-    total = sum(_count_lines(file, source_name) for file in files)
+    output.mkdir(parents=True, exist_ok=True)
+    if checks.tokenizer:
+        _tokenizer(checks.tokenizer)  # before the workers fork, which share its memory then
     tally = Tally()
-    tasks = _tasks(source_name, files, max_pixels, tally)
     with ExitStack() as stack:
+        copies = stack.enter_context(local_copies(files, source_name, output))
+        total = sum(count_lines(path, source_name) for _, path in copies)
         # Entered in this order, they are renamed in the reverse one, and summary.json comes last of all.
         samples_path = stack.enter_context(atomic_path(output / SAMPLES))
         rejected_path = stack.enter_context(atomic_path(output / REJECTED))
         samples = stack.enter_context(ParquetRows(samples_path, SCHEMA))
         rejected = stack.enter_context(rejected_path.open("w", encoding="utf-8"))
         reporter = stack.enter_context(Progress(f"validate {source_name}", total, "lines", enabled=progress))
-        for verdicts in ordered_map(check_lines, tasks, workers):
+        for verdicts in ordered_map(check_lines, _tasks(source_name, copies, checks, tally), workers):
             _record(verdicts, samples, rejected, tally)
-            reporter.advance(len(verdicts))
+            reporter.advance(len(verdicts), f"{tally.totals['rejected']} rejected")
         reporter.advance(tally.totals["blank_lines"])
-    summary = {"source": source_name, "files": [str(file) for file in files], **tally.summary()}
+    repeated = tally.outputs.repeated()
+    summary = {
+        "source": source_name,
+        "files": [str(file) for file in files],
+        "depth": checks.depth,
+        **tally.summary(None if repeated is None else int(repeated.sum())),
+    }
     write_json(output / SUMMARY, summary)
     return summary
 
@@ -116,108 +151,123 @@ def validate_source(
 def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], tally: Tally) -> None:
     for verdict in verdicts:
         if verdict.sample is not None:
-            samples.append(verdict.sample)
-            tally.add_accepted(verdict.sample, verdict.formats, verdict.notes)
+            samples.append(verdict.sample, len(verdict.sample["instruction"]))
+            tally.add_accepted(verdict.sample)
         else:
             assert verdict.rejected is not None
             rejected.write(json_line(verdict.rejected))
             tally.add_rejected(verdict.rejected["reason"])
 
 
-def _count_lines(file: Path, source_name: str) -> int:
-    """Number of lines of a file; raises ConfigError where it cannot be read."""
-    try:
-        with Path(file).open("rb") as stream:
-            return sum(1 for _ in stream)
-    except OSError as error:
-        raise ConfigError(
-            f"source {source_name!r}: {file}: cannot be read ({error.strerror}). "
-            "Check the path in the mixture, or run the rule that writes the file."
-        ) from None
-
-
-def read_lines(files: Sequence[Path]) -> Iterator[Line]:
-    """All lines of a source's files in order. Blank ones are included, as they count for the ordinal."""
-    ordinal = 0
-    for file in files:
-        with Path(file).open("rb") as stream:
-            for number, content in enumerate(stream, start=1):
-                ordinal += 1
-                text = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content
-                yield Line(Path(file), number, ordinal, text.strip())
-
-
-def _tasks(name: str, files: Sequence[Path], max_pixels: int, tally: Tally) -> Iterator[tuple[str, int, list[Line]]]:
+def _tasks(
+    name: str, files: Sequence[tuple[str, Path]], checks: Checks, tally: Tally
+) -> Iterator[tuple[str, Checks, list[Line]]]:
     """Lines in portions for the workers; blank ones are counted and left out."""
+    portion: list[Line] = []
+    size = 0
+    for line in read_lines(files):
+        if not line.content and not line.too_long:
+            tally.totals["blank_lines"] += 1
+            continue
+        portion.append(line)
+        size += len(line.content)
+        if len(portion) >= LINES_PER_TASK[checks.depth] or size >= BYTES_PER_TASK:
+            yield name, checks, portion
+            portion, size = [], 0
+    if portion:
+        yield name, checks, portion
 
-    def filled() -> Iterator[Line]:
-        for line in read_lines(files):
-            if line.content:
-                yield line
-            else:
-                tally.totals["blank_lines"] += 1
 
-    lines = filled()
-    while portion := list(islice(lines, LINES_PER_TASK)):
-        yield name, max_pixels, portion
-
-
-def check_lines(task: tuple[str, int, list[Line]]) -> list[Verdict]:
+def check_lines(task: tuple[str, Checks, list[Line]]) -> list[Verdict]:
     """Checks a portion of lines; runs in a worker process."""
-    source_name, max_pixels, lines = task
-    return [check_line(source_name, line, max_pixels) for line in lines]
+    source_name, checks, lines = task
+    return [check_line(source_name, line, checks) for line in lines]
 
 
-def check_line(source_name: str, line: Line, max_pixels: int = MAX_PIXELS) -> Verdict:
-    """Accepts or rejects one line, with all of its images decoded."""
+def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdict:
+    """Accepts or rejects one line, with all of its images."""
     content: Any = line.content.decode("utf-8", errors="replace")[:LEDGER_TEXT]
     try:
+        if line.too_long:
+            raise Refused("line_too_long", f"more than {MAX_LINE_BYTES} bytes; is the end of the line missing?")
         content = decode_line(line.content)
         row = check_row(content)
-        paths, facts = [], []
-        for image in (*row.input_images, row.output_image):
-            path, fact = _inspect(image, line.file, max_pixels)
-            paths.append(path)
-            facts.append(fact)
+        tokens = _count_tokens(row.instruction, checks)
+        images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
     except Refused as error:
-        rejected = {"file": str(line.file), "line": line.number, "reason": error.reason, "message": error.message}
-        return Verdict(rejected={**rejected, "row": content})
+        ledger = {"file": line.file, "line": line.number, "reason": error.reason}
+        return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": content})
+    places, facts = [place for place, _ in images], [fact for _, fact in images]
     sample = {
         "source": source_name,
-        "file": str(line.file),
+        "file": line.file,
         "line": line.number,
         "ordinal": line.ordinal,
         "key": f"{source_name}_{line.ordinal:08d}",
         "task_type": row.task_type,
         "instruction": row.instruction,
-        "input_images": [str(path) for path in paths[:-1]],
-        "output_image": str(paths[-1]),
+        "text_tokens": tokens,
+        "input_images": places[:-1],
+        "output_image": places[-1],
         "widths": [fact.width for fact in facts],
         "heights": [fact.height for fact in facts],
+        "formats": [fact.format for fact in facts],
         "bytes": [fact.bytes for fact in facts],
         "sha256": [fact.sha256 for fact in facts],
+        "notes": [note[:NOTE_TEXT] for note in _notes(line, row, facts, checks)],
     }
-    notes = [*row.notes, *(note for fact in facts for note in fact.notes)]
-    return Verdict(sample=sample, formats=[fact.format for fact in facts], notes=notes)
+    return Verdict(sample=sample)
 
 
-def _inspect(image: str, file: Path, max_pixels: int) -> tuple[Path, ImageFacts]:
-    """The path of an image, from the .jsonl's folder or else from the working directory, and its facts."""
-    places = list(dict.fromkeys([file.parent / image, Path(image)]))
+def _notes(line: Line, row: Row, facts: list[ImageFacts], checks: Checks) -> list[str]:
+    """What is unusual about an accepted line, each thing once."""
+    notes = ["the file starts with a byte order mark, which is left out"] if line.has_bom else []
+    notes += row.notes
+    if checks.input_limits is not None and len(row.input_images) > checks.input_limits:
+        notes.append(f"more input images than the {checks.input_limits} entries of max_input_pixels: the last holds")
+    return list(dict.fromkeys([*notes, *chain.from_iterable(fact.notes for fact in facts)]))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except Exception as error:  # the library raises anything where files are missing or are no tokenizer
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error)}). "
+            "Name a pipeline folder with processor/."
+        ) from None
+
+
+def _count_tokens(instruction: str, checks: Checks) -> int | None:
+    if not checks.tokenizer:
+        return None
+    tokens = count_tokens(_tokenizer(checks.tokenizer), instruction, checks.use_chat_template)
+    if tokens > checks.maximum_text_tokens:
+        whole = " with its chat" if checks.use_chat_template else ""
+        raise Refused(
+            "instruction_too_long",
+            f"the instruction has {tokens} tokens{whole}; data.maximum_text_tokens allows {checks.maximum_text_tokens}",
+        )
+    return tokens
+
+
+def _inspect(image: str, samples: str, checks: Checks) -> tuple[str, ImageFacts]:
+    """The first place where an image lies, and its facts."""
+    places = image_places(image, samples, checks.image_root)
     for place in places:
         try:
-            return place, inspect_image(place, max_pixels)
+            return place, inspect_image(place, checks.max_image_pixels, checks.depth)
         except ImageRefused as error:
             if error.reason != "missing":
                 raise
-    tried = " and ".join(str(place) for place in places)
-    raise ImageRefused("missing", f"{image} does not exist; tried {tried}")
+    raise ImageRefused("missing", f"{image} does not exist; tried {' and '.join(places)}")
 
 
 def check_files(source: Source) -> None:
     """Raises ConfigError where a .jsonl file of a source is not there, naming the mixture and the places tried."""
     for file in source.files:
-        if not file.is_file():
+        if not is_url(file) and not Path(file).is_file():
             tried = " and ".join(str(place) for place in source.places(file))
             raise ConfigError(f"{source.mixture}: source {source.name!r}: no such file of samples; tried {tried}.")
 
@@ -225,29 +275,30 @@ def check_files(source: Source) -> None:
 def validate_mixture(
     mixture: Path | str,
     output: Path,
+    checks: Checks = Checks(),
     *,
     workers: int = 1,
     progress: bool = True,
     max_reject_fraction: float = 0.01,
-    samples_per_shard: int = 1000,
+    **cut: Any,
 ) -> dict[str, Any]:
     """Validates every source of a mixture into output/sources/{source} and merges them into `output`.
 
+    `cut` are the arguments of `omnitune.data.merge.ShardCut`, by default samples_per_shard=1000.
     Returns the merged summary. Raises what `read_mixture`, `validate_source` and `merge_validation` raise.
     """
-    from omnitune.data.merge import merge_validation
+    from omnitune.data.merge import ShardCut, merge_validation
 
+    shard_cut = ShardCut(**cut or {"samples_per_shard": 1000})
     sources = read_mixture(mixture)
     for source in sources:
         check_files(source)
     folders = []
     for source in sources:
         folder = Path(output) / "sources" / source.name
-        validate_source(source.name, source.files, folder, workers=workers, progress=progress)
+        validate_source(source.name, source.files, folder, checks, workers=workers, progress=progress)
         folders.append(folder)
-    return merge_validation(
-        folders, Path(output), max_reject_fraction=max_reject_fraction, samples_per_shard=samples_per_shard
-    )
+    return merge_validation(folders, Path(output), max_reject_fraction=max_reject_fraction, cut=shard_cut)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

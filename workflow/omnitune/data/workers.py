@@ -4,6 +4,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,6 +23,9 @@ def ordered_map(function: Callable[[TaskT], ResultT], tasks: Iterable[TaskT], wo
         function: importable from a module, as it is sent to other processes.
         tasks: picklable, may be endless.
         workers: number of processes, at least 1.
+
+    Raises:
+        OSError: where a worker process was killed.
     """
     if workers < 1:
         raise ValueError(f"workers: {workers} is not allowed: needs 1 or more")
@@ -47,5 +51,10 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
     try:
         yield pool
+    except BrokenProcessPool:
+        raise OSError(
+            "a worker process was killed, most likely for want of memory. Give the job more memory or fewer workers, "
+            "or lower data.max_image_pixels."
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

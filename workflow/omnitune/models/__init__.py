@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
     from .lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
     from .pipeline_omnigen2 import OmniGen2Pipeline
-    from .prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
+    from .prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template
     from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
-    from .text_features import apply_chat_template, encode_text
+    from .text_features import encode_text
     from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel, OmniGen2TransformerBlock
 
 _HOMES = {
@@ -25,7 +25,7 @@ _HOMES = {
     "OmniGen2Pipeline": "pipeline_omnigen2",
     "OmniGen2Transformer2DModel": "transformer_omnigen2",
     "OmniGen2TransformerBlock": "transformer_omnigen2",
-    "apply_chat_template": "text_features",
+    "apply_chat_template": "prompts",
     "encode_text": "text_features",
     "load_lora": "lora",
     "lora_config": "lora",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
 
@@ -43,22 +44,6 @@ def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float
     architectures = json.loads((source / "config.json").read_text()).get("architectures")
     model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
     return model.from_pretrained(source, dtype=torch_dtype).eval()
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
-
-    The image processor beside it is left alone: text does not need it, and it would need torchvision.
-    """
-    from transformers import AutoTokenizer
-
-    processor = Path(folder) / "processor"
-    source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    template = processor / "chat_template.json"
-    if not tokenizer.chat_template and template.is_file():
-        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
-    return tokenizer
 
 
 def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:

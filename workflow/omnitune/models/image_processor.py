@@ -40,9 +40,17 @@ def target_size(width: int, height: int, max_pixels: int, max_side_length: int, 
     return new_width, new_height
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is stored where its EXIF cannot be read, as viewers show it."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF is common, says nothing about the pixels, and may make its reader raise anything
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image upright (EXIF orientation applied), in mode RGB, transparency over white; of any PIL mode."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I"):
         # 16-bit grey: PIL's own conversion would clip it at 255
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)

@@ -1,4 +1,11 @@
-"""The fixed texts of the published model."""
+"""The fixed texts of the published model, its tokenizer, and the chat that is made of an instruction.
+
+Nothing here imports torch: counting the tokens of a data set does not wait for it and has no room for it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
 SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
@@ -7,3 +14,65 @@ DEFAULT_NEGATIVE_PROMPT = (
     "(((deformed))), blurry, over saturation, bad anatomy, disfigured, poorly drawn face, mutation, mutated, "
     "(extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, broken legs censor, censored, censor_bar"
 )
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
+
+    The image processor beside it is left alone: text does not need it, and it would need torchvision.
+    """
+    processor = Path(folder) / "processor"
+    source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
+    tokenizer = _tokenizer_class(source / "tokenizer_config.json").from_pretrained(source)
+    template = processor / "chat_template.json"
+    if not tokenizer.chat_template and template.is_file():
+        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+    return tokenizer
+
+
+def _tokenizer_class(config: Path) -> Any:
+    """The class that the folder names; the published one is taken directly, as AutoTokenizer imports torch."""
+    name = json.loads(config.read_text()).get("tokenizer_class", "") if config.is_file() else ""
+    if name in {"Qwen2Tokenizer", "Qwen2TokenizerFast"}:
+        from transformers import Qwen2Tokenizer
+
+        return Qwen2Tokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor, or the tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) -> str:
+    """The chat that the text model reads: system prompt and instruction, no generation prompt.
+
+    Args:
+        tokenizer: with a chat template (or a processor that has one).
+        instruction: the user's turn.
+        drop: the prompt is dropped (classifier-free training): an empty instruction under its own system prompt.
+
+    Raises:
+        ValueError: when the tokenizer has no chat template.
+    """
+    tokenizer = tokenizer_of(tokenizer)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "the tokenizer has no chat template: the processor folder needs chat_template.jinja, chat_template.json "
+            "or a chat_template in tokenizer_config.json"
+        )
+    messages = [
+        {"role": "system", "content": SYSTEM_PROMPT_DROP if drop else SYSTEM_PROMPT},
+        {"role": "user", "content": "" if drop else instruction},
+    ]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+
+
+def count_tokens(tokenizer: Any, instruction: str, use_chat_template: bool = True) -> int:
+    """Tokens of an instruction as training sees it when nothing is dropped: the whole chat, or the bare instruction."""
+    tokenizer = tokenizer_of(tokenizer)
+    text = apply_chat_template(tokenizer, instruction) if use_chat_template else instruction
+    return len(tokenizer(text, verbose=False).input_ids)

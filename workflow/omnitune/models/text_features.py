@@ -5,42 +5,13 @@ from typing import Any
 
 import torch
 
-from omnitune.models.prompts import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer of a processor, or the tokenizer itself."""
-    return getattr(processor, "tokenizer", processor)
+from omnitune.models.prompts import apply_chat_template, tokenizer_of
 
 
 def text_model_of(mllm: Any) -> Any:
     """The text model inside Qwen2_5_VLForConditionalGeneration or Qwen2_5_VLModel, without vision tower and head."""
     inner = getattr(mllm, "model", mllm)
     return getattr(inner, "language_model", inner)
-
-
-def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) -> str:
-    """The chat that the text model reads: system prompt and instruction, no generation prompt.
-
-    Args:
-        tokenizer: with a chat template (or a processor that has one).
-        instruction: the user's turn.
-        drop: the prompt is dropped (classifier-free training): an empty instruction under its own system prompt.
-
-    Raises:
-        ValueError: when the tokenizer has no chat template.
-    """
-    tokenizer = tokenizer_of(tokenizer)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer has no chat template: the processor folder needs chat_template.jinja, chat_template.json "
-            "or a chat_template in tokenizer_config.json"
-        )
-    messages = [
-        {"role": "system", "content": SYSTEM_PROMPT_DROP if drop else SYSTEM_PROMPT},
-        {"role": "user", "content": "" if drop else instruction},
-    ]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
 
 
 @torch.no_grad()

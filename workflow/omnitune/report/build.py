@@ -25,6 +25,7 @@ from omnitune.report.collect import (
     show_change,
     verdict,
 )
+from omnitune.report.data import data_context, short, thousands
 from omnitune.report.images import image_entry
 from omnitune.report.plots import heldout_plot, training_plots
 
@@ -68,7 +69,7 @@ def build_report(
         lstrip_blocks=True,
     )
     environment.globals |= {"show": show, "show_change": show_change}
-    environment.filters["thousands"] = lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    environment.filters |= {"thousands": thousands, "short": short}
     write_text(output, environment.get_template("report.html.j2").render(**_context(run)))
     return output
 
@@ -79,7 +80,7 @@ def _context(run: Run) -> dict[str, Any]:
         "verdicts": [verdict(evaluation) for evaluation in run.evaluations],
         "facts": _facts(run),
         "packages": _packages(),
-        "summary": run.summary,
+        "data": data_context(run.summary, run.shards, run.encoded, run.options["data"]),
         "rejected": run.rejected,
         "more_rejected": max(0, run.summary.get("rejected", 0) - SHOWN_REJECTED),
         "mixture": run.train.get("mixture", []),

@@ -10,6 +10,7 @@ from typing import Any
 from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
 from omnitune.evaluation.benchmark import Prompt
 from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
+from omnitune.report.data import read_encoded, read_shards
 
 SHOWN_REJECTED = 100
 LABELS = {
@@ -63,6 +64,8 @@ class Run:
     summary: dict[str, Any]
     rejected: list[dict[str, Any]]
     conversions: dict[str, dict[str, Any]]
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    encoded: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
 
@@ -94,6 +97,8 @@ def collect(
         summary=_json(validation / "summary.json"),
         rejected=_rows(validation / "rejected.jsonl", SHOWN_REJECTED),
         conversions=conversions,
+        shards=read_shards(prepared / "shards" / "index.parquet"),
+        encoded=read_encoded(prepared / "encoded") if options.data.encode else [],
         evaluations=[_evaluation(evaluations, entry) for entry in benchmarks],
     )
 

@@ -1,84 +1,54 @@
-"""From samples to what the model sees: VAE latents and text features, computed while training."""
+"""From samples to what the model sees: VAE latents and text features, stored ones or computed while training."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from omnitune.data.encoded import EncodedIndex
 from omnitune.data.loader import Sample
-from omnitune.models.text_features import encode_text
+from omnitune.data.sample import remove_cliche
+from omnitune.models.encoder import FrozenEncoder
 from omnitune.training.flow_matching import Conditioned, sample_generator
 
 
-@dataclass
-class MemoryCache:
-    """Keeps tensors up to a number of bytes and forgets the ones not used for longest.
-
-    Small data sets are seen many times; their posteriors and text features need not be computed each time.
-    """
-
-    limit: int
-    _items: OrderedDict[Any, tuple[Tensor, ...]] = field(default_factory=OrderedDict)
-    _bytes: int = 0
-
-    def get(self, key: Any) -> tuple[Tensor, ...] | None:
-        """The tensors kept under a key."""
-        if key in self._items:
-            self._items.move_to_end(key)
-        return self._items.get(key)
-
-    def put(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
-        """Keeps tensors under a key."""
-        if self.limit == 0 or key in self._items:
-            return
-        self._items[key] = tensors
-        self._bytes += _bytes_of(tensors)
-        while self._bytes > self.limit:
-            _, dropped = self._items.popitem(last=False)
-            self._bytes -= _bytes_of(dropped)
-
-
-def _bytes_of(tensors: tuple[Tensor, ...]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 class Conditioner:
-    """Encodes samples with the frozen VAE and text encoder, and draws their noise and times.
+    """Draws the latents, noise and times of samples.
 
     All randomness of a sample comes from its own generator, in a fixed order: time, posterior of the target,
-    noise, posteriors of the references.
+    noise, posteriors of the references. It is the same for stored encodings and for those computed here.
+
+    Args:
+        source: the encoder that computes posteriors and text features, or the stored ones that samples come with.
+        device: of the results.
+        scaling: (shift, scale) of the latents; see `latent_scaling`.
+        snr_type: distribution of times; see `training_times`.
     """
 
     def __init__(
         self,
-        vae: Any,
-        mllm: nn.Module,
-        tokenizer: Any,
+        source: FrozenEncoder | EncodedIndex,
         device: torch.device,
         *,
+        scaling: tuple[float, float],
         snr_type: str,
-        max_text_tokens: int,
-        use_chat_template: bool,
-        cache_bytes: int,
     ) -> None:
-        self.vae = vae.to(device).eval().requires_grad_(False)
-        self.vae_dtype = self.vae.dtype  # diffusers walks through all modules to find it
-        self.mllm = mllm.to(device).eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.source = source
         self.device = device
+        self.shift, self.scale = scaling
         self.snr_type = snr_type
-        self.max_text_tokens = max_text_tokens
-        self.use_chat_template = use_chat_template
-        self.cache = MemoryCache(cache_bytes)
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Conditioned]:
-        """Encodes samples; `seed` is the experiment's."""
-        texts = self._text_features(samples)
-        posteriors = [self._posteriors(sample) for sample in samples]
+        """Conditions samples; `seed` is the experiment's."""
+        if isinstance(self.source, EncodedIndex):
+            texts = [_stored_text(sample, self.source.dropped).to(self.device) for sample in samples]
+            posteriors = [_stored_posteriors(sample, self.device) for sample in samples]
+        else:
+            drops = [sample.drop_prompt for sample in samples]
+            texts = [text.float() for text in self.source.texts([s.instruction for s in samples], drops)]
+            posteriors = _computed_posteriors(samples, self.source)
         return [
             self._draw(sample_generator(seed, sample.step, sample.slot), text, images)
             for sample, text, images in zip(samples, texts, posteriors, strict=True)
@@ -96,39 +66,31 @@ class Conditioner:
         """Draws from the posterior and scales: (z - shift_factor) * scaling_factor, [C, H, W] float32."""
         mean, std = posterior
         z = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-        return (z - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
+        return (z - self.shift) * self.scale
 
-    def _posteriors(self, sample: Sample) -> list[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation [C, H, W] of each input image's latent, then the output image's."""
-        images = [*sample.input_images, sample.output_image]
-        positions = [*range(len(sample.input_images)), "output"]
-        return [self._posterior((sample.key, p), image) for p, image in zip(positions, images, strict=True)]
 
-    def _posterior(self, key: Any, image: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.cache.get(key)
-        if kept is None:
-            pixels = image.to(self.device, self.vae_dtype)
-            posterior = self.vae.encode(pixels.unsqueeze(0)).latent_dist
-            kept = (posterior.mean[0].float(), posterior.std[0].float())
-            self.cache.put(key, kept)
-        return kept[0], kept[1]
+def _computed_posteriors(samples: Sequence[Sample], encoder: FrozenEncoder) -> list[list[tuple[Tensor, Tensor]]]:
+    """Mean and standard deviation of the latents of each sample's input images, then its output image."""
+    images = [_images(sample) for sample in samples]
+    found = iter(encoder.posteriors([image for group in images for image in group]))
+    return [[(mean, torch.exp(0.5 * logvar)) for mean, logvar in islice(found, len(group))] for group in images]
 
-    def _text_features(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """[L, D] features of each sample's instruction, without padding."""
-        wanted = [(sample.instruction, sample.drop_prompt) for sample in samples]
-        found = {key: self.cache.get(("text", key)) for key in wanted}
-        missing = [key for key, kept in found.items() if kept is None]
-        if missing:
-            features, mask = encode_text(
-                self.mllm,
-                self.tokenizer,
-                [instruction for instruction, _ in missing],
-                [drop for _, drop in missing],
-                max_length=self.max_text_tokens,
-                device=self.device,
-                use_chat_template=self.use_chat_template,
-            )
-            for key, row, row_mask in zip(missing, features, mask, strict=True):
-                found[key] = (row[row_mask.bool()].float(),)
-                self.cache.put(("text", key), found[key])  # type: ignore[arg-type]
-        return [found[key][0] for key in wanted]  # type: ignore[index]
+
+def _images(sample: Sample) -> list[Tensor]:
+    assert sample.output_image is not None
+    return [*sample.input_images, sample.output_image]
+
+
+def _stored_posteriors(sample: Sample, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    assert sample.encoded is not None
+    return [(mean.to(device), std.to(device)) for mean, std in sample.encoded.posteriors]
+
+
+def _stored_text(sample: Sample, dropped: Tensor) -> Tensor:
+    """The stored features of what this sample's instruction was drawn to be."""
+    stored = sample.encoded
+    assert stored is not None
+    if sample.drop_prompt:
+        return dropped
+    without = stored.text_without_cliche
+    return stored.text if without is None or remove_cliche(sample.instruction) != sample.instruction else without

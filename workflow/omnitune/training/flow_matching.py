@@ -133,3 +133,9 @@ def time_bins(times: Tensor) -> Tensor:
 def image_tokens(latent: Tensor, patch_size: int) -> int:
     """Number of image tokens of a latent [C, H, W]."""
     return math.prod(latent.shape[-2:]) // patch_size**2
+
+
+def sample_tokens(sample: Conditioned, patch_size: int) -> int:
+    """Tokens that the model computes on for a sample: of the output image, of the references and of the text."""
+    images = [sample.target, *sample.references]
+    return sum(image_tokens(latent, patch_size) for latent in images) + len(sample.text)

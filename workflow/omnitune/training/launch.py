@@ -1,48 +1,20 @@
 """Starting a training: one `accelerate launch` per node."""
 
-import logging
+import fcntl
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.config.options import TrainOptions
-from omnitune.console import plain_progress
-from omnitune.training.processes import die_with_parent, lock
-
-logger = logging.getLogger("omnitune")
+from omnitune.launcher import Topology, accelerate_command, launch_environment, run
 
 WRAPPED_BLOCK = "OmniGen2TransformerBlock"  # FSDP shards each of these on its own
-
-
-@dataclass(frozen=True)
-class Topology:
-    """Where processes run.
-
-    Attributes:
-        processes_per_node: training processes on each node; with GPUs, one for each.
-        nodes: number of nodes.
-        rank: number of this node, from 0.
-        address: host name or address of node 0.
-        port: port that node 0 listens on; 0 picks a free one (single node only).
-        threads_per_process: CPU threads of each process.
-    """
-
-    processes_per_node: int
-    nodes: int = 1
-    rank: int = 0
-    address: str = "127.0.0.1"
-    port: int = 0
-    threads_per_process: int = 1
-
-    @property
-    def world_size(self) -> int:
-        """Processes on all nodes."""
-        return self.processes_per_node * self.nodes
 
 
 @dataclass(frozen=True)
@@ -54,6 +26,7 @@ class TrainingFiles:
         base: pipeline folder with VAE, text encoder and tokenizer.
         transformer: folder of the transformer to start from.
         index: prepared/{dataset}/shards/index.parquet.
+        encoded: prepared/{dataset}/encoded/{model}; read only where data.encode asks for it.
         output: experiments/{experiment}.
     """
 
@@ -61,6 +34,7 @@ class TrainingFiles:
     base: Path
     transformer: Path
     index: Path
+    encoded: Path
     output: Path
 
     def arguments(self) -> list[str]:
@@ -69,44 +43,25 @@ class TrainingFiles:
 
 
 def launch_command(topology: Topology, train: TrainOptions, arguments: list[str]) -> list[str]:
-    """The `accelerate launch` command of one node.
-
-    Raises:
-        ValueError: for several nodes without a fixed port.
-    """
-    if topology.nodes > 1 and topology.port == 0:
-        raise ValueError("--master_port: 0 is not allowed with several nodes; give the same free port on each.")
-    command = [sys.executable, "-m", "omnitune.training.accelerate_launch", "launch"]
-    command += ["--num_processes", str(topology.world_size), "--num_machines", str(topology.nodes)]
-    command += [
-        "--machine_rank",
-        str(topology.rank),
-        "--mixed_precision",
-        train.mixed_precision,
-        "--dynamo_backend",
-        "no",
-    ]
-    command += ["--num_cpu_threads_per_process", str(topology.threads_per_process)]
-    command += ["--main_process_port", str(topology.port)]
-    if topology.nodes > 1:
-        command += ["--main_process_ip", topology.address, "--rdzv_backend", "static"]
+    """The `accelerate launch` command of one node; raises ValueError for several nodes without a fixed port."""
+    sharding: list[str] = []
     if topology.world_size > 1:
-        command += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-        command += ["--fsdp_transformer_layer_cls_to_wrap", WRAPPED_BLOCK]
-        command += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
-        command += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
-    return [*command, "--module", "omnitune.training.loop", *arguments]
+        sharding += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+        sharding += ["--fsdp_transformer_layer_cls_to_wrap", WRAPPED_BLOCK]
+        sharding += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
+        sharding += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
+    return accelerate_command(topology, "omnitune.training.loop", arguments, sharding, train.mixed_precision)
 
 
-def launch_environment(topology: Topology) -> dict[str, str]:
-    """Environment of the launched processes."""
-    environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
-    environment["OMP_NUM_THREADS"] = str(topology.threads_per_process)
-    if not torch.accelerator.is_available():
-        # accelerate would take DDP or lone processes on CPU; see parallel.build_accelerator.
-        environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        environment.pop("ACCELERATE_USE_CPU", None)
-    return environment
+def lock(output: Path) -> IO[str]:
+    """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = (output / ".train.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{output}: another training is writing here. Wait for it or stop it.") from None
+    return file
 
 
 def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology) -> None:
@@ -117,14 +72,14 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
         ValueError: if a file is missing, or the training failed; its own message stands above in the log then.
     """
     require_processes(options, topology.world_size, str(files.config))
-    for path in (files.index, files.transformer, files.base):
+    encoded = [files.encoded] if options.data.encode else []
+    for path in (files.index, files.transformer, files.base, *encoded):
         if not path.exists():
             raise ValueError(f"{path} is missing. `snakemake --cores 2 train` makes all that a training needs.")
     if topology.rank == 0:
         lock(files.output).close()  # refuse here, with one message; the training itself holds it from its start
     command = launch_command(topology, options.train, files.arguments())
-    logger.info("starting %s", " ".join(command))
-    code = _run(command, launch_environment(topology))
+    code = run(command, launch_environment(topology.threads_per_process))
     if code:
         raise ValueError(f"training {options.name} failed with exit code {code}; its messages stand above.")
 
@@ -157,8 +112,7 @@ def launch_job(
             "`omnitune train` on each node (see its --help)."
         )
     command = srun_command(files, topology, job_id)
-    logger.info("starting %s", " ".join(command))
-    code = _run(command, dict(os.environ))
+    code = run(command, dict(os.environ))
     if code:
         raise ValueError(
             f"training {options.name} on {nodes} nodes failed with exit code {code}; see the messages above."
@@ -196,24 +150,3 @@ def _output_of(command: list[str]) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         raise ValueError(f"{' '.join(command)} failed; training on several nodes needs a SLURM job: {error}") from None
-
-
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar."""
-    output = subprocess.PIPE if plain_progress() else None
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=output,
-        stderr=subprocess.STDOUT if output else None,
-        text=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  (single-threaded)
-    )
-    try:
-        for line in process.stdout or ():
-            logger.info("%s", line.rstrip())
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise

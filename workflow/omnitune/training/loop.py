@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.console import Progress, setup_logging
-from omnitune.data.loader import Sample, ShardIndex, TrainingBatches, training_loader
+from omnitune.data.drawn import mixture_report
+from omnitune.data.encoded import EncodedIndex, fingerprint_of
+from omnitune.data.index import ShardIndex
+from omnitune.data.loader import Sample, TrainingBatches, training_loader
 from omnitune.data.mixture import Source, read_mixture
 from omnitune.data.plan import MixturePlan
 from omnitune.files import sha256_of, write_json, write_text
+from omnitune.launcher import die_with_parent, launched_rank
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.components import MANIFEST, load_text_encoder, load_tokenizer, load_vae
+from omnitune.models.components import MANIFEST
+from omnitune.models.encoder import FrozenEncoder, latent_scaling
 from omnitune.models.lora import lora_config
 from omnitune.training import checkpoint as checkpoints
 from omnitune.training import parallel
@@ -30,18 +35,19 @@ from omnitune.training.flow_matching import (
     Conditioned,
     image_tokens,
     latent_elements,
+    sample_tokens,
     time_bins,
     training_times,
     velocity_errors,
 )
-from omnitune.training.launch import TrainingFiles
+from omnitune.training.launch import TrainingFiles, lock
 from omnitune.training.metrics import MetricsLog, check_trackers
 from omnitune.training.optimizer import build_optimizer, learning_rate_schedule
-from omnitune.training.processes import die_with_parent, launched_rank, lock
 
 logger = logging.getLogger("omnitune")
 
 PIXELS_PER_TOKEN = 16 * 16
+VAE_BATCH_PIXELS = 1024 * 1024  # that go through the VAE at once, beside the model in training
 
 
 def identity_of(options: ExperimentOptions, files: TrainingFiles) -> dict[str, Any]:
@@ -93,10 +99,12 @@ class Trainer:
 
     def _setup_data(self) -> None:
         data = self.options.data
-        self.index = ShardIndex.load(self.files.index)
-        self.index.check_tars()
+        self.index = open_index(self.options, self.files.index)
         self.sources: list[Source] = read_mixture(data.data_path)
         names = [source.name for source in self.sources]
+        encoded = self._open_encoded(names) if data.encode else None
+        if encoded is None:
+            self.index.check_tars()
         self.plan = MixturePlan(self.index.sizes(names), [source.ratio for source in self.sources], self.options.seed)
         self.batches = TrainingBatches(
             self.index,
@@ -110,20 +118,29 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             prompt_dropout_prob=data.prompt_dropout_prob,
             ref_img_dropout_prob=data.ref_img_dropout_prob,
+            encoded=encoded,
         )
         self.conditioner = Conditioner(
-            load_vae(self.files.base, torch.float32),
-            load_text_encoder(self.files.base, self._frozen_dtype()),
-            load_tokenizer(self.files.base),
+            self._frozen_encoder() if encoded is None else encoded,
             self.device,
+            scaling=latent_scaling(self.files.base),
             snr_type=self.options.transport.snr_type,
-            max_text_tokens=data.maximum_text_tokens,
-            use_chat_template=data.use_chat_template,
-            cache_bytes=data.encoded_cache_mb * 1_000_000,
         )
 
-    def _frozen_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.train.mixed_precision == "bf16" else torch.float32
+    def _open_encoded(self, sources: list[str]) -> EncodedIndex:
+        data = self.options.data
+        fingerprint = fingerprint_of(self.files.base, data)
+        return EncodedIndex(self.files.encoded, fingerprint, self.index, sources, data.shards_per_encoding)
+
+    def _frozen_encoder(self) -> FrozenEncoder:
+        return FrozenEncoder(
+            self.files.base,
+            self.device,
+            text_dtype=torch.bfloat16 if self.train.mixed_precision == "bf16" else torch.float32,
+            max_text_tokens=self.options.data.maximum_text_tokens,
+            use_chat_template=self.options.data.use_chat_template,
+            batch_pixels=VAE_BATCH_PIXELS,
+        )
 
     def fit(self) -> None:
         """Trains up to max_train_steps, from the newest checkpoint if there is one, and writes train.json."""
@@ -169,12 +186,14 @@ class Trainer:
         draws = self.options.seed * 1_000_003 + step * 1009 + self.accelerator.process_index
         torch.manual_seed(draws % 2**63)
         conditioned = [self.conditioner(samples, self.options.seed) for samples in microbatches]
-        elements = torch.stack([latent_elements(samples).sum() for samples in conditioned]).sum()
-        elements = parallel.sum_over_processes(elements.to(self.device))
+        elements = sum(float(latent_elements(samples).sum()) for samples in conditioned)
+        tokens = sum(sample_tokens(sample, self.patch_size) for samples in conditioned for sample in samples)
+        totals = torch.tensor([elements, tokens], dtype=torch.float64, device=self.device)
+        global_elements, global_tokens = parallel.sum_over_processes(totals).tolist()
         figures = torch.zeros(2, BINS, device=self.device)
         for number, samples in enumerate(conditioned):
             self._synchronise_gradients(number == len(conditioned) - 1)
-            figures += self._backward(samples, float(elements))
+            figures += self._backward(samples, global_elements)
         grad_norm = parallel.clip_gradients(self.model, self.train.max_grad_norm)
         learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -193,6 +212,7 @@ class Trainer:
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
+            "tokens": int(global_tokens),
             "loss_by_timestep": [s / c if c else None for s, c in zip(squares, counts, strict=True)],
         }
 
@@ -251,8 +271,6 @@ class Trainer:
 
     def _manifest(self) -> dict[str, Any]:
         last = self.train.max_train_steps
-        counts = self.plan.counts(0, last, self.train.global_batch_size)
-        total = sum(counts)
         return {
             "experiment": self.options.name,
             "final_step": last,
@@ -261,12 +279,15 @@ class Trainer:
             "world_size": self.sharding.world_size,
             "parameters": self.sharding.parameters,
             "trainable_parameters": self.sharding.trainable,
-            "mixture": [
-                {"source": source.name, "asked": source.ratio, "realised": int(count) / total, "samples": int(count)}
-                for source, count in zip(self.sources, counts, strict=True)
-            ],
+            "mixture": mixture_report(self.plan, self.index, self.sources, last, self.train.global_batch_size),
             "identity": self.identity,
         }
+
+
+def open_index(options: ExperimentOptions, path: Path) -> ShardIndex:
+    """The index of the shards, with the disk cache for those at URLs."""
+    cache = Path(options.cache_dir).expanduser() if options.cache_dir else Path.home() / ".cache" / "omnitune"
+    return ShardIndex.load(path, cache=cache / "shards", cache_bytes=options.data.url_cache_mb * 1_000_000)
 
 
 def check_architecture(model: nn.Module, options: ExperimentOptions, folder: Path) -> None:

@@ -1,0 +1,53 @@
+"""Encoded data (data.encode): VAE posteriors and text features, stored once for all trainings."""
+
+
+localrules:
+    set_encoding,
+
+
+rule set_encoding:
+    # A file, as the pixel limits are: the training must notice a change, and takes the encoded groups as `ancient`.
+    output:
+        settings="prepared/{dataset}/encoded/{model}/settings.json",
+    log:
+        "logs/set_encoding/{dataset}/{model}.log",
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        settings=encoding_settings,
+    script:
+        "../scripts/set_encoding.py"
+
+
+rule encode_dataset:
+    # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be made
+    # again. Shards are `ancient` as for the index: they are functions of their manifests and the limits, named here.
+    input:
+        options=ancient(encoding_options),
+        manifests=group_manifests,
+        limits="prepared/{dataset}/shards/limits.json",
+        settings="prepared/{dataset}/encoded/{model}/settings.json",
+        shards=ancient(group_shards),
+        base="resources/pretrained/{model}/manifest.json",
+    output:
+        index="prepared/{dataset}/encoded/{model}/groups/{source}-{group}.parquet",
+    log:
+        "logs/encode_dataset/{dataset}/{model}/{source}-{group}.log",
+    benchmark:
+        "logs/benchmarks/encode_dataset/{dataset}/{model}/{source}-{group}.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        # With GPUs: gpus_per_node=N, one process for each, and on SLURM gres="gpu:N" as well.
+        gpus_per_node=0,
+    params:
+        format_version=1,
+    script:
+        "../scripts/encode_dataset.py"
