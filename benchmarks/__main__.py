@@ -1,7 +1,7 @@
 """`make bench`: every benchmark, side by side, as tables with the machine's description; or those that are named.
 
-    python -m benchmarks                     # all
-    python -m benchmarks loading sharding    # two of them
+python -m benchmarks                     # all
+python -m benchmarks loading sharding    # two of them
 """
 
 import importlib

@@ -129,7 +129,13 @@ def table() -> Table:
             "shards": [path.stat().st_size for path in (folder / "shards").glob("*.tar")],
             "encoded": [path.stat().st_size for path in (folder / "encoded").glob("*.tar")],
         }
-    result = Table("from", "samples/s of a core", "ratio", "MB per sample", title="Loading 12-megapixel photographs, one thread, bytes in memory")
+    result = Table(
+        "from",
+        "samples/s of a core",
+        "ratio",
+        "MB per sample",
+        title="Loading 12-megapixel photographs, one thread, bytes in memory",
+    )
     for way, value in rates.items():
         ratio = value / rates["originals, shrunk each time"]
         result.add_row(way, f"{value:.2f}", f"{ratio:.1f}", f"{sum(files[way]) / SAMPLES / 1e6:.2f}")

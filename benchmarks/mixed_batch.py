@@ -73,7 +73,10 @@ def table() -> Table:
         "mixed batch, as training runs it": seconds(lambda: step(model, samples)),
     }
     result = Table(
-        "form", "seconds", "ratio", title=f"Forward and backward of a mixed batch (fp32, hidden 384, 3 layers, {THREADS} threads)"
+        "form",
+        "seconds",
+        "ratio",
+        title=f"Forward and backward of a mixed batch (fp32, hidden 384, 3 layers, {THREADS} threads)",
     )
     reference = rows["padded to the longest sample"]
     for name, value in rows.items():

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.table import Table
 
 from omnitune.data.merge import ShardCut, merge_validation
+from omnitune.data.summary import Outputs
 from omnitune.data.validate import Checks, validate_source
 
 IMAGES, SIDE = 200, 1024  # photographs are smoother than noise, and compress as this does
@@ -69,7 +70,7 @@ def _memory(folder: Path) -> Table:
         *(f"{rows:,} rows" for rows in MEMORY_ROWS),
         "per million rows",
         "10 million rows",
-        title="Peak memory in MB, depth header; at depth full 8 bytes per row are added in either",
+        title="Peak memory in MB at depth header; what depth full adds at its end, looking for repeated hashes, stands below",
     )
     peaks: dict[str, list[float]] = {"validate_source": [], "its workers": [], "merge_validation": []}
     for rows in MEMORY_ROWS:
@@ -82,6 +83,8 @@ def _memory(folder: Path) -> Table:
         growth = (values[-1] - values[0]) / (MEMORY_ROWS[-1] - MEMORY_ROWS[0])
         whole = values[0] + growth * (10_000_000 - MEMORY_ROWS[0])
         table.add_row(name, *(f"{value:.0f}" for value in values), f"{growth * 1e6:.1f}", f"{whole:.0f}")
+    hashes, _ = _measured("hashes", folder, folder)
+    table.add_row("hashes of depth full", "", "", "", f"+ {hashes:.0f}")
     return table
 
 
@@ -94,12 +97,19 @@ def _measured(step: str, path: Path, output: Path) -> list[float]:
 
 def _measure(step: str, path: Path, output: Path) -> None:
     """Runs one step and prints the peak memory of this process and of its largest worker, in MB."""
+    before = 0
     if step == "validate":
         validate_source("a", [path], output / "a", Checks("header"), workers=2, progress=False)
-    else:
+    elif step == "merge":
         merge_validation([output / "a"], output / "merged", max_reject_fraction=0, cut=ShardCut(1000))
+    else:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        outputs = Outputs()
+        for k in range(10_000_000):
+            outputs.add(f"{k * 2_654_435_761 % 2**64:016x}")
+        outputs.repeated()
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        print(resource.getrusage(who).ru_maxrss / 1024)
+        print((resource.getrusage(who).ru_maxrss - before) / 1024)
 
 
 if __name__ == "__main__":

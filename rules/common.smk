@@ -238,8 +238,15 @@ def shard_cut(wildcards):
     return PROJECT.dataset(wildcards.dataset).shard_cut
 
 
-def image_limits(wildcards):
-    return PROJECT.dataset(wildcards.dataset).image_limits
+def shard_settings(wildcards):
+    """What a tar depends on beside its manifest: the limits of images, and the folder or URL that it is written to."""
+    folder = f"prepared/{wildcards.dataset}/shards"
+    if PROJECT.shards_url:
+        folder = f"{PROJECT.shards_url.rstrip('/')}/{wildcards.dataset}"
+    return {
+        "limits": PROJECT.dataset(wildcards.dataset).image_limits,
+        "tars": folder,
+    }
 
 
 def shard_outputs():
@@ -247,12 +254,6 @@ def shard_outputs():
     stem = "prepared/{dataset}/shards/{source}-{shard}"
     tar = {} if PROJECT.shards_url else {"tar": f"{stem}.tar"}
     return {**tar, "index": f"{stem}.parquet"}
-
-
-def tar_folder(wildcards):
-    if PROJECT.shards_url:
-        return f"{PROJECT.shards_url.rstrip('/')}/{wildcards.dataset}"
-    return f"prepared/{wildcards.dataset}/shards"
 
 
 def manifests_of(dataset):
@@ -268,13 +269,22 @@ def shards_of(dataset, extension):
     ]
 
 
-def shard_manifests(wildcards):
-    return manifests_of(wildcards.dataset)
+def digest_of(manifest):
+    """In place of the manifest's age: most of them are written anew with the same content."""
+    return str(Path(manifest).with_suffix(".sha256"))
 
 
 def shard_manifest(wildcards):
     folder = checkpoints.validate_dataset.get(dataset=wildcards.dataset).output.shards
     return f"{folder}/{wildcards.source}-{wildcards.shard}.jsonl"
+
+
+def shard_digest(wildcards):
+    return digest_of(shard_manifest(wildcards))
+
+
+def dataset_digests(wildcards):
+    return [digest_of(manifest) for manifest in manifests_of(wildcards.dataset)]
 
 
 def shard_indexes(wildcards):
@@ -294,6 +304,10 @@ def group_manifests(wildcards):
     groups = grouped(map(Path, manifests_of(wildcards.dataset)), per_group)
     manifests = groups.get((wildcards.source, int(wildcards.group)), [])
     return [str(path) for path in manifests]
+
+
+def group_digests(wildcards):
+    return [digest_of(manifest) for manifest in group_manifests(wildcards)]
 
 
 def group_shards(wildcards):

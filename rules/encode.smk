@@ -6,7 +6,7 @@ localrules:
 
 
 rule set_encoding:
-    # A file, as the pixel limits are: the training must notice a change, and takes the encoded groups as `ancient`.
+    # A file, as for shards: the training must notice a change, and takes the encoded groups as `ancient`.
     output:
         settings="prepared/{dataset}/encoded/{model}/settings.json",
     log:
@@ -20,16 +20,16 @@ rule set_encoding:
     params:
         settings=encoding_settings,
     script:
-        "../scripts/set_encoding.py"
+        "../scripts/write_settings.py"
 
 
 rule encode_dataset:
     # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be made
-    # again. Shards are `ancient` as for the index: they are functions of their manifests and the limits, named here.
+    # again. Shards are `ancient` as for the index: they are functions of their manifests and the settings, named here.
     input:
         options=ancient(encoding_options),
-        manifests=group_manifests,
-        limits="prepared/{dataset}/shards/limits.json",
+        digests=group_digests,
+        sharding="prepared/{dataset}/shards/settings.json",
         settings="prepared/{dataset}/encoded/{model}/settings.json",
         shards=ancient(group_shards),
         base="resources/pretrained/{model}/manifest.json",

@@ -6,6 +6,8 @@ rule build_report:
         train="experiments/{experiment}/train.json",
         summary=validation_summary,
         rejected=validation_rejected,
+        index=experiment_index,
+        encoded=experiment_encodings,
         conversions=experiment_conversions,
         scores=experiment_scores,
         prompts=all_prompts,
@@ -30,6 +32,6 @@ rule build_report:
         options=resolved_options,
         benchmarks=all_benchmarks,
         evaluations=experiment_evaluations,
-        format_version=1,
+        format_version=2,
     script:
         "../scripts/build_report.py"

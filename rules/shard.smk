@@ -2,15 +2,15 @@
 
 
 localrules:
-    set_limits,
+    set_sharding,
 
 
-rule set_limits:
+rule set_sharding:
     # A file of its own, not params of the rules below: Snakemake overlooks changed params of a job behind an `ancient` input.
     output:
-        limits="prepared/{dataset}/shards/limits.json",
+        settings="prepared/{dataset}/shards/settings.json",
     log:
-        "logs/set_limits/{dataset}.log",
+        "logs/set_sharding/{dataset}.log",
     conda:
         "../envs/data.yaml"
     threads: 1
@@ -18,15 +18,16 @@ rule set_limits:
         mem_mb=500,
         runtime=10,
     params:
-        limits=image_limits,
+        settings=shard_settings,
     script:
-        "../scripts/set_limits.py"
+        "../scripts/write_settings.py"
 
 
 rule shard_dataset:
     input:
-        manifest=shard_manifest,
-        limits="prepared/{dataset}/shards/limits.json",
+        manifest=ancient(shard_manifest),
+        digest=shard_digest,
+        settings="prepared/{dataset}/shards/settings.json",
     output:
         **shard_outputs(),
     log:
@@ -40,18 +41,17 @@ rule shard_dataset:
         mem_mb=2000,
         runtime=120,
     params:
-        tars=tar_folder,
         format_version=2,
     script:
         "../scripts/shard_dataset.py"
 
 
 rule index_dataset:
-    # A shard is a function of its manifest and the limits, both named here: one that is built anew has the same bytes, so
+    # A shard is a function of its manifest and the settings, both named here: one that is built anew has the same bytes, so
     # its age is of no interest (`ancient`). Its own index stands for it, as the loss of an `ancient` input does rerun a job.
     input:
-        manifests=shard_manifests,
-        limits="prepared/{dataset}/shards/limits.json",
+        manifests=dataset_digests,
+        settings="prepared/{dataset}/shards/settings.json",
         parts=ancient(shard_indexes),
     output:
         index="prepared/{dataset}/shards/index.parquet",

@@ -8,7 +8,7 @@ from omnitune.console import job
 from omnitune.data.shard import ImageLimits, write_shard
 
 with job(snakemake.log[0]):
-    limits = ImageLimits(**json.loads(Path(snakemake.input.limits).read_text()))
-    name = f"{snakemake.wildcards.source}-{snakemake.wildcards.shard}.tar"
-    tar = storage.join(snakemake.params.tars, name)
+    settings = json.loads(Path(snakemake.input.settings).read_text())
+    tar = storage.join(settings["tars"], f"{snakemake.wildcards.source}-{snakemake.wildcards.shard}.tar")
+    limits = ImageLimits(**settings["limits"])
     write_shard(Path(snakemake.input.manifest), tar, Path(snakemake.output.index), limits)

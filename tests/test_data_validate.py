@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from omnitune import storage
 from omnitune.config import ConfigError
 from omnitune.data import decode
 from omnitune.data.decode import Depth, ImageRefused, inspect_image
@@ -306,6 +308,16 @@ def test_images_count_from_the_jsonl_then_from_the_working_directory(folder: Pat
         assert pq.read_table(folder / name / "samples.parquet")["output_image"].to_pylist() == [path]
 
 
+def read_manifests(output: Path) -> dict[str, bytes]:
+    """The manifests of shards by name, each of which has its SHA-256 beside it."""
+    shards = output / "shards"
+    manifests = {path.name: path.read_bytes() for path in sorted(shards.glob("*.jsonl"))}
+    digests = {path.name: path.read_text() for path in shards.glob("*.sha256")}
+    expected = {f"{Path(name).stem}.sha256": f"{sha256(data).hexdigest()}\n" for name, data in manifests.items()}
+    assert digests == expected
+    return manifests
+
+
 def write_mixture(folder: Path, *names: str) -> Path:
     (folder / "mix.yml").write_text(json.dumps({"data": [{"path": str(folder / name)} for name in names]}))
     return folder / "mix.yml"
@@ -318,8 +330,8 @@ def test_a_mixture_is_merged_and_cut_into_manifests(folder: Path) -> None:
     summary = validate_mixture(write_mixture(folder, "a.jsonl", "b.jsonl"), folder / "out", **options)
     assert (summary["rows"], summary["rejected"]) == (24, 8)
     assert list(summary["sources"]) == ["a", "b"]
-    manifests = sorted(path.name for path in (folder / "out" / "shards").iterdir())
-    assert manifests == ["a-00000.jsonl", "a-00001.jsonl", "a-00002.jsonl", "b-00000.jsonl"]
+    manifests = read_manifests(folder / "out")
+    assert list(manifests) == ["a-00000.jsonl", "a-00001.jsonl", "a-00002.jsonl", "b-00000.jsonl"]
     rows = [json.loads(line) for line in (folder / "out/shards/a-00001.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == [f"a_{k:08d}" for k in (11, 12, 13, 16, 17, 18)]
     assert set(rows[0]) == {
@@ -337,10 +349,10 @@ def test_appended_rows_leave_earlier_manifests_alone(folder: Path) -> None:
     mixture = write_mixture(folder, "a.jsonl")
     write_lines(folder / "a.jsonl", *some_rows(20))
     validate_mixture(mixture, folder / "out", **options)
-    before = contents(folder / "out" / "shards")
+    before = read_manifests(folder / "out")
     write_lines(folder / "a.jsonl", *some_rows(35))
     validate_mixture(mixture, folder / "out", **options)
-    after = contents(folder / "out" / "shards")
+    after = read_manifests(folder / "out")
     assert len(after) == 4
     assert {name: after[name] for name in before} == before
 
@@ -677,7 +689,7 @@ def test_shards_cut_by_bytes_stay_where_they_are(folder: Path) -> None:
         write_lines(folder / "a.jsonl", *rows[:count])
         summary = validate_mixture(mixture, folder / f"out{count}", **options)
     assert (summary["samples_per_shard"], summary["shard_bytes"]) == (None, 25_000)
-    before, after = contents(folder / "out40" / "shards"), contents(folder / "out60" / "shards")
+    before, after = read_manifests(folder / "out40"), read_manifests(folder / "out60")
     assert len(after) > len(before) > 2
     last = sorted(before)[-1]
     assert all(after[name] == before[name] for name in before if name != last)
@@ -726,3 +738,64 @@ def kill_this_process(number: int) -> int:
 def test_a_killed_worker_is_one_clear_error() -> None:
     with pytest.raises(OSError, match="a worker process was killed, most likely for want of memory"):
         list(ordered_map(kill_this_process, range(100), 2))
+
+
+def put(url: str, data: bytes) -> str:
+    with storage.atomic_file(url) as temporary:
+        temporary.write_bytes(data)
+    return url
+
+
+@pytest.mark.parametrize(("depth", "workers"), [("full", 1), ("full", 2), ("header", 2)])
+def test_sources_and_images_may_be_at_urls(folder: Path, s3: str, depth: Depth, workers: int, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    place = f"{s3}/validate-{depth}-{workers}"
+    noise = encoded(picture(400, 300), "JPEG", quality=95)
+    put(f"{place}/images/noise.jpg", noise)
+    put(f"{place}/empty.png", b"")
+    put(f"{place}/text.png", b"this is text")
+    names = ["images/noise.jpg", f"{place}/images/noise.jpg", "good.png", str(folder / "good.png")]
+    names += ["nowhere.png", "empty.png", "text.png", f"{place}/images"]
+    rows = [json.dumps({**GOOD_ROW, "output_image": name}).encode() + b"\n" for name in names]
+    samples = put(f"{place}/a.jsonl", b"".join(rows))
+    (folder / "mix.yml").write_text(json.dumps({"data": [{"path": samples}]}))
+    options = {"progress": False, "max_reject_fraction": 0.5}
+    summary = validate_mixture("mix.yml", folder / "out", Checks(depth), workers=workers, **options)
+    assert summary["reasons"] == {"missing": 2, "empty_file": 1, "not_an_image": 1}
+    rows = pq.read_table(folder / "out" / "samples.parquet").to_pylist()
+    assert [row["output_image"] for row in rows] == [names[1], names[1], "good.png", names[3]]
+    assert [row["bytes"] for row in rows[:2]] == [[len(noise)]] * 2
+    assert {row["file"] for row in rows} == {samples}
+    assert summary["sources"]["a"]["files"] == [samples]
+
+
+def test_the_header_at_a_url_is_read_by_ranges(s3: str) -> None:
+    data = encoded(picture(400, 300), "PNG")
+    url = put(f"{s3}/validate-range/a.png", data[: 64 << 10] + bytes(len(data) - (64 << 10)))
+    assert inspect_image(url, depth="header").bytes == len(data)
+    with pytest.raises(ImageRefused, match=r"corrupt|truncated"):
+        inspect_image(url)
+
+
+def test_sources_at_urls_that_are_not_there_are_named(folder: Path, s3: str) -> None:
+    with pytest.raises(ConfigError, match=r"source 'a': s3://.*/nowhere\.jsonl: cannot be read"):
+        validate_source("a", [f"{s3}/nowhere.jsonl"], folder / "out", progress=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_service_that_cannot_be_used_is_one_error(folder: Path, s3: str, workers: int) -> None:
+    file = write_lines(folder / "a.jsonl", *[{**GOOD_ROW, "output_image": "s3://bucket/a.png"}] * 50)
+    program = (
+        "from pathlib import Path\n"
+        "from omnitune.console import job\n"
+        "from omnitune.data.validate import validate_source\n"
+        f"with job(): validate_source('a', [Path({str(file)!r})], Path('out'), workers={workers}, progress=False)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "s3://bucket/a.png" in done.stderr
+    assert "redential" in done.stderr
+    assert "Traceback" not in done.stderr

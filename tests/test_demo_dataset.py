@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image, ImageOps
 
+from omnitune.data.validate import Checks, validate_source
 from omnitune.demo.dataset import BROKEN_ROWS, COUNTS, HELDOUT_COUNT, draw_drafts, write_dataset
 from omnitune.demo.scenes import render
 
@@ -43,13 +44,15 @@ def is_sound(row: dict, base: Path) -> bool:
         return False
     if not isinstance(row.get("instruction"), str) or not row["instruction"] or "output_image" not in row:
         return False
-    if row["task_type"] != "t2i" and not row["input_images"]:
+    if len(row["input_images"]) not in ({0} if row["task_type"] == "t2i" else range(1, 6)):
         return False
     for name in [*row["input_images"], row["output_image"]]:
         try:
             with Image.open(base / name) as image:
                 image.load()
-        except OSError:
+                if getattr(image, "n_frames", 1) > 1:
+                    return False
+        except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning):
             return False
     return True
 
@@ -70,12 +73,26 @@ def test_counts_and_broken_rows(root: Path) -> None:
             except json.JSONDecodeError:
                 broken += 1
                 continue
-            if is_sound(row, root):
+            if line.count('"instruction"') < 2 and is_sound(row, root):
                 sound += 1
             else:
                 broken += 1
         assert sound == count, task
-    assert broken == BROKEN_ROWS == 13
+    assert broken == BROKEN_ROWS == 17
+
+
+def test_validation_finds_each_broken_row_and_its_reason(root: Path, tmp_path: Path) -> None:
+    reasons: Counter[str] = Counter()
+    for task, count in COUNTS.items():
+        summary = validate_source(task, [root / f"{task}.jsonl"], tmp_path / task, Checks(), progress=False)
+        reasons.update(summary["reasons"])
+        assert summary["accepted"] == count
+    assert reasons == {
+        "missing": 2, "truncated": 2, "not_an_image": 1, "empty_instruction": 1, "no_output_image": 1, "animated": 1,
+        "bad_json": 1, "duplicate_key": 1, "unknown_task_type": 1, "no_input_images": 1, "wrong_type": 1, "empty_file": 1,
+        "is_a_folder": 1, "too_many_pixels": 1, "too_many_input_images": 1,
+    }  # fmt: skip
+    assert reasons.total() == BROKEN_ROWS
 
 
 def test_heldout_rows_are_sound_and_keyed(root: Path) -> None:

@@ -102,7 +102,7 @@ def test_report(workplace: Workplace) -> None:
 
 
 def test_help_teaches(workplace: Workplace) -> None:
-    for command in ("validate", "shard", "train", "convert", "generate", "evaluate", "report", "schema"):
+    for command in ("validate", "shard", "encode", "train", "convert", "generate", "evaluate", "report", "schema"):
         assert "Usage: omnitune" in run(workplace, command, "--help")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from omnitune import storage
 from workplace import Workplace
+
+from omnitune import storage
 
 pytestmark = pytest.mark.workflow
 
@@ -73,7 +74,7 @@ def test_encoded_data_is_made_once(workplace: Workplace) -> None:
     assert tars.keys() == state(workplace.root / SHARDS, "*.tar").keys()
     workplace.edit("config/options/tiny.yml", lambda c: c["train"].update(learning_rate=0.002))
     assert "encode_dataset" not in workplace.planned()
-    workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(encoded_precision="fp32"))
+    workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(encoded_precision="bf16"))
     assert workplace.planned()["encode_dataset"] == 1
     workplace.snakemake("encode")
     assert all(written != tars[name] for name, written in state(folder, "*.tar").items())

@@ -26,6 +26,10 @@ def test_a_run_leaves_what_the_design_says(finished: Workplace) -> None:
         "prepared/tiny/validation/rejected.jsonl",
         "prepared/tiny/validation/summary.json",
         "prepared/tiny/shards/index.parquet",
+        "prepared/tiny/shards/index.arrow",
+        "prepared/tiny/encoded/demo/groups/edit-0000.parquet",
+        "prepared/tiny/encoded/demo/edit-00000.tar",
+        "prepared/tiny/encoded/demo/dropped.safetensors",
         f"{EXPERIMENT}/options.yml",
         f"{EXPERIMENT}/train.json",
         f"{EXPERIMENT}/logs/metrics.jsonl",
@@ -118,6 +122,7 @@ def test_more_steps_go_on_from_the_last_checkpoint(workplace: Workplace) -> None
     [
         ("validate_source", "validate", {"validate_source", "validate_dataset"}),
         ("index_dataset", "shard", {"index_dataset"}),
+        ("encode_dataset", "encode", {"encode_dataset"}),
         ("train_experiment", "train", {"train_experiment"}),
         ("convert_checkpoint", "convert", {"convert_checkpoint"}),
         ("score_images", "evaluate", {"score_images"}),

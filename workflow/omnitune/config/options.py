@@ -69,7 +69,9 @@ class DataOptions(Section):
     ] = None
     image_format: Annotated[
         Literal["jpeg", "webp", "webp_lossless", "png"],
-        Field(description="Format of images that had to be changed; others keep their bytes. jpeg is without subsampling."),
+        Field(
+            description="Format of images that had to be changed; others keep their bytes. jpeg is without subsampling."
+        ),
     ] = "jpeg"
     image_quality: Annotated[int, Field(ge=1, le=100, description="Quality of jpeg and webp.")] = 95
     encode: Annotated[
@@ -81,7 +83,9 @@ class DataOptions(Section):
     ] = False
     encoded_precision: Annotated[
         Literal["bf16", "fp32"],
-        Field(description="Precision of the text encoder in encoding, and of what is stored. The VAE computes in float32."),
+        Field(
+            description="Precision of the text encoder in encoding, and of what is stored. The VAE computes in float32."
+        ),
     ] = "bf16"
     shards_per_encoding: Annotated[
         PositiveInt, Field(description="Tars that one encoding job takes, so that the models are loaded once for all.")

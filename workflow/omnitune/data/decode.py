@@ -200,7 +200,8 @@ def _read_start(place: str | Path, length: int) -> bytes:
 def _size_of(place: str | Path) -> int:
     """Size in bytes; refuses what is no file, such as a pipe, which would never end."""
     if storage.is_url(place):
-        return storage.size_of(place)
+        # A service tells no bytes of what is only the start of other names, too; that cannot be read.
+        return storage.size_of(place) or len(storage.read_bytes(place))
     facts = Path(place).stat()
     if stat.S_ISDIR(facts.st_mode):
         raise IsADirectoryError

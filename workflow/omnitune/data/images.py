@@ -130,6 +130,8 @@ def load_rgb(data: bytes) -> Image.Image:
     with own_pixel_limit():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
+    if image.mode == "RGB" and orientation(image) == 1 and _is_plain(image):
+        return image  # as nearly all are in training, which each of the steps below would copy
     return _upright_rgb(image)
 
 
@@ -222,8 +224,10 @@ def _shrink(data: bytes, image: Image.Image, size: tuple[int, int]) -> Image.Ima
     load = getattr(_vips().Image, VIPS_LOADERS[image.format or ""])
     ratio = min(image.width / size[0], image.height / size[1]) / DECODER_MARGIN
     factor = next((factor for factor in DECODER_FACTORS if factor <= ratio), 1)
-    options = {"JPEG": {"shrink": factor}, "MPO": {"shrink": factor}, "WEBP": {"scale": 1 / factor}}
-    picture = load(data, access="sequential", fail_on="error", **options.get(image.format or "", {}))
+    options: dict[str, float] = {}
+    if image.format != "PNG":
+        options = {"scale": 1 / factor} if image.format == "WEBP" else {"shrink": factor}
+    picture = load(data, access="sequential", fail_on="error", **options)
     if picture.hasalpha():  # over black, plus white where it is transparent
         picture = (picture.flatten() + picture[picture.bands - 1].invert()).cast(picture.format)
     picture = picture.resize(size[0] / picture.width, vscale=size[1] / picture.height, kernel="lanczos3")

@@ -14,9 +14,10 @@ from omnitune.data.images import ImageLimits, target_size
 from omnitune.data.parquet import ParquetRows
 from omnitune.data.summary import Tally
 from omnitune.data.validate import REJECTED, SAMPLES, SCHEMA, SUMMARY, read_summary
-from omnitune.files import atomic_path, json_line, write_json
+from omnitune.files import atomic_path, json_line, sha256_of, write_json, write_text
 
 SHARDS = "shards"
+DIGEST = ".sha256"  # beside a manifest: small enough for Snakemake to compare, which goes by a large file's age alone
 MAX_SHARDS = 100_000  # of a source: names have five digits
 MANIFEST_KEYS = (
     "key",
@@ -132,7 +133,8 @@ def merge_validation(
 ) -> dict[str, Any]:
     """Merges validated sources into samples.parquet, rejected.jsonl, summary.json and shards/{source}-{shard}.jsonl.
 
-    Output images with the bytes of an earlier row's are noted on their rows, here as this goes across sources.
+    Beside each of these manifests lies its SHA-256. Output images with the bytes of an earlier row's are noted on their
+    rows, here as this goes across sources.
 
     Args:
         folders: what `validate_source` wrote, one folder per source, in the order of the mixture.
@@ -164,6 +166,8 @@ def merge_validation(
         flags = iter(np.zeros(merged["accepted"], dtype=np.bool_) if repeated is None else repeated)
         for folder in folders:
             _merge_source(folder, flags, samples, manifests, cut)
+    for manifest in manifests.glob("*.jsonl"):
+        write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
     shutil.rmtree(output / SHARDS, ignore_errors=True)
     manifests.replace(output / SHARDS)
     _join(folders, output / REJECTED)

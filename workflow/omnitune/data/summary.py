@@ -105,7 +105,8 @@ class Outputs:
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         result = np.zeros(len(hashes), dtype=np.bool_)
-        result[order[1:]] = hashes[order[1:]] == hashes[order[:-1]]
+        in_order = hashes[order]
+        result[order[1:]] = in_order[1:] == in_order[:-1]
         return result
 
 

@@ -7,20 +7,27 @@
 | a text file named .png as output | t2i |
 | an empty instruction | t2i |
 | no output image at all | t2i |
+| an animation as output | t2i |
 | a line that is no JSON | t2i |
+| a line with the same key twice | t2i |
 | an unknown task_type | edit |
 | an empty list of input images | edit |
 | an instruction that is a number | edit |
 | a zero-byte file as input | edit |
 | a folder as input image | edit |
+| a decompression bomb as input | edit |
 | the second input image is missing | in_context |
 | a truncated PNG as first input | in_context |
+| more input images than the model takes | in_context |
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 Row = dict[str, Any]
 
@@ -39,6 +46,21 @@ def _truncated(root: Path, row: Row, suffix: str) -> str:
     source = next(path for path in sorted(folder.iterdir()) if path.suffix == suffix)
     content = source.read_bytes()
     return _file(root, f"truncated{suffix}", content[: len(content) // 2])
+
+
+def _animation(root: Path) -> str:
+    """Three frames."""
+    frames = [Image.new("RGB", (96, 96), colour) for colour in ("red", "green", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return _file(root, "animation.gif", buffer.getvalue())
+
+
+def _bomb(root: Path) -> str:
+    """A few kilobytes that claim 200 million pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(buffer, "PNG")
+    return _file(root, "bomb.png", buffer.getvalue())
 
 
 def _folder(root: Path) -> str:
@@ -60,6 +82,7 @@ BREAKERS: dict[str, tuple[Callable[[Row, Path], Row], ...]] = {
         lambda row, root: {**row, "output_image": _file(root, "text.png", b"This is text, not an image.\n")},
         lambda row, root: {**row, "instruction": ""},
         lambda row, root: _without(row, "output_image"),
+        lambda row, root: {**row, "output_image": _animation(root)},
     ),
     "edit": (
         lambda row, root: {**row, "task_type": "inpaint"},
@@ -67,22 +90,29 @@ BREAKERS: dict[str, tuple[Callable[[Row, Path], Row], ...]] = {
         lambda row, root: {**row, "instruction": 42},
         lambda row, root: {**row, "input_images": [_file(root, "empty.jpg", b"")]},
         lambda row, root: {**row, "input_images": [_folder(root)]},
+        lambda row, root: {**row, "input_images": [_bomb(root)]},
     ),
     "in_context": (
         lambda row, root: {**row, "input_images": [row["input_images"][0], "images/broken/missing.jpg"]},
         lambda row, root: {**row, "input_images": [_truncated(root, row, ".png"), row["input_images"][1]]},
+        lambda row, root: {**row, "input_images": row["input_images"] * 3},
     ),
 }
-BAD_JSON_TASK = "t2i"
-BROKEN_ROWS = sum(len(breakers) for breakers in BREAKERS.values()) + 1  # and one line that is no JSON
+# The same for lines as text.
+LINE_BREAKERS: dict[str, tuple[Callable[[str], str], ...]] = {
+    "t2i": (
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace("{", '{"instruction": "a second one", ', 1),
+    )
+}
+BROKEN_ROWS = sum(map(len, (*BREAKERS.values(), *LINE_BREAKERS.values())))
 SPACING = 17  # sound lines between two broken ones
 
 
 def break_rows(task: str, lines: list[str], root: Path) -> list[str]:
     """The lines of a training file with its broken rows put in between; every sound line stays."""
     broken = [json.dumps(breaker(json.loads(lines[k]), root)) for k, breaker in enumerate(BREAKERS.get(task, ()))]
-    if task == BAD_JSON_TASK:
-        broken.append(lines[0][: len(lines[0]) // 2])
+    broken += [breaker(lines[0]) for breaker in LINE_BREAKERS.get(task, ())]
     result = list(lines)
     for k, line in enumerate(broken):
         result.insert((k + 1) * SPACING, line)

@@ -70,8 +70,9 @@ def to_tensor(image: Image.Image) -> "torch.Tensor":
     """An RGB image as float32 [3, height, width] in [-1, 1]."""
     import torch
 
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
-    return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
+    values = np.divide(np.asarray(image).transpose(2, 0, 1), np.float32(127.5), dtype=np.float32, order="C")
+    values -= 1
+    return torch.from_numpy(values)
 
 
 def to_pil(tensor: "torch.Tensor") -> Image.Image:

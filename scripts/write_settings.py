@@ -1,4 +1,4 @@
-"""Write down how a data set is encoded."""
+"""Write down the settings of a stage, so that they are a file to depend on."""
 
 from pathlib import Path
 
