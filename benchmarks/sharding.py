@@ -50,7 +50,8 @@ import sys
 from pathlib import Path
 from omnitune.data import shard  # all that a worker has loaded
 from omnitune.data.images import prepare_image
-image = prepare_image(Path(sys.argv[1]).read_bytes(), 1_048_576, 2048)
+path = Path(sys.argv[1])
+image = prepare_image(path if path.stat().st_size > shard.LARGE_FILE else path.read_bytes(), 1_048_576, 2048)
 status = Path("/proc/self/status").read_text()
 print(image.width, image.height, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 """
@@ -176,8 +177,7 @@ def _memory(folder: Path) -> Table:
     table = Table(
         "image", "file in MiB", "result", "peak in MiB", title="Memory of a worker with images of 100 megapixels"
     )
-    large = Image.fromarray(np.tile(np.asarray(photograph(0)), (3, 3, 1))[: LARGE[1], : LARGE[0]])
-    wide = Image.fromarray(np.tile(np.asarray(photograph(0)), (3, 5, 1))[: LARGE_WEBP[1], : LARGE_WEBP[0]])
+    large, wide = _enlarged(LARGE), _enlarged(LARGE_WEBP)
     kinds: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "JPEG": (large, "a.jpg", {"quality": 90}),
         "JPEG, progressive": (large, "b.jpg", {"quality": 90, "progressive": True}),
@@ -193,6 +193,13 @@ def _memory(folder: Path) -> Table:
         size = (folder / name).stat().st_size / 2**20
         table.add_row(kind, f"{size:.0f}", f"{width} x {height}", f"{float(peak):.0f}")
     return table
+
+
+def _enlarged(size: tuple[int, int]) -> Image.Image:
+    """A photograph several times, turned each time, so that no line of it repeats as a compressor would notice."""
+    pixels = np.asarray(photograph(0))
+    line = np.hstack([pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1], pixels])
+    return Image.fromarray(np.vstack([line, line[::-1], line])[: size[1], : size[0]])
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

@@ -283,8 +283,17 @@ def shard_digest(wildcards):
     return digest_of(shard_manifest(wildcards))
 
 
-def dataset_digests(wildcards):
-    return [digest_of(manifest) for manifest in manifests_of(wildcards.dataset)]
+def groups_of(dataset):
+    """Manifests by source and number of the group that they are encoded in."""
+    per_group = PROJECT.dataset(dataset).shards_per_encoding
+    return grouped(map(Path, manifests_of(dataset)), per_group)
+
+
+def dataset_plans(wildcards):
+    return [
+        f"prepared/{wildcards.dataset}/shards/plans/{source}-{group:04d}.sha256"
+        for source, group in groups_of(wildcards.dataset)
+    ]
 
 
 def shard_indexes(wildcards):
@@ -300,8 +309,7 @@ def experiment_shards(wildcards):
 
 
 def group_manifests(wildcards):
-    per_group = PROJECT.dataset(wildcards.dataset).shards_per_encoding
-    groups = grouped(map(Path, manifests_of(wildcards.dataset)), per_group)
+    groups = groups_of(wildcards.dataset)
     manifests = groups.get((wildcards.source, int(wildcards.group)), [])
     return [str(path) for path in manifests]
 
@@ -326,10 +334,9 @@ def encodings_of(experiment):
     data = PROJECT.experiments[experiment].data
     if not data.encode:
         return []
-    manifests = map(Path, manifests_of(data.dataset))
     return [
         str(group_path(encoding_folder(experiment), source, group))
-        for source, group in grouped(manifests, data.shards_per_encoding)
+        for source, group in groups_of(data.dataset)
     ]
 
 

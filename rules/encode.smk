@@ -25,10 +25,10 @@ rule set_encoding:
 
 rule encode_dataset:
     # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be made
-    # again. Shards are `ancient` as for the index: they are functions of their manifests and the settings, named here.
+    # again. Shards are `ancient` as for the index: they are functions of their plan and the settings, named here.
     input:
         options=ancient(encoding_options),
-        digests=group_digests,
+        plan="prepared/{dataset}/shards/plans/{source}-{group}.sha256",
         sharding="prepared/{dataset}/shards/settings.json",
         settings="prepared/{dataset}/encoded/{model}/settings.json",
         shards=ancient(group_shards),

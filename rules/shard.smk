@@ -3,6 +3,7 @@
 
 localrules:
     set_sharding,
+    plan_shards,
 
 
 rule set_sharding:
@@ -21,6 +22,25 @@ rule set_sharding:
         settings=shard_settings,
     script:
         "../scripts/write_settings.py"
+
+
+rule plan_shards:
+    # What shards are made from, as the output of a job that runs whenever one of them does. Rules behind shards need one:
+    # Snakemake overlooks every reason to run a job behind an `ancient` output that is being made.
+    input:
+        digests=group_digests,
+    output:
+        plan="prepared/{dataset}/shards/plans/{source}-{group}.sha256",
+    log:
+        "logs/plan_shards/{dataset}/{source}-{group}.log",
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=10,
+    shell:
+        "cat {input.digests} > {output.plan} 2> {log}"
 
 
 rule shard_dataset:
@@ -47,10 +67,10 @@ rule shard_dataset:
 
 
 rule index_dataset:
-    # A shard is a function of its manifest and the settings, both named here: one that is built anew has the same bytes, so
-    # its age is of no interest (`ancient`). Its own index stands for it, as the loss of an `ancient` input does rerun a job.
+    # A shard is a function of its plan and the settings, both named here: one that is built anew has the same bytes, so its
+    # age is of no interest (`ancient`). Its own index stands for it, as the loss of an `ancient` input does rerun a job.
     input:
-        manifests=dataset_digests,
+        plans=dataset_plans,
         settings="prepared/{dataset}/shards/settings.json",
         parts=ancient(shard_indexes),
     output:

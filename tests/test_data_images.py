@@ -238,6 +238,14 @@ def test_the_fast_way_shows_what_a_full_decode_and_lanczos_do(name: str, pixels:
     assert difference(opened(result.data), resize(exact, size)) >= 38
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_path_gives_what_its_bytes_do(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(FILES[name])
+    for pixels in (128 * 96, 4096 * 4096):
+        assert prepare_image(path, pixels, 4096) == prepare_image(FILES[name], pixels, 4096)
+
+
 def test_a_profile_is_applied_by_the_fast_way() -> None:
     red = opened(prepare_image(FILES["JPEG with a profile"], 64 * 64, 64, "png").data)
     plain = opened(prepare_image(FILES["JPEG"], 64 * 64, 64, "png").data)

@@ -149,7 +149,11 @@ def test_the_index_finds_every_member(validated: Path, tmp_path: Path) -> None:
     assert (rows[2]["output_tokens"], rows[2]["input_tokens"]) == (16, 2 * 1 + 2 * 2)
 
 
-def test_images_changed_since_validation_are_errors(validated: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("large_file", [shard.LARGE_FILE, 0])
+def test_images_changed_since_validation_are_errors(
+    validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_file: int
+) -> None:
+    monkeypatch.setattr(shard, "LARGE_FILE", large_file)
     manifest, tar = validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar"
     index = tar.with_suffix(".parquet")
     original = (tmp_path / "0.png").read_bytes()
@@ -158,7 +162,7 @@ def test_images_changed_since_validation_are_errors(validated: Path, tmp_path: P
         with pytest.raises(ValueError, match=rf"0\.png.*{message}.* Validate again"):
             write_shard(manifest, tar, index, LIMITS)
     (tmp_path / "0.png").unlink()
-    with pytest.raises(ValueError, match=r"0\.png does not exist, but .* Validate again"):
+    with pytest.raises(ValueError, match=r"0\.png.* (does not exist|No such file.*), but .* Validate again"):
         write_shard(manifest, tar, index, LIMITS)
     assert not [*tmp_path.glob("*.tar*"), *tmp_path.glob("*.parquet"), *tmp_path.glob(".*partial")]
 
@@ -181,6 +185,15 @@ def test_the_mapped_index_has_the_same_rows_in_batches(
         table = reader.read_all()
         assert table.equals(pq.read_table(tmp_path / "index.parquet"))
         assert table["key"].to_pylist() == [f"a_{k:08d}" for k in range(1, 13)]
+
+
+def test_large_images_are_read_in_pieces_to_the_same_end(
+    validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_dataset(validated, tmp_path / "one", LIMITS, progress=False)
+    monkeypatch.setattr(shard, "LARGE_FILE", 0)
+    shard_dataset(validated, tmp_path / "two", LIMITS, progress=False)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
 
 
 def test_text_tokens_of_the_validation_reach_tar_and_index(validated: Path, tmp_path: Path) -> None:

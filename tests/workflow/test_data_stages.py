@@ -80,14 +80,18 @@ def test_encoded_data_is_made_once(workplace: Workplace) -> None:
     assert all(written != tars[name] for name, written in state(folder, "*.tar").items())
 
 
-def test_appended_rows_encode_the_last_shard_alone(workplace: Workplace) -> None:
+def test_appended_rows_are_encoded_and_trained_on_in_one_run(workplace: Workplace) -> None:
+    """Though no tar is new, and of the encoded tars only the changed one is made anew."""
     folder = workplace.root / "prepared/tiny/encoded/demo"
     before = state(folder, "*.tar")
     source = workplace.root / "resources/demo/edit.jsonl"
     with source.open("r+") as file:
         lines = file.readlines()
         file.writelines(lines[:10])
-    workplace.snakemake("encode")
+    rows = pq.read_table(workplace.root / SHARDS / "index.parquet").num_rows
+    planned = workplace.snakemake("train")
+    assert planned.count("rule encode_dataset:") == planned.count("rule train_experiment:") == 1
+    assert pq.read_table(workplace.root / SHARDS / "index.parquet").num_rows == rows + 10
     after = state(folder, "*.tar")
     *kept, last = before
     assert kept and all(after[name] == before[name] for name in kept)

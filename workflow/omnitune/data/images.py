@@ -8,8 +8,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageCms
 
@@ -55,16 +56,19 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # image_format: extens
 }
 WITH_QUALITY = frozenset({"jpeg", "webp"})
 VIPS_LOADERS = {
-    "JPEG": "jpegload_buffer",
-    "MPO": "jpegload_buffer",
-    "PNG": "pngload_buffer",
-    "WEBP": "webpload_buffer",
+    "JPEG": "jpegload_source",
+    "MPO": "jpegload_source",
+    "PNG": "pngload_source",
+    "WEBP": "webpload_source",
 }
 DECODER_FACTORS = (8, 4, 2)  # by which a JPEG or WebP can be shrunk while it is decoded
 # What the decoder shrinks by is cruder than Lanczos. 1.25 times the wanted size, resized the rest of the way, differs
 # from a full decode and Lanczos by noise of 44 dB in the worst of the pictures tried, the wanted size itself by 37 dB.
 DECODER_MARGIN = 1.25
 STRIP_LINES = 128
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# How chunks of a PNG start that can hold an orientation, as Pillow looks for it.
+PNG_ORIENTATIONS = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
 TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
@@ -122,26 +126,26 @@ class PreparedImage(NamedTuple):
     kept: bool
 
 
-def load_rgb(data: bytes) -> Image.Image:
-    """Decodes a file's bytes into an upright RGB image, transparency over white, colours as sRGB.
+def load_rgb(file: bytes | Path) -> Image.Image:
+    """Decodes a file, or its bytes, into an upright RGB image, transparency over white, colours as sRGB.
 
     Raises what Pillow raises on bytes that are no image.
     """
-    with own_pixel_limit():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with own_pixel_limit(), _stream(file) as stream:
+        image = Image.open(stream, formats=FORMATS)
         image.load()
-    if image.mode == "RGB" and orientation(image) == 1 and _is_plain(image):
-        return image  # as nearly all are in training, which each of the steps below would copy
-    return _upright_rgb(image)
+        if image.mode == "RGB" and orientation(image) == 1 and _is_plain(image):
+            return image  # as nearly all are in training, which each of the steps below would copy
+        return _upright_rgb(image)
 
 
 def prepare_image(
-    data: bytes, max_pixels: int, max_side_length: int, image_format: str = "jpeg", image_quality: int = 95
+    file: bytes | Path, max_pixels: int, max_side_length: int, image_format: str = "jpeg", image_quality: int = 95
 ) -> PreparedImage:
     """Brings an image within the limits.
 
     Args:
-        data: the file's bytes, as validated.
+        file: a file's bytes, or its path: then it is not read into memory where it can be read in pieces.
         max_pixels, max_side_length: limits of width x height and of the longer side, in pixels.
         image_format, image_quality: of an image that is changed, as in `ImageLimits`.
 
@@ -154,16 +158,16 @@ def prepare_image(
         ValueError: where a side is rounded down to nothing under the limits.
     """
     try:
-        image = _open(data)
-        turn = _orientation(image)
+        image, turn = _header(file)
     except Exception as error:  # a format's reader may raise anything on bytes that it did not expect
         raise UndecodableImage(f"cannot be opened: {error}") from None
     upright = image.size[::-1] if turn in TURNED else image.size
     size = target_size(*upright, max_pixels, max_side_length)
     if size == image.size and turn == 1 and _is_plain(image):
+        data = file if isinstance(file, bytes) else file.read_bytes()
         return PreparedImage(data, KEPT_EXTENSIONS[image.format or ""], *size, True)
     try:
-        rgb = _resized(data, image, turn, size)
+        rgb = _resized(file, image, turn, size)
     except Exception as error:
         raise UndecodableImage(f"cannot be decoded: {error}") from None
     rgb.info.clear()  # comments and profiles of the original
@@ -174,24 +178,30 @@ def prepare_image(
     return PreparedImage(buffer.getvalue(), extension, *size, False)
 
 
-def _open(data: bytes) -> Image.Image:
-    """Reads a file's header, and what metadata lies behind its pixels."""
-    with own_pixel_limit():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        # Pillow turns a TIFF upright by itself as it loads it. Orientation hardly ever stands behind a PNG's pixels.
-        if image.format == "TIFF" or (image.format == "PNG" and _has_late_metadata(data)):
+def _stream(file: bytes | Path) -> IO[bytes]:
+    return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+
+
+def _header(file: bytes | Path) -> tuple[Image.Image, int]:
+    """The image with nothing decoded, where that is possible, and its EXIF orientation."""
+    with own_pixel_limit(), _stream(file) as stream:
+        image = Image.open(stream, formats=FORMATS)
+        # Pillow turns a TIFF upright by itself as it loads it.
+        if image.format == "TIFF" or (image.format == "PNG" and _has_late_orientation(file)):
             image.load()
-    return image
+        return image, _orientation(image)
 
 
-def _has_late_metadata(png: bytes) -> bool:
-    """Whether chunks that can hold an orientation follow the pixels."""
-    place, late = 8, False
-    while (kind := png[place + 4 : place + 8]) and kind != b"IEND":
-        if late and kind in {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}:
-            return True
-        late = late or kind == b"IDAT"
-        place += 12 + int.from_bytes(png[place : place + 4], "big")
+def _has_late_orientation(png: bytes | Path) -> bool:
+    """Whether a chunk that can hold an orientation follows the pixels, which is rare."""
+    late = False
+    with _stream(png) as stream:
+        place = stream.seek(len(PNG_SIGNATURE))
+        while (start := stream.read(32)) and start[4:8] != b"IEND":
+            if late and start[4:].startswith(PNG_ORIENTATIONS):
+                return True
+            late = late or start[4:8] == b"IDAT"
+            place = stream.seek(place + 12 + int.from_bytes(start[:4], "big"))
     return False
 
 
@@ -204,22 +214,22 @@ def _orientation(image: Image.Image) -> int:
     return orientation(metadata)
 
 
-def _resized(data: bytes, image: Image.Image, turn: int, size: tuple[int, int]) -> Image.Image:
+def _resized(file: bytes | Path, image: Image.Image, turn: int, size: tuple[int, int]) -> Image.Image:
     """The image as upright RGB at `size`; `image` is its header."""
     stored = size[::-1] if turn in TURNED else size
     if image.format in VIPS_LOADERS and stored != image.size:
         try:
-            small = _shrink(data, image, stored)
+            small = _shrink(file, image, stored)
         except _vips().Error:  # what is an image and what is damaged is Pillow's to say: it was validated by Pillow
-            return resize(load_rgb(data), size)
+            return resize(load_rgb(file), size)
         if has_foreign_profile(image):
             small.info["icc_profile"] = image.info["icc_profile"]
         small.getexif()[EXIF_ORIENTATION] = turn
         return _upright_rgb(small)
-    return resize(load_rgb(data), size)
+    return resize(load_rgb(file), size)
 
 
-def _shrink(data: bytes, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _shrink(file: bytes | Path, image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image as it is stored, resized to `size`: L, RGB or CMYK of 8 bits, transparency over white."""
     load = getattr(_vips().Image, VIPS_LOADERS[image.format or ""])
     ratio = min(image.width / size[0], image.height / size[1]) / DECODER_MARGIN
@@ -227,7 +237,9 @@ def _shrink(data: bytes, image: Image.Image, size: tuple[int, int]) -> Image.Ima
     options: dict[str, float] = {}
     if image.format != "PNG":
         options = {"scale": 1 / factor} if image.format == "WEBP" else {"shrink": factor}
-    picture = load(data, access="sequential", fail_on="error", **options)
+    sources = _vips().Source
+    source = sources.new_from_memory(file) if isinstance(file, bytes) else sources.new_from_file(str(file))
+    picture = load(source, access="sequential", fail_on="error", **options)
     if picture.hasalpha():  # over black, plus white where it is transparent
         picture = (picture.flatten() + picture[picture.bands - 1].invert()).cast(picture.format)
     picture = picture.resize(size[0] / picture.width, vscale=size[1] / picture.height, kernel="lanczos3")
@@ -244,7 +256,8 @@ def _shrink(data: bytes, image: Image.Image, size: tuple[int, int]) -> Image.Ima
 def _vips() -> ModuleType:
     import pyvips
 
-    pyvips.cache_set_max(0)  # of operations, which would keep the images that they worked on
+    pyvips.cache_set_max(0)  # operations would keep the images that they worked on
+    pyvips.concurrency_set(1)  # some buffers have so many lines for each thread
     return pyvips
 
 

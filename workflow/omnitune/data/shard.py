@@ -32,6 +32,7 @@ INDEX = "index.parquet"
 MAPPED = "index.arrow"
 TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
 ROWS_PER_BATCH = 10_000  # of the joined index: what is held in memory while it is written
+LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory
 SHARD_NAME = re.compile(r"(?P<source>[A-Za-z0-9_]+)-(?P<shard>\d{5,})")
 logger = logging.getLogger(__name__)
 
@@ -140,34 +141,43 @@ def _prepared_images(row: dict[str, Any], limits: ImageLimits) -> list[PreparedI
     for position, path in enumerate(paths):
         is_output = position == len(paths) - 1
         pixels = limits.max_output_pixels if is_output else limits.input_limit(len(paths) - 1)
-        data = _read_validated(key, path, row["bytes"][position], row["sha256"][position])
-        images.append(_prepare(key, path, data, pixels, limits))
+        file = _validated(key, path, row["bytes"][position], row["sha256"][position])
+        images.append(_prepare(key, path, file, pixels, limits))
     return images
 
 
-def _read_validated(key: str, path: str, size: int, sha256: str | None) -> bytes:
-    """An image's bytes, which must still be those that were validated; without a hash (depth header), as many."""
+def _validated(key: str, place: str, size: int, sha256: str | None) -> bytes | Path:
+    """An image as `prepare_image` takes it, which must still be what was validated; without a hash, of the same size."""
     fix = "Validate again: snakemake --cores 2 --forcerun validate_source, or omnitune validate."
     try:
-        data = read_bytes(path)
+        file = Path(place) if size > LARGE_FILE and not storage.is_url(place) else read_bytes(place)
+        found_size, found = _size_and_hash(file)
     except ImageRefused as error:
         raise ValueError(f"{key}: {error.message}, but it could be read at validation. {fix}") from None
-    if len(data) != size:
-        raise ValueError(f"{key}: {path} has {len(data)} bytes, but {size} at validation. {fix}")
-    found = hashlib.sha256(data).hexdigest() if sha256 else None
-    if found != sha256:
-        raise ValueError(f"{key}: {path} has sha256 {found}, but {sha256} at validation. {fix}")
-    return data
+    except (FileNotFoundError, PermissionError) as error:
+        reason = error.strerror or error
+        raise ValueError(f"{key}: {place}: {reason}, but it could be read at validation. {fix}") from None
+    if found_size != size:
+        raise ValueError(f"{key}: {place} has {found_size} bytes, but {size} at validation. {fix}")
+    if sha256 is not None and found != sha256:
+        raise ValueError(f"{key}: {place} has sha256 {found}, but {sha256} at validation. {fix}")
+    return file
 
 
-def _prepare(key: str, path: str, data: bytes, max_pixels: int, limits: ImageLimits) -> PreparedImage:
+def _size_and_hash(file: bytes | Path) -> tuple[int, str]:
+    if isinstance(file, bytes):
+        return len(file), hashlib.sha256(file).hexdigest()
+    return file.stat().st_size, sha256_of(file)
+
+
+def _prepare(key: str, place: str, file: bytes | Path, max_pixels: int, limits: ImageLimits) -> PreparedImage:
     try:
-        return prepare_image(data, max_pixels, limits.max_side_length, limits.image_format, limits.image_quality)
+        return prepare_image(file, max_pixels, limits.max_side_length, limits.image_format, limits.image_quality)
     except UndecodableImage as error:
         fix = "Take the row out, or validate with data.validation_depth: full, which rejects such images."
-        raise ValueError(f"{key}: {path} {error}. {fix}") from None
+        raise ValueError(f"{key}: {place} {error}. {fix}") from None
     except ValueError as error:
-        raise ValueError(f"{key}: {path}: {error}. Take the row out, or raise the limits in `data`.") from None
+        raise ValueError(f"{key}: {place}: {error}. Take the row out, or raise the limits in `data`.") from None
 
 
 def write_index(parts: Sequence[Path], index: Path) -> int:
