@@ -27,7 +27,8 @@ def main() -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
     for topic in topics:
-        console.print(importlib.import_module(f"benchmarks.{topic}").table())
+        for table in importlib.import_module(f"benchmarks.{topic}").tables():
+            console.print(table)
 
 
 if __name__ == "__main__":

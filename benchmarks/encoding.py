@@ -74,7 +74,7 @@ def encoding_rate(folder: Path, options: ExperimentOptions, samples: int) -> flo
     return samples / (time.perf_counter() - started)
 
 
-def table() -> Table:
+def tables() -> list[Table]:
     """Rates of training and encoding, and bytes per sample, of the same samples in each form."""
     torch.set_num_threads(THREADS)
     logging.getLogger("omnitune").setLevel(logging.ERROR)
@@ -94,7 +94,7 @@ def table() -> Table:
             rate = training_rate(folder, options, precision)
             size = bytes_per_sample(folder / "encoded", samples)
             result.add_row(f"encoded, {precision}", f"{rate:.1f}", f"{rate / online:.1f}", f"{encoding:.1f}", size)
-    return result
+    return [result]
 
 
 def bytes_per_sample(folder: Path, samples: int) -> str:

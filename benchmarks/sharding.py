@@ -29,7 +29,7 @@ TARGET = (1168, 880)
 LIMITS = ImageLimits(1_048_576, 1_048_576, 2048)
 # Rates are of the rows by which the long run is longer than the short one: starting and importing is in neither.
 SHORT, LONG = 48, 192
-WORKERS, ROWS_PER_SHARD = 2, 12
+WORKERS = 2  # each writes one tar: img2dataset starts its processes anew after every few
 LARGE = (12_000, 8_400)
 LARGE_WEBP = (16_383, 6_104)
 ENVIRONMENT = Path(__file__).parent / ".venv-img2dataset"
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     started = time.perf_counter()
     download(url_list=sys.argv[1], output_folder=sys.argv[2], input_format="txt", output_format="webdataset",
              image_size=880, resize_mode="keep_ratio", encode_format="jpg", encode_quality=95,
-             processes_count=2, thread_count=4, number_sample_per_shard=12)
+             processes_count=2, thread_count=4, number_sample_per_shard=int(sys.argv[3]))
     print("seconds", time.perf_counter() - started)
 """
 MEMORY = """
@@ -127,7 +127,7 @@ def _img2dataset(folder: Path, photographs: list[Path], rows: int) -> float:
     script = folder / "download.py"
     script.write_text(DOWNLOAD)
     done = subprocess.run(
-        [str(ENVIRONMENT / "bin" / "python"), str(script), str(urls), str(output)],
+        [str(ENVIRONMENT / "bin" / "python"), str(script), str(urls), str(output), str(rows // WORKERS)],
         env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"},
         check=True,
         capture_output=True,
@@ -145,7 +145,7 @@ def _omnitune(folder: Path, photographs: list[Path], rows: int) -> float:
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
     validated = folder / f"validated-{rows}"
     validate_source("a", [samples], validated / "a", Checks("full"), workers=WORKERS, progress=False)
-    merge_validation([validated / "a"], validated, max_reject_fraction=0, cut=ShardCut(ROWS_PER_SHARD))
+    merge_validation([validated / "a"], validated, max_reject_fraction=0, cut=ShardCut(rows // WORKERS))
     started = time.perf_counter()
     shard_dataset(validated, folder / "_omnitune" / str(rows), LIMITS, workers=WORKERS, progress=False)
     return time.perf_counter() - started

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,23 @@ def test_places_are_joined() -> None:
     assert storage.join("folder", "s3://bucket/a.tar") == "s3://bucket/a.tar"
     assert storage.parent("s3://bucket/folder/a.tar") == "s3://bucket/folder"
     assert storage.parent(Path("folder/a.tar")) == "folder"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, FileNotFoundError), (410, FileNotFoundError), (403, PermissionError)]
+)
+def test_answers_over_http_have_their_meaning(status: int, error: type[OSError]) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(error, match="/a.jpg"):
+            storage.read_bytes(f"http://127.0.0.1:{server.server_port}/a.jpg")
+        server.shutdown()

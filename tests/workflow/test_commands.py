@@ -31,11 +31,15 @@ def test_validate_and_shard(workplace: Workplace) -> None:
         "0.05",
         "--samples-per-shard",
         "200",
+        "--tokenizer",
+        "resources/pretrained/demo",
+        "--maximum-text-tokens",
+        "64",
     )
     limits = ["--max-output-pixels", "1024", "--max-input-pixels", "1024", "--max-side-length", "2048"]
     run(workplace, "shard", "--validated", "v", "--output", "s", *limits)
-    shards = [path for path in (workplace.root / "prepared/tiny/shards").iterdir() if path.suffix != ".json"]
-    assert {path.suffix for path in shards} == {".tar", ".parquet"}
+    shards = [path for path in (workplace.root / "prepared/tiny/shards").iterdir() if path.suffix not in {".json", ""}]
+    assert {path.suffix for path in shards} == {".tar", ".parquet", ".arrow"}
     for path in shards:
         assert sha256(workplace.root / "s" / path.name) == sha256(path)
     for name in ("samples.parquet", "rejected.jsonl", "summary.json"):

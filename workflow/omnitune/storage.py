@@ -127,4 +127,9 @@ def _service(url: str) -> Iterator[tuple[Any, str]]:
                 f"{url}: no credentials were found. Put them into the environment, as the service's own tools read them "
                 "(S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
             ) from None
+        status = getattr(error, "status", None)  # of an answer over HTTP
+        if status in {404, 410}:
+            raise FileNotFoundError(f"{url}: not found ({error})") from None
+        if status in {401, 403}:
+            raise PermissionError(f"{url}: {error}") from None
         raise OSError(f"{url}: {type(error).__name__}: {error}") from None

@@ -13,7 +13,8 @@ class MixtureEntry(Section):
     path: Annotated[
         str,
         Field(
-            description="A .jsonl file of samples, a further .yml mixture, or a folder, whose .jsonl files are all taken. "
+            description="A .jsonl file of samples or its URL, a further .yml mixture, or a folder or a pattern "
+            "(`captions/*.jsonl`), of which all .jsonl files are one source. "
             "A relative path is taken from the working directory, and if nothing is there, from the folder of this file."
         ),
     ]

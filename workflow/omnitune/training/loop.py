@@ -103,8 +103,8 @@ class Trainer:
         self.sources: list[Source] = read_mixture(data.data_path)
         names = [source.name for source in self.sources]
         encoded = self._open_encoded(names) if data.encode else None
-        if encoded is None:
-            self.index.check_tars()
+        if encoded is None and self.accelerator.is_local_main_process:
+            self.index.check_tars()  # a request for each tar where they lie at URLs: once per node
         self.plan = MixturePlan(self.index.sizes(names), [source.ratio for source in self.sources], self.options.seed)
         self.batches = TrainingBatches(
             self.index,
