@@ -121,13 +121,13 @@ def test_answers_over_http_have_their_meaning(status: int, error: type[OSError])
         def do_GET(self) -> None:
             self.send_error(status)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(error, match="/a.jpg"):
+        with pytest.raises(error, match=r"/a\.jpg"):
             storage.read_bytes(f"http://127.0.0.1:{server.server_port}/a.jpg")
         server.shutdown()
