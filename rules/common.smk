@@ -68,9 +68,11 @@ def all_tars(wildcards):
 
 
 def all_encodings(wildcards):
-    return [
+    """With the tars that they are made from: a lost one would stop a job that has to run."""
+    encodings = [
         path for experiment in PROJECT.experiments for path in encodings_of(experiment)
     ]
+    return [*all_tars(wildcards), *encodings]
 
 
 def all_trainings():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import pickle
 import shutil
 import signal
@@ -348,7 +349,7 @@ def test_a_killed_encoding_keeps_what_is_finished(changed: Path, encoded: Path) 
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*-*.tar")}
     assert {path.name for path in finished} == {*(f"edit-0000{k}.tar" for k in range(3)), "ic-00000.tar"}
     assert not (output / "groups").exists()
-    assert [path.name for path in output.glob(".*.tmp")] == [f".ic-00001.tar.{process.pid}.tmp"]
+    assert [path.name for path in output.glob(".*.tmp")] == [f".ic-00001.tar.{platform.node()}.{process.pid}.tmp"]
 
     tar.unlink()
     tar.write_bytes(whole)

@@ -258,7 +258,7 @@ def test_bytes_that_do_not_decode_are_named(shards: Path) -> None:
     with pytest.raises(
         ValueError, match=rf"image 0 of sample {row.key} at byte {row.image_offsets[0]} does not decode"
     ):
-        data._decode(row, 0, b"no image")
+        data.index._decode(row, 0, b"no image")
 
 
 def test_mistakes_are_named(shards: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Writing files so that a killed run leaves nothing that looks complete."""
 
+import fcntl
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Characters that JSON leaves as they are and str.splitlines takes for the end of a line.
 LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -17,7 +19,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its name when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -25,6 +27,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(path: Path, message: str) -> IO[str]:
+    """Holds a lock file until it is closed; raises ValueError with the message where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(message) from None
+    return file
 
 
 def write_text(path: Path, text: str) -> None:

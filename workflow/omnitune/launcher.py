@@ -79,10 +79,11 @@ def launch_environment(threads_per_process: int) -> dict[str, str]:
     return environment
 
 
-def require_gpus(processes: int, where: str) -> None:
-    """Raises ValueError where there are GPUs, but not one for each of a node's processes."""
+def require_gpus(processes: int, fix: str) -> None:
+    """Raises ValueError, with a sentence on the fix, where there are GPUs, but not one for each of a node's processes."""
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ValueError(f"{where} {processes} processes on a node with {torch.cuda.device_count()} GPUs.")
+        gpus = torch.cuda.device_count()
+        raise ValueError(f"{processes} processes are not allowed on a node with {gpus} GPUs: each takes one. {fix}")
 
 
 def run(command: Sequence[str], environment: dict[str, str]) -> int:

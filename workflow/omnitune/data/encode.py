@@ -32,13 +32,19 @@ from omnitune.data.encoded import (
     stored_fingerprint,
 )
 from omnitune.data.groups import group_path, grouped
-from omnitune.data.images import load_rgb, to_tensor
 from omnitune.data.index import IndexRow, ShardIndex
 from omnitune.data.parquet import ParquetRows
 from omnitune.data.sample import remove_cliche
-from omnitune.data.tars import REBUILD
-from omnitune.files import atomic_path
-from omnitune.launcher import Topology, accelerate_command, die_with_parent, launch_environment, launched_rank, run
+from omnitune.files import atomic_path, lock
+from omnitune.launcher import (
+    Topology,
+    accelerate_command,
+    die_with_parent,
+    launch_environment,
+    launched_rank,
+    require_gpus,
+    run,
+)
 from omnitune.models.encoder import FrozenEncoder
 
 logger = logging.getLogger("omnitune")
@@ -111,14 +117,10 @@ def _encode_missing(
     options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Path], topology: Topology
 ) -> None:
     """In this process, or with `accelerate launch` in several."""
-    if torch.cuda.is_available() and topology.processes_per_node > torch.cuda.device_count():
-        raise ValueError(
-            f"{topology.processes_per_node} processes are not allowed on a node with {torch.cuda.device_count()} GPUs; "
-            "encoding takes one GPU for each."
-        )
+    require_gpus(topology.processes_per_node, "Lower the resource gpus_per_node, or --num_processes.")
     if topology.processes_per_node == 1:
         torch.set_num_threads(topology.threads_per_process)
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         encode_shards(options.data, files, shards, device)
         return
     arguments = [*files.arguments(), "--shards", *map(str, shards)]
@@ -185,10 +187,13 @@ def _encode_shard(
     """Writes the encoding of a shard, and then its index, which is what says that the shard is done."""
     shard = Path(index.path)
     tar = output / shard.with_suffix(".tar").name
-    for leftover in output.glob(f".{tar.name}.*.tmp"):  # of a killed run
-        leftover.unlink()
     places: list[dict[str, Any]] = []
-    with atomic_path(tar) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+    held = lock(
+        output / f".{shard.stem}.lock", f"{tar}: another process is encoding this shard. Wait for it or stop it."
+    )
+    for leftover in output.glob(f".{shard.stem}.*.tmp"):  # of a killed run
+        leftover.unlink()
+    with held, atomic_path(tar) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
         for rows, images in _read_ahead(index):
             for row, tensors in zip(rows, encode_samples(encoder, rows, images), strict=True):
                 content = safetensors.torch.save({name: _stored(tensor, dtype) for name, tensor in tensors.items()})
@@ -240,9 +245,7 @@ def _read_ahead(index: ShardIndex) -> Iterator[tuple[list[IndexRow], list[list[T
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         waiting = None
         for rows in _chunks(index):
-            if waiting is None:
-                index.tars.read(rows[0].tar, 0, 1, rows[0].key)  # opens the tar once, before the threads share it
-            reading = rows, [pool.submit(_images, index, row) for row in rows]
+            reading = rows, [pool.submit(index.images, row) for row in rows]
             if waiting:
                 yield waiting[0], [future.result() for future in waiting[1]]
             waiting = reading
@@ -265,20 +268,6 @@ def _chunks(index: ShardIndex) -> Iterator[list[IndexRow]]:
             pixels += size
     if rows:
         yield rows
-
-
-def _images(index: ShardIndex, row: IndexRow) -> list[Tensor]:
-    """The images of a sample, inputs then output, float32 [3, H, W] in [-1, 1] each."""
-    images = []
-    for position, content in enumerate(index.read_images(row)):
-        try:
-            images.append(to_tensor(load_rgb(content)))
-        except Exception as error:  # an image reader may raise anything on damaged bytes
-            offset = row.image_offsets[position]
-            raise ValueError(
-                f"{row.tar}: image {position} of sample {row.key} at byte {offset} does not decode: {error}. {REBUILD}."
-            ) from None
-    return images
 
 
 def main() -> None:

@@ -222,8 +222,9 @@ def _resized(file: bytes | Path, image: Image.Image, turn: int, size: tuple[int,
             small = _shrink(file, image, stored)
         except _vips().Error:  # what is an image and what is damaged is Pillow's to say: it was validated by Pillow
             return resize(load_rgb(file), size)
-        if has_foreign_profile(image):
-            small.info["icc_profile"] = image.info["icc_profile"]
+        if small.mode == "RGB" and turn == 1 and not has_foreign_profile(image):
+            return small
+        small.info["icc_profile"] = image.info.get("icc_profile")
         small.getexif()[EXIF_ORIENTATION] = turn
         return _upright_rgb(small)
     return resize(load_rgb(file), size)
@@ -246,10 +247,12 @@ def _shrink(file: bytes | Path, image: Image.Image, size: tuple[int, int]) -> Im
     if picture.format == "ushort":
         picture = (picture / 257).rint().cast("uchar")
     # In strips, by a region: no memory for the whole of any stage, and no threads, which would not survive a fork.
-    region, pixels = _vips().Region.new(picture), bytearray()
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[picture.bands]
+    region, result = _vips().Region.new(picture), Image.new(mode, size)
     for top in range(0, size[1], STRIP_LINES):
-        pixels += region.fetch(0, top, size[0], min(STRIP_LINES, size[1] - top))
-    return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[picture.bands], size, bytes(pixels))
+        lines = min(STRIP_LINES, size[1] - top)
+        result.paste(Image.frombytes(mode, (size[0], lines), region.fetch(0, top, size[0], lines)), (0, top))
+    return result
 
 
 @cache

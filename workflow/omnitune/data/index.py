@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from omnitune import storage
 from omnitune.config import ConfigError
+from omnitune.data.images import load_rgb, to_tensor
 from omnitune.data.tars import REBUILD, TarReader
 
 TOKENS = ("output_tokens", "input_tokens", "text_tokens")
@@ -130,11 +132,8 @@ class ShardIndex:
         tars: dict[str, int] = {}
         for source in self._sources:
             for part in self.parts(source):
-                columns = part.column("tar"), part.column("tar_bytes")
-                if columns[0][0] == columns[0][-1]:  # as usual, rows being in the order of the shards
-                    tars[columns[0][0].as_py()] = columns[1][0].as_py()
-                else:
-                    tars.update(zip(*(column.to_pylist() for column in columns), strict=True))
+                known = pa.table(part).group_by(["tar", "tar_bytes"]).aggregate([])
+                tars.update(zip(known["tar"].to_pylist(), known["tar_bytes"].to_pylist(), strict=True))
         self.tars.check(tars)
 
     def read_images(self, row: IndexRow) -> list[bytes]:
@@ -151,9 +150,32 @@ class ShardIndex:
         for member in members:
             digest.update(member)
         if digest.hexdigest() != row.sha256:
+            self.tars.forget(row.tar, first, size, row.tar_sha256)
             place = storage.join(self.folder, row.tar)
             raise ValueError(f"{place}: sample {row.key} at byte {first} is not what was indexed. {REBUILD}.")
         return [bytes(member) for member in members[1:]]
+
+    def images(self, row: IndexRow, output_only: bool = False) -> list[torch.Tensor]:
+        """The images of a sample, inputs then output, or its output alone; float32 [3, height, width] in [-1, 1] each.
+
+        Raises:
+            ValueError: as `read_images`, and for an image that does not decode or has another size than indexed.
+        """
+        files = self.read_images(row)
+        first = len(files) - 1 if output_only else 0
+        return [self._decode(row, position, files[position]) for position in range(first, len(files))]
+
+    def _decode(self, row: IndexRow, position: int, data: bytes) -> torch.Tensor:
+        place = storage.join(self.folder, row.tar)
+        where = f"{place}: image {position} of sample {row.key} at byte {row.image_offsets[position]}"
+        try:
+            image = load_rgb(data)
+        except Exception as error:  # an image reader may raise anything on damaged bytes
+            raise ValueError(f"{where} does not decode: {error}. {REBUILD}.") from None
+        expected = (row.widths[position], row.heights[position])
+        if image.size != expected:
+            raise ValueError(f"{where} has {image.size} pixels, but {expected} in the index. {REBUILD}.")
+        return to_tensor(image)
 
     def close(self) -> None:
         """Closes all tars; they are opened again when needed."""
@@ -177,9 +199,8 @@ def _open(path: str) -> tuple[Callable[[int], pa.RecordBatch], int]:
     # Only ever replaced by renaming, which leaves this map its old file: nothing can cut it off, as a tar may be.
     reader = pa.ipc.open_file(pa.memory_map(str(mapped)))
     _require_columns(reader.schema)
-    rows, known = reader.count_rows(), pq.read_metadata(path).num_rows
-    if rows != known:
-        raise ValueError(f"{mapped.name} beside it has {rows} rows, and it {known}: one of the two is older")
+    if reader.schema.metadata != pq.read_schema(path).metadata:
+        raise ValueError(f"{mapped.name} beside it was made of other shards: one of the two is older")
     return lru_cache(KEPT_BATCHES)(reader.get_batch), reader.num_record_batches
 
 

@@ -9,14 +9,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from omnitune import storage
 from omnitune.config import ConfigError
 from omnitune.data.balance import deal, waste
-from omnitune.data.images import load_rgb, to_tensor
 from omnitune.data.index import IndexRow, ShardIndex
 from omnitune.data.plan import MixturePlan
 from omnitune.data.sample import draw_condition
-from omnitune.data.tars import REBUILD
 
 if TYPE_CHECKING:
     from omnitune.data.encoded import EncodedIndex, EncodedSample
@@ -155,11 +152,14 @@ class TrainingBatches(Dataset[list[Sample]]):
         images: list[torch.Tensor] = []
         encoded = None
         if self.encoded is None:
-            images = self._images(row, drop_references)
+            images = self.index.images(row, output_only=drop_references)
         else:
             encoded = self.encoded.read(row.source, number, row.key)
             if drop_references:
                 encoded = replace(encoded, posteriors=encoded.posteriors[-1:])
+            if not drop_prompt and instruction != row.instruction:
+                assert encoded.text_without_cliche is not None
+                encoded = replace(encoded, text=encoded.text_without_cliche)
         return Sample(
             key=row.key,
             source=row.source,
@@ -172,23 +172,6 @@ class TrainingBatches(Dataset[list[Sample]]):
             step=step,
             encoded=encoded,
         )
-
-    def _images(self, row: IndexRow, output_only: bool) -> list[torch.Tensor]:
-        files = self.index.read_images(row)
-        wanted = range(len(files) - 1, len(files)) if output_only else range(len(files))
-        return [self._decode(row, position, files[position]) for position in wanted]
-
-    def _decode(self, row: IndexRow, position: int, data: bytes) -> torch.Tensor:
-        place = storage.join(self.index.folder, row.tar)
-        where = f"{place}: image {position} of sample {row.key} at byte {row.image_offsets[position]}"
-        try:
-            image = load_rgb(data)
-        except Exception as error:  # an image reader may raise anything on damaged bytes
-            raise ValueError(f"{where} does not decode: {error}. {REBUILD}.") from None
-        expected = (row.widths[position], row.heights[position])
-        if image.size != expected:
-            raise ValueError(f"{where} has {image.size} pixels, but {expected} in the index. {REBUILD}.")
-        return to_tensor(image)
 
 
 class _StepOrder(Sampler[tuple[int, int]]):

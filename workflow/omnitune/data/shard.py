@@ -30,6 +30,7 @@ from omnitune.files import atomic_path, json_line, sha256_of
 
 INDEX = "index.parquet"
 MAPPED = "index.arrow"
+SHARDS_DIGEST = "shards"  # in the metadata of both
 TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
 ROWS_PER_BATCH = 10_000  # of the joined index: what is held in memory while it is written
 LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory
@@ -192,26 +193,40 @@ def write_index(parts: Sequence[Path], index: Path) -> int:
         ValueError: for a part that has another name or other columns than a shard's index.
     """
     samples, index = 0, Path(index)
+    ordered = sorted(map(Path, parts), key=lambda part: _source_and_shard(str(part)))
+    schema = INDEX_SCHEMA.with_metadata({SHARDS_DIGEST: _shards_digest(ordered)})
     with ExitStack() as stack:
         joined = stack.enter_context(atomic_path(index))  # the first to be entered is the last to get its name
         mapped = stack.enter_context(atomic_path(index.with_suffix(".arrow")))
-        table = stack.enter_context(pq.ParquetWriter(joined, INDEX_SCHEMA, compression="zstd"))
-        arrow = stack.enter_context(pa.ipc.new_file(str(mapped), INDEX_SCHEMA))
-        for batch in _batches(sorted(map(Path, parts), key=lambda part: _source_and_shard(str(part)))):
-            table.write_batch(batch)
-            arrow.write_batch(batch)
+        table = stack.enter_context(pq.ParquetWriter(joined, schema, compression="zstd"))
+        arrow = stack.enter_context(pa.ipc.new_file(str(mapped), schema))
+        for batch in _batches(ordered):
+            table.write_batch(batch.replace_schema_metadata(schema.metadata))
+            arrow.write_batch(batch.replace_schema_metadata(schema.metadata))
             samples += batch.num_rows
     return samples
+
+
+def _shards_digest(parts: Sequence[Path]) -> str:
+    """One hash over all tars, which says of two files that they are of the same shards."""
+    digest = hashlib.sha256()
+    for part in parts:
+        _require_index(part, pq.read_schema(part))
+        tar = pq.read_table(part, columns=["tar", "tar_sha256"]).slice(0, 1).to_pylist()
+        digest.update(f"{part.stem} {tar}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_index(part: Path, schema: pa.Schema) -> None:
+    if not schema.equals(INDEX_SCHEMA):
+        raise ValueError(f"{part}: is of another version or no index of a shard. Delete it and run again.")
 
 
 def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The rows of all parts in batches of ROWS_PER_BATCH, the last one smaller."""
     waiting = INDEX_SCHEMA.empty_table()
     for part in parts:
-        table = pq.read_table(part)
-        if not table.schema.equals(INDEX_SCHEMA):
-            raise ValueError(f"{part}: is of another version or no index of a shard. Delete it and run again.")
-        waiting = pa.concat_tables([waiting, table])
+        waiting = pa.concat_tables([waiting, pq.read_table(part)])
         while waiting.num_rows >= ROWS_PER_BATCH:
             yield waiting.slice(0, ROWS_PER_BATCH).combine_chunks().to_batches()[0]
             waiting = waiting.slice(ROWS_PER_BATCH)

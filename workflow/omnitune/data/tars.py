@@ -66,6 +66,10 @@ class DiskCache:
             self._broken = True
             logger.warning("%s: the cache cannot be written (%s); this process reads on without it.", path, error)
 
+    def drop(self, key: str) -> None:
+        """Forgets what is kept under a key."""
+        self._path(key).unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / f"{int(name[:8], 16) % SUBFOLDERS:02d}" / name[8:]
@@ -88,6 +92,10 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released as the file closes
         yield
+
+
+def _cache_key(url: str, offset: int, size: int, version: str) -> str:
+    return f"{url} {offset} {size} {version}"
 
 
 def _ends_before(url: str, offset: int) -> bool:
@@ -155,9 +163,18 @@ class TarReader:
                 raise ValueError(
                     f"{place}: {sample} cannot be read ({error.strerror or error}). {self._repair(place, error)}."
                 ) from None
-        if len(data) != size:
+        if len(data) > size:
+            raise ValueError(
+                f"{place}: the server gives {len(data)} bytes where {size} are asked for: it serves no ranges."
+            )
+        if len(data) < size:
             raise ValueError(f"{place}: ends early: {sample} needs {size} bytes, there are {len(data)}. {self.fix}.")
         return data
+
+    def forget(self, tar: str, offset: int, size: int, version: str = "") -> None:
+        """Takes what `read` gave out of the cache: it turned out not to be what it should."""
+        if self._cache:
+            self._cache.drop(_cache_key(storage.join(self.folder, tar), offset, size, version))
 
     def _local(self, place: str, offset: int, size: int) -> bytes:
         # Not a memory map: one of a tar that is cut off under a running training ends the process by SIGBUS, where a
@@ -169,7 +186,7 @@ class TarReader:
         return data
 
     def _remote(self, url: str, offset: int, size: int, version: str) -> bytes:
-        key = f"{url} {offset} {size} {version}"
+        key = _cache_key(url, offset, size, version)
         kept = self._cache.get(key) if self._cache else None
         if kept is not None:
             return kept

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,20 @@ def latent_scaling(folder: Path) -> tuple[float, float]:
     """(shift, scale) of a pipeline folder's latents: the model sees (z - shift) * scale. Loads no weights."""
     config = AutoencoderKL.load_config(Path(folder) / "vae")
     return config.get("shift_factor") or 0.0, config.get("scaling_factor", SCALING_FACTOR)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, whatever training allows itself: what is encoded once must equal what is computed while training."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, value in zip(backends, allowed, strict=True):
+            backend.allow_tf32 = value
 
 
 class FrozenEncoder:
@@ -64,7 +79,8 @@ class FrozenEncoder:
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for numbers in self._buckets(images):
             pixels = torch.stack([images[k] for k in numbers]).to(self.device)
-            posterior = self.vae.encode(pixels).latent_dist
+            with _full_precision():
+                posterior = self.vae.encode(pixels).latent_dist
             found |= zip(numbers, zip(posterior.mean, posterior.logvar, strict=True), strict=True)
         return [found[k] for k in range(len(images))]
 
@@ -79,13 +95,14 @@ class FrozenEncoder:
 
     def texts(self, instructions: Sequence[str], drop: Sequence[bool] | bool = False) -> list[Tensor]:
         """[L, D] features of each instruction in the text encoder's dtype, without padding; see `encode_text`."""
-        features, mask = encode_text(
-            self.text_model,
-            self.tokenizer,
-            instructions,
-            drop,
-            max_length=self.max_text_tokens,
-            device=self.device,
-            use_chat_template=self.use_chat_template,
-        )
+        with _full_precision():
+            features, mask = encode_text(
+                self.text_model,
+                self.tokenizer,
+                instructions,
+                drop,
+                max_length=self.max_text_tokens,
+                device=self.device,
+                use_chat_template=self.use_chat_template,
+            )
         return [row[row_mask.bool()] for row, row_mask in zip(features, mask, strict=True)]

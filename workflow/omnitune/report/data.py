@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omnitune.data.encoded import stored_fingerprint
+from omnitune.data.groups import GROUPS
 from omnitune.data.summary import TITLES
 
 SHOWN_LABELS = 20  # of a histogram without an order of its own; the rest is counted in one more
@@ -138,7 +139,7 @@ def read_encoded(folder: Path) -> list[dict[str, Any]]:
     found = []
     for model in sorted(path for path in folder.glob("*") if path.is_dir()):
         sizes, precisions = [], set()
-        for group in sorted(model.rglob("*.parquet")):
+        for group in sorted((model / GROUPS).glob("*.parquet")):
             sizes.append(pq.read_table(group, columns=["size"])["size"].to_numpy())
             precisions.add((stored_fingerprint(group) or {}).get("encoded_precision", "not known"))
         if sizes:

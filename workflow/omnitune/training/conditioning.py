@@ -8,7 +8,6 @@ from torch import Tensor
 
 from omnitune.data.encoded import EncodedIndex
 from omnitune.data.loader import Sample
-from omnitune.data.sample import remove_cliche
 from omnitune.models.encoder import FrozenEncoder
 from omnitune.training.flow_matching import Conditioned, sample_generator
 
@@ -87,10 +86,6 @@ def _stored_posteriors(sample: Sample, device: torch.device) -> list[tuple[Tenso
 
 
 def _stored_text(sample: Sample, dropped: Tensor) -> Tensor:
-    """The stored features of what this sample's instruction was drawn to be."""
-    stored = sample.encoded
-    assert stored is not None
-    if sample.drop_prompt:
-        return dropped
-    without = stored.text_without_cliche
-    return stored.text if without is None or remove_cliche(sample.instruction) != sample.instruction else without
+    """The stored features of what this sample's instruction was drawn to be; the loader has left out its cliche."""
+    assert sample.encoded is not None
+    return dropped if sample.drop_prompt else sample.encoded.text

@@ -1,6 +1,5 @@
 """Starting a training: one `accelerate launch` per node."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -8,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.config.options import TrainOptions
-from omnitune.launcher import Topology, accelerate_command, launch_environment, run
+from omnitune.files import lock
+from omnitune.launcher import Topology, accelerate_command, launch_environment, require_gpus, run
 
 WRAPPED_BLOCK = "OmniGen2TransformerBlock"  # FSDP shards each of these on its own
 
@@ -53,15 +51,9 @@ def launch_command(topology: Topology, train: TrainOptions, arguments: list[str]
     return accelerate_command(topology, "omnitune.training.loop", arguments, sharding, train.mixed_precision)
 
 
-def lock(output: Path) -> IO[str]:
+def lock_experiment(output: Path) -> IO[str]:
     """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
-    output.mkdir(parents=True, exist_ok=True)
-    file = (output / ".train.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"{output}: another training is writing here. Wait for it or stop it.") from None
-    return file
+    return lock(output / ".train.lock", f"{output}: another training is writing here. Wait for it or stop it.")
 
 
 def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology) -> None:
@@ -72,12 +64,15 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
         ValueError: if a file is missing, or the training failed; its own message stands above in the log then.
     """
     require_processes(options, topology.world_size, str(files.config))
+    require_gpus(topology.processes_per_node, f"Raise batch_size or gradient_accumulation_steps in {files.config}.")
     encoded = [files.encoded] if options.data.encode else []
     for path in (files.index, files.transformer, files.base, *encoded):
         if not path.exists():
             raise ValueError(f"{path} is missing. `snakemake --cores 2 train` makes all that a training needs.")
     if topology.rank == 0:
-        lock(files.output).close()  # refuse here, with one message; the training itself holds it from its start
+        lock_experiment(
+            files.output
+        ).close()  # refuse here, with one message; the training itself holds it from its start
     command = launch_command(topology, options.train, files.arguments())
     code = run(command, launch_environment(topology.threads_per_process))
     if code:
@@ -95,11 +90,6 @@ def launch_job(
         threads: CPU threads of each node.
     """
     processes = gpus_per_node or max(options.train.num_processes // nodes, 1)
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ValueError(
-            f"{files.config}: train.batch_size {options.train.batch_size}: the batch sizes ask for {processes} processes on a "
-            f"node with {torch.cuda.device_count()} GPUs. Raise batch_size or gradient_accumulation_steps."
-        )
     topology = Topology(processes, nodes, threads_per_process=max(threads // processes, 1))
     require_processes(options, topology.world_size, str(files.config))
     if nodes == 1:

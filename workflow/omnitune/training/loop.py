@@ -40,13 +40,14 @@ from omnitune.training.flow_matching import (
     training_times,
     velocity_errors,
 )
-from omnitune.training.launch import TrainingFiles, lock
+from omnitune.training.launch import TrainingFiles, lock_experiment
 from omnitune.training.metrics import MetricsLog, check_trackers
 from omnitune.training.optimizer import build_optimizer, learning_rate_schedule
 
 logger = logging.getLogger("omnitune")
 
 PIXELS_PER_TOKEN = 16 * 16
+WASTE_STEPS = 200  # the first ones, from which train.json says how much processes wait for each other
 VAE_BATCH_PIXELS = 1024 * 1024  # that go through the VAE at once, beside the model in training
 
 
@@ -279,6 +280,7 @@ class Trainer:
             "world_size": self.sharding.world_size,
             "parameters": self.sharding.parameters,
             "trainable_parameters": self.sharding.trainable,
+            "waste": round(self.batches.waste(0, min(last, WASTE_STEPS)), 4),
             "mixture": mixture_report(self.plan, self.index, self.sources, last, self.train.global_batch_size),
             "identity": self.identity,
         }
@@ -317,7 +319,7 @@ def main() -> None:
     if rank:
         logger.setLevel(logging.ERROR)
     try:
-        held = lock(files.output) if rank == 0 else None
+        held = lock_experiment(files.output) if rank == 0 else None
         Trainer(options, files).fit()
         del held
     except (ValueError, OSError) as error:
