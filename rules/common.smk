@@ -248,6 +248,7 @@ def shard_settings(wildcards):
     return {
         "limits": PROJECT.dataset(wildcards.dataset).image_limits,
         "tars": folder,
+        "format_version": 2,
     }
 
 

@@ -40,7 +40,7 @@ rule plan_shards:
         mem_mb=500,
         runtime=10,
     shell:
-        "cat {input.digests} > {output.plan} 2> {log}"
+        "cat {input.digests:q} > {output.plan:q} 2> {log:q}"
 
 
 rule shard_dataset:

@@ -4,7 +4,7 @@
 rule validate_source:
     input:
         samples=local_files,
-        tokenizer=ancient(dataset_base_manifest),
+        tokenizer=dataset_base_manifest,
     output:
         samples="prepared/{dataset}/validation/sources/{source}/samples.parquet",
         rejected="prepared/{dataset}/validation/sources/{source}/rejected.jsonl",

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import platform
 import pickle
+import platform
 import shutil
 import signal
 import subprocess

@@ -343,3 +343,22 @@ def test_any_image_is_brought_within_the_limits(
     written = load_rgb(result.data)
     assert (result.width, result.height) == written.size == target_size(*upright, 64 * 64, 96)
     assert result.kept == (result.data == data)
+
+
+def test_a_png_of_16_bits_is_written_anew() -> None:
+    prepared = prepare_image(sixteen_bits(picture(64, 48)), 1 << 20, 2048)
+    assert not prepared.kept
+    assert load_rgb(prepared.data).mode == "RGB"
+
+
+@pytest.mark.parametrize("max_pixels", [1 << 20, 32 * 32])
+def test_a_profile_holds_for_a_palette_as_for_its_colours(max_pixels: int) -> None:
+    """Whether or not the image has to shrink."""
+    flat = Image.new("RGB", (64, 64), (200, 60, 30))
+    colours = []
+    for image in (flat, flat.convert("P", palette=Image.Palette.ADAPTIVE)):
+        data = encoded(image, "PNG", icc_profile=matrix_profile())
+        result = load_rgb(prepare_image(data, max_pixels, 2048, "png").data)
+        colours.append(np.asarray(result)[4, 4].astype(int))
+    assert np.abs(colours[0] - colours[1]).max() <= 4
+    assert np.abs(colours[0] - (200, 60, 30)).max() > 50, "converted at all"

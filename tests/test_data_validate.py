@@ -799,3 +799,37 @@ def test_a_service_that_cannot_be_used_is_one_error(folder: Path, s3: str, worke
     assert "s3://bucket/a.png" in done.stderr
     assert "redential" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+BAD_URLS = [
+    "https://user:hunter2@host/a.jpg",
+    "https://hunter2@host/a.jpg",
+    "https://host/a.jpg?X-Amz-Signature=hunter2",
+    "http://host:port/a.jpg",
+    "http://host:99999/a.jpg",
+    "s3://a:b/a.jpg",
+    "simplecache://a/a.jpg",
+    "file:///etc/passwd",
+]
+
+
+@pytest.mark.parametrize("depth", ["full", "header"])
+def test_urls_that_cannot_be_read_are_verdicts_on_their_rows(tmp_path: Path, depth: Depth) -> None:
+    """They end no run, and what credentials they hold is written nowhere."""
+    rows = [{"task_type": "t2i", "instruction": "a", "output_image": url} for url in BAD_URLS]
+    rows += [{"task_type": "no", "instruction": "a", "output_image": url} for url in BAD_URLS]
+    rows += [{"task_type": "t2i", "instruction": "a", "output_image": "http://127.0.0.1:1/a.jpg"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = validate_source("a", [tmp_path / "a.jsonl"], tmp_path / "out", Checks(depth=depth), progress=False)
+    number = len(BAD_URLS)
+    assert summary["reasons"] == {"bad_url": number, "unknown_task_type": number, "unreachable": 1}
+    assert "hunter2" not in (tmp_path / "out/rejected.jsonl").read_text()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_deep_nesting_is_refused(tmp_path: Path, workers: int) -> None:
+    """Though it can be parsed: neither another process nor the ledger could take it."""
+    lines = [b'{"task_type": "x", "a": ' + b"[" * depth + b"]" * depth + b"}\n" for depth in (10, 40, 500, 990, 5000)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    summary = validate_source("a", [tmp_path / "a.jsonl"], tmp_path / "out", progress=False, workers=workers)
+    assert summary["reasons"] == {"bad_json": 4, "unknown_task_type": 1}

@@ -67,7 +67,7 @@ def test_a_missing_bucket_is_named_on_writing(s3: str) -> None:
     [
         ("nonsense://a/b", "nonsense://a/b: cannot be opened: Protocol not known: nonsense"),
         ("file:///tmp/a", "file:///tmp/a: write a local file as a plain path"),
-        ("s3://user:hunter2@host/a", "s3://host/a: stands with a password; put that into the environment"),
+        ("s3://user:hunter2@host/a", "s3://host/a: stands with credentials; put them into the environment"),
     ],
 )
 def test_urls_that_cannot_be_used_are_errors(url: str, message: str) -> None:

@@ -16,13 +16,18 @@ import fsspec
 from omnitune.files import atomic_path
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-PASSWORD = re.compile(r"(?<=://)[^/@:]*:[^/@]*@")
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s\"]*@|(?<=[?&])(?i:X-Amz-Signature|X-Goog-Signature|sig)=[^&\s\"]*")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
 def is_url(path: str | Path) -> bool:
     """Whether a path is a URL; `file://` is none, it is refused wherever it is opened."""
     return URL.match(str(path)) is not None
+
+
+def redact(text: str) -> str:
+    """The text without the credentials that stand in its URLs."""
+    return CREDENTIALS.sub("", text)
 
 
 def join(folder: str | Path, name: str) -> str:
@@ -67,7 +72,8 @@ def size_of(path: str | Path) -> int:
     if not is_url(path):
         return Path(path).stat().st_size
     with _service(str(path)) as (filesystem, inner):
-        return int(filesystem.info(inner)["size"])
+        size = filesystem.info(inner)["size"]
+        return len(filesystem.cat_file(inner)) if size is None else int(size)  # a server may not tell
 
 
 def version_of(url: str) -> str:
@@ -75,7 +81,8 @@ def version_of(url: str) -> str:
     with _service(url) as (filesystem, inner):
         facts = filesystem.info(inner)
     known = {name.lower(): value for name, value in facts.items()}
-    return str(known.get("etag") or [known.get(name) for name in ("size", "lastmodified", "mtime", "updated")])
+    names = ("size", "lastmodified", "last-modified", "mtime", "updated", "content-md5", "blob_id", "lfs")
+    return str(known.get("etag") or [str(known.get(name)) for name in names])
 
 
 @contextmanager
@@ -83,7 +90,7 @@ def atomic_file(path: str | Path, scratch: Path | None = None) -> Iterator[Path]
     """A local temporary path, which becomes `path` when the block ends without an error.
 
     Args:
-        path: a file, renamed into place, or a URL, uploaded to; a service shows an object only once it is whole.
+        path: a file, renamed into place, or a URL, uploaded to; object stores show an object only once it is whole.
         scratch: local folder for what is uploaded; the system's temporary folder by default.
     """
     if not is_url(path):
@@ -92,6 +99,8 @@ def atomic_file(path: str | Path, scratch: Path | None = None) -> Iterator[Path]
         return
     import tempfile
 
+    if scratch:
+        scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="omnitune-") as folder:
         temporary = Path(folder) / str(path).rpartition("/")[2]
         yield temporary
@@ -105,8 +114,8 @@ def _service(url: str) -> Iterator[tuple[Any, str]]:
     scheme = url.partition("://")[0].lower()
     if scheme in {"file", "local"}:
         raise ValueError(f"{url}: write a local file as a plain path.")
-    if PASSWORD.search(url):
-        raise ValueError(f"{PASSWORD.sub('', url)}: stands with a password; put that into the environment instead.")
+    if redact(url) != url:
+        raise ValueError(f"{redact(url)}: stands with credentials; put them into the environment instead.")
     try:
         yield fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -114,11 +123,15 @@ def _service(url: str) -> Iterator[tuple[Any, str]]:
         fix = f'pip install "omnitune[{extra}]"' if extra else f"install what reads {scheme}:// ({error})"
         raise ValueError(f"{url}: {scheme}:// needs a further package: {fix}.") from None
     except FileNotFoundError as error:
+        cause = error.__cause__  # over HTTP, whatever keeps a size from being known comes as this error
+        if scheme in {"http", "https"} and cause and getattr(cause, "status", None) not in {404, 410}:
+            raise ConnectionError(f"{url}: {cause}") from None
         raise FileNotFoundError(f"{url}: not found ({error})") from None
     except (PermissionError, IsADirectoryError) as error:
         raise type(error)(f"{url}: {error}") from None
     except OSError as error:
-        raise OSError(f"{url}: {error}") from None
+        kind = ConnectionError if scheme in {"http", "https"} else OSError
+        raise kind(f"{url}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{url}: cannot be opened: {error}") from None
     except Exception as error:  # each service has errors of its own
@@ -132,4 +145,5 @@ def _service(url: str) -> Iterator[tuple[Any, str]]:
             raise FileNotFoundError(f"{url}: not found ({error})") from None
         if status in {401, 403}:
             raise PermissionError(f"{url}: {error}") from None
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from None
+        kind = ConnectionError if status else OSError
+        raise kind(f"{url}: {type(error).__name__}: {error}") from None

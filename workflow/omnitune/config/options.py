@@ -26,7 +26,9 @@ class DataOptions(Section):
         bool,
         Field(description="Wrap instructions in the text encoder's chat template, as the published model expects."),
     ] = True
-    maximum_text_tokens: Annotated[PositiveInt, Field(description="Instructions are cut at this many tokens.")] = 888
+    maximum_text_tokens: Annotated[
+        PositiveInt, Field(description="Instructions of more tokens, the chat around them included, are rejected.")
+    ] = 888
     prompt_dropout_prob: Annotated[
         Probability, Field(description="Probability of training a sample with the empty instruction.")
     ] = 0.0001

@@ -28,7 +28,7 @@ class WorkflowConfig(Section):
     shards_url: Annotated[
         str | None,
         Field(
-            pattern=r"^[a-z0-9+]+://\S+$",
+            pattern=r"^(s3|s3a|gs|gcs|az|abfs|hf)://[^\s@?]+$",
             description="Write tars to {shards_url}/{dataset}/ (`s3://bucket/folder` or another fsspec URL) instead of "
             "prepared/{dataset}/shards, where their index stays. Credentials come from the environment.",
         ),

@@ -87,9 +87,9 @@ def inspect_image(place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth 
         depth: `full` decodes all of it; `header` reads the first bytes, and more only where they do not tell the size.
 
     Raises:
-        ImageRefused: missing, is_a_folder, not_a_file, permission_denied, empty_file, not_an_image, truncated, corrupt,
-            animated, too_many_bytes, too_many_pixels or too_small. At depth `header`, damage and further frames behind
-            the first bytes are not seen.
+        ImageRefused: missing, unreachable, is_a_folder, not_a_file, permission_denied, empty_file, not_an_image, truncated,
+            corrupt, animated, too_many_bytes, too_many_pixels or too_small. At depth `header`, damage and further frames
+            behind the first bytes are not seen.
         OSError, ValueError: for a failing disk, network or service, which says nothing about the image.
     """
     with own_pixel_limit(), warnings.catch_warnings():
@@ -106,7 +106,8 @@ def _inspect_all(place: str | Path, max_pixels: int) -> ImageFacts:
     image = _open(data, place)
     _check_before_decoding(image, place, max_pixels)
     notes, size = _notes(place, image), image.size
-    # At an eighth of the size, the whole entropy-coded stream is read all the same, in a 64th of the memory.
+    # At an eighth of the size, the whole entropy-coded stream is read all the same, in a 64th of the memory for pixels; of
+    # a progressive JPEG, the decoder keeps the coefficients as well, 2 bytes for each.
     reduced = image.format in {"JPEG", "MPO"} and image.draft(None, (1, 1)) is not None
     _decode(image, data, place)
     notes += _turn_notes(image)  # only now, as a PNG may have the tag behind its pixels
@@ -184,7 +185,8 @@ def read_bytes(place: str | Path, limit: int | None = None) -> bytes:
     """The content of a file or URL, without what lies beyond limit + 1 bytes; raises as `inspect_image` does."""
     with _verdicts_on(place):
         if storage.is_url(place):
-            return storage.read_bytes(place)
+            size = 0 if limit is None else min(storage.size_of(place), limit + 1)
+            return storage.read_range(str(place), 0, size) if size else storage.read_bytes(place)
         _size_of(place)
         with Path(place).open("rb") as file:
             return file.read(-1 if limit is None else limit + 1)
@@ -227,6 +229,8 @@ def _verdicts_on(place: str | Path) -> Iterator[None]:
         if storage.is_url(place):
             raise
         raise ImageRefused("missing", f"{str(place)!r} cannot be a path: {error}") from None
+    except ConnectionError as error:
+        raise ImageRefused("unreachable", str(error)) from None
     except OSError as error:
         if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
             raise ImageRefused("missing", f"{place}: {error.strerror}") from None
@@ -273,6 +277,8 @@ def _open(data: bytes, place: str | Path) -> Image.Image:
             raise ImageRefused("corrupt", f"{place} starts like an image but has no readable header") from None
         known = ", ".join(FORMATS)
         raise ImageRefused("not_an_image", f"{place} is no image in a format that is read here ({known})") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a format's reader may raise anything on bytes that it did not expect
         raise ImageRefused("corrupt", f"{place}: its header cannot be read: {error}") from None
 
@@ -334,6 +340,8 @@ def _decode(image: Image.Image, data: bytes, place: str | Path) -> None:
         if image.format == "PNG":
             Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # checksums, which decoding does not look at
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # a format's reader may raise anything on bytes that it did not expect
         reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise ImageRefused(reason, f"{place} cannot be decoded: {error or type(error).__name__}") from None

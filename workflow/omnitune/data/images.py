@@ -19,6 +19,7 @@ from omnitune.data.decode import (
     FORMATS,
     MAX_PIXELS,
     MIN_SIDE,
+    SIXTEEN_BITS,
     ImageFacts,
     ImageRefused,
     has_foreign_profile,
@@ -65,7 +66,6 @@ DECODER_FACTORS = (8, 4, 2)  # by which a JPEG or WebP can be shrunk while it is
 # What the decoder shrinks by is cruder than Lanczos. 1.25 times the wanted size, resized the rest of the way, differs
 # from a full decode and Lanczos by noise of 44 dB in the worst of the pictures tried, the wanted size itself by 37 dB.
 DECODER_MARGIN = 1.25
-STRIP_LINES = 128
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # How chunks of a PNG start that can hold an orientation, as Pillow looks for it.
 PNG_ORIENTATIONS = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
@@ -168,6 +168,8 @@ def prepare_image(
         return PreparedImage(data, KEPT_EXTENSIONS[image.format or ""], *size, True)
     try:
         rgb = _resized(file, image, turn, size)
+    except (MemoryError, ImportError):
+        raise
     except Exception as error:
         raise UndecodableImage(f"cannot be decoded: {error}") from None
     rgb.info.clear()  # comments and profiles of the original
@@ -246,17 +248,13 @@ def _shrink(file: bytes | Path, image: Image.Image, size: tuple[int, int]) -> Im
     picture = picture.resize(size[0] / picture.width, vscale=size[1] / picture.height, kernel="lanczos3")
     if picture.format == "ushort":
         picture = (picture / 257).rint().cast("uchar")
-    # In strips, by a region: no memory for the whole of any stage, and no threads, which would not survive a fork.
     mode = {1: "L", 3: "RGB", 4: "CMYK"}[picture.bands]
-    region, result = _vips().Region.new(picture), Image.new(mode, size)
-    for top in range(0, size[1], STRIP_LINES):
-        lines = min(STRIP_LINES, size[1] - top)
-        result.paste(Image.frombytes(mode, (size[0], lines), region.fetch(0, top, size[0], lines)), (0, top))
-    return result
+    return Image.frombytes(mode, size, picture.write_to_memory())
 
 
 @cache
 def _vips() -> ModuleType:
+    """libvips, which starts threads when it is used: a process must not be forked from one that has used it."""
     import pyvips
 
     pyvips.cache_set_max(0)  # operations would keep the images that they worked on
@@ -274,6 +272,7 @@ def _is_plain(image: Image.Image) -> bool:
     return (
         image.format in KEPT_EXTENSIONS
         and image.mode in KEPT_MODES
+        and not SIXTEEN_BITS.search(str([tile[3] for tile in getattr(image, "tile", ())]))
         and not image.has_transparency_data
         and not has_foreign_profile(image)
     )
@@ -281,11 +280,14 @@ def _is_plain(image: Image.Image) -> bool:
 
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Converts from the image's own colour profile; a profile that is damaged or of another mode is left unused."""
-    if image.mode not in {"RGB", "RGBA", "CMYK"}:
+    profile = image.info["icc_profile"]
+    if image.mode in {"P", "PA"}:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
         return image
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError):
         return image

@@ -159,6 +159,7 @@ def merge_validation(
     repeated = tally.outputs.repeated()
     merged = _merged_summary(tally, summaries, repeated, cut)
     _apply_limit(folders, merged, output, max_reject_fraction)
+    (output / SUMMARY).unlink(missing_ok=True)  # it comes last, and says that the rest is whole
     manifests = output / f".{SHARDS}.partial"
     shutil.rmtree(manifests, ignore_errors=True)
     manifests.mkdir(parents=True)

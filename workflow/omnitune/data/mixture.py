@@ -160,7 +160,7 @@ def _folder_files(folder: Path, where: str) -> tuple[Path, ...]:
 
 def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, ...]:
     """The .jsonl files that a pattern matches from the working directory, or else beside the mixture."""
-    for pattern in (entry.path, str(mixture.parent / entry.path)):
+    for pattern in (entry.path, str(Path(glob.escape(str(mixture.parent))) / entry.path)):
         matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
         files = [file for file in matches if file.suffix == ".jsonl" and file.is_file()]
         if files:

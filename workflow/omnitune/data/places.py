@@ -5,26 +5,14 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-import fsspec
-
 from omnitune import storage
 from omnitune.data.sample import Refused, shown
 
-# Schemes of fsspec that lead back to this machine or into another file.
-LOCAL_SCHEMES = {
-    "file",
-    "local",
-    "asynclocal",
-    "memory",
-    "data",
-    "dir",
-    "reference",
-    "generic",
-    "tar",
-    "zip",
-    "libarchive",
-}
-URL_PARTS = re.compile(r"(?P<scheme>[^:]+)://(?P<host>[A-Za-z0-9._:@-]+)/(?P<path>.+)", re.DOTALL)
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "http", "https")  # others may lead to this machine's own files
+SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|sig)=", re.IGNORECASE)
+URL_PARTS = re.compile(
+    r"(?P<scheme>[^:]+)://(?P<host>[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/(?P<path>.+)", re.DOTALL
+)
 
 
 def image_places(image: str, samples: str, root: str | None = None) -> list[str]:
@@ -45,6 +33,8 @@ def image_places(image: str, samples: str, root: str | None = None) -> list[str]
         places = [image]
     else:
         beside = storage.join(storage.parent(samples), image)
+        if storage.is_url(beside):
+            _check_url(beside)
         places = [beside if storage.is_url(beside) else str(Path(beside)), str(Path(image))]
     if root is not None:
         places = [place for place in places if is_below(place, root)]
@@ -66,8 +56,12 @@ def is_below(place: str, root: str) -> bool:
 
 
 def _check_url(url: str) -> None:
-    """Refuses what no service could answer, and URLs that lead to local files or through other file systems."""
+    """Refuses what no service could answer, URLs that lead through other file systems, and those that hold credentials."""
+    if "@" in url.partition("://")[2].partition("/")[0] or SIGNED.search(url):
+        message = f"{shown(storage.redact(url))} holds credentials, which would be written down; they belong in the environment"
+        raise Refused("bad_url", message)
     match = URL_PARTS.fullmatch(url)
-    scheme = match["scheme"].lower() if match else ""
-    if not match or "::" in url or scheme in LOCAL_SCHEMES or scheme not in fsspec.available_protocols():
-        raise Refused("bad_url", f"{shown(url)} is not read; write s3://bucket/name, https://host/name or the like")
+    known = match is not None and match["scheme"].lower() in SCHEMES and int(match["port"] or 0) < 65536
+    if not known or "::" in url:
+        known_schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise Refused("bad_url", f"{shown(url)} is not read; write a URL with host and name of {known_schemes}")

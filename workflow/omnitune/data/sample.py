@@ -11,6 +11,7 @@ import numpy as np
 
 # Task types as published, and the name each is kept under.
 TASK_TYPES = {"t2i": "t2i", "text_to_image": "t2i", "edit": "edit", "ic": "ic", "in_context": "ic"}
+MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
 MAX_INPUT_IMAGES = 5  # the model has five image index embeddings
 KNOWN_KEYS = frozenset({"task_type", "instruction", "input_images", "output_image"})
 CLICHE = re.compile(r"(?:The image (?:portrays|depicts|captures|highlights|shows) |这张图片展示了)")
@@ -53,9 +54,19 @@ def decode_line(line: bytes) -> dict[str, Any]:
         raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise Refused("bad_json", f"not readable as JSON: {error}") from None
+    if _is_deeper(content, MAX_NESTING):
+        raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
     if not isinstance(content, dict):
         raise Refused("not_an_object", f"a line must be a JSON object, found {_kind(content)}")
     return content
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand inside each other more than so many levels deep."""
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
     note = limits.note(max((len(row["input_images"]) for row in rows), default=0))
     if note:
         logger.warning("%s: %s", manifest, note)
-    with storage.atomic_file(tar) as temporary:
+    with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
             samples = [_add_sample(archive, row, limits) for row in rows]
         name = str(tar) if storage.is_url(tar) else Path(tar).name

@@ -26,7 +26,7 @@ from omnitune.data.summary import Tally
 from omnitune.data.workers import ordered_map
 from omnitune.files import atomic_path, json_line, write_json
 from omnitune.models.prompts import count_tokens, load_tokenizer
-from omnitune.storage import is_url
+from omnitune.storage import is_url, redact
 
 SAMPLES = "samples.parquet"
 REJECTED = "rejected.jsonl"
@@ -155,7 +155,7 @@ def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], ta
             tally.add_accepted(verdict.sample)
         else:
             assert verdict.rejected is not None
-            rejected.write(json_line(verdict.rejected))
+            rejected.write(redact(json_line(verdict.rejected)))
             tally.add_rejected(verdict.rejected["reason"])
 
 
