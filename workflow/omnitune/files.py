@@ -1,6 +1,8 @@
 """Writing files so that a killed run leaves nothing that looks complete."""
 
+import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -16,15 +18,25 @@ LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its name when the block ends without an error."""
+    """A temporary path beside `path`, which takes its name when the block ends without an error.
+
+    What killed processes of this machine have left of the same file is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.tmp"):
+        if not _is_running(int(leftover.suffixes[-2][1:])):
+            leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if os.strerror(errno.ENOSPC) in str(error):  # not every library names the file
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,6 +51,16 @@ def lock(path: Path, message: str) -> IO[str]:
         file.close()
         raise ValueError(message) from None
     return file
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -191,8 +191,6 @@ def _encode_shard(
     held = lock(
         output / f".{shard.stem}.lock", f"{tar}: another process is encoding this shard. Wait for it or stop it."
     )
-    for leftover in output.glob(f".{shard.stem}.*.tmp"):  # of a killed run
-        leftover.unlink()
     with held, atomic_path(tar) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
         for rows, images in _read_ahead(index):
             for row, tensors in zip(rows, encode_samples(encoder, rows, images), strict=True):

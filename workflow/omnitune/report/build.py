@@ -111,6 +111,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Parameters", _count(done.get("parameters"))),
         ("Trained parameters", _count(done.get("trainable_parameters"))),
         ("Samples per second", _speed(run.metrics)),
+        ("Waiting for unequal work", f"{100 * done['waste']:.1f} % of a step" if "waste" in done else None),
     ]
     return [(label, str(value)) for label, value in facts if value is not None]
 

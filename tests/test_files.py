@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnitune.files import atomic_path, lock
+
+pytestmark = pytest.mark.unit
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".a.tar.{platform.node()}.{ended.pid}.tmp"
+    running = tmp_path / f".a.tar.{platform.node()}.{os.getppid()}.tmp"
+    elsewhere = tmp_path / f".a.tar.another-node.{ended.pid}.tmp"
+    for path in (left, running, elsewhere):
+        path.write_bytes(b"half")
+    with atomic_path(tmp_path / "a.tar") as temporary:
+        temporary.write_bytes(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", running.name, elsewhere.name}
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.tar'"), atomic_path(tmp_path / "a.tar"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
+    with lock(tmp_path / "lock", "held"), pytest.raises(ValueError, match="held"):
+        lock(tmp_path / "lock", "held")
+    lock(tmp_path / "lock", "held").close()
