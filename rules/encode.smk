@@ -7,6 +7,8 @@ localrules:
 
 rule set_encoding:
     # A file, as for shards: the training must notice a change, and takes the encoded groups as `ancient`.
+    input:
+        after=ancient("prepared/{dataset}/validation/summary.json"),
     output:
         settings="prepared/{dataset}/encoded/{model}/settings.json",
     log:

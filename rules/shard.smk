@@ -7,7 +7,10 @@ localrules:
 
 
 rule set_sharding:
-    # A file of its own, not params of the rules below: Snakemake overlooks changed params of a job behind an `ancient` input.
+    # A file of its own, not params of the rules below: Snakemake overlooks changed params of a job behind an `ancient` input
+    # that is being made. It comes after validation, since what a checkpoint has let run before does not count as made.
+    input:
+        after=ancient("prepared/{dataset}/validation/summary.json"),
     output:
         settings="prepared/{dataset}/shards/settings.json",
     log:

@@ -96,3 +96,13 @@ def test_appended_rows_are_encoded_and_trained_on_in_one_run(workplace: Workplac
     *kept, last = before
     assert kept and all(after[name] == before[name] for name in kept)
     assert after[last] != before[last]
+
+
+def test_a_changed_token_limit_reaches_encoding_and_training_in_one_run(workplace: Workplace) -> None:
+    """Validation, a checkpoint, runs again before; though all rows stay as they are, and with them the shards."""
+    workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(maximum_text_tokens=65))
+    output = workplace.snakemake("train")
+    for rule in ("validate_source", "encode_dataset", "train_experiment"):
+        assert output.count(f"rule {rule}:") == 1, rule
+    assert "rule shard_dataset:" not in output
+    assert "Nothing to be done" in workplace.snakemake("train")

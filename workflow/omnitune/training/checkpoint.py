@@ -20,6 +20,7 @@ from omnitune.files import write_json
 
 logger = logging.getLogger("omnitune")
 
+FULL_DISK_BYTES = 16_000_000  # with fewer free, the disk is what failed, whatever torch says
 MODEL_FOLDER = "pytorch_model_fsdp_0"
 OPTIMIZER_FOLDER = "optimizer_0"
 STATE_FILE = "trainer_state.json"
@@ -86,7 +87,10 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         dcp.save(model_state, checkpoint_id=temporary / MODEL_FOLDER)
         dcp.save(optimizer_state, checkpoint_id=temporary / OPTIMIZER_FOLDER)
     except CheckpointException as error:
-        raise OSError(f"{temporary} cannot be written: {reason_of(error)}. Earlier checkpoints are whole.") from error
+        # Torch's own message depends on where in a file the disk became full.
+        free = shutil.disk_usage(folder).free
+        reason = "No space left on device" if free < FULL_DISK_BYTES else reason_of(error)
+        raise OSError(f"{temporary} cannot be written: {reason}. Earlier checkpoints are whole.") from error
     barrier()
     if is_main():
         write_json(temporary / STATE_FILE, vars(state))
