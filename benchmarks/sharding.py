@@ -29,7 +29,7 @@ IMAGES, WIDTH, HEIGHT = 24, 4014, 3024  # sides of which both programs make the 
 TARGET = (1168, 880)
 LIMITS = ImageLimits(1_048_576, 1_048_576, 2048)
 # Rates are of the rows by which the long run is longer than the short one: starting and importing is in neither.
-SHORT, LONG, ROUNDS = 48, 144, 3
+SHORT, LONG, ROUNDS = 48, 144, 2
 WORKERS = 2  # each writes one tar: img2dataset starts its processes anew after every few
 LARGE = (12_000, 8_400)
 LARGE_WEBP = (16_383, 6_104)

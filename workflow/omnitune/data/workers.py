@@ -1,6 +1,7 @@
 """Run work in parallel, in order and with bounded memory."""
 
 import multiprocessing
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -47,7 +48,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool whose open tasks are dropped when the block ends by an error."""
     # Forked workers start at once and do not run the main script a second time, which spawned ones do. What runs in
     # them neither forks nor takes locks of the parent: it reads files, decodes images and returns plain values.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    # libvips' threads would not survive a fork: once it has been used here, workers are spawned.
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and "pyvips" not in sys.modules
+    method = "fork" if can_fork else "spawn"
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
     try:
         yield pool
