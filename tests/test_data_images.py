@@ -1,6 +1,5 @@
 """Images on their way into shards: what is kept, what is changed, and that the fast way shows what the exact one does."""
 
-import io
 import json
 import struct
 import zlib
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import encoded, opened, picture
 from PIL import Image, ImageCms
 
 from omnitune.data.images import (
@@ -25,23 +25,6 @@ pytestmark = pytest.mark.unit
 
 FIGURES = Path(__file__).parent / "data" / "reference" / "figures.json"
 ORIENTATION = 0x0112
-
-
-def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """A smooth picture, so that JPEG changes it little."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    pixels = np.stack([x * 255, y * 255, np.full_like(x, seed * 20 % 255)], axis=-1).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data))
 
 
 def test_sizes_are_the_published_ones() -> None:

@@ -1,19 +1,17 @@
 """Shards and the index: what lies where, at a path or a URL, and that bytes depend on manifest and limits alone."""
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
+from pictures import encoded, opened, picture
 
 from omnitune import storage
 from omnitune.config import ConfigError
@@ -24,23 +22,6 @@ from omnitune.data.validate import validate_mixture
 pytestmark = pytest.mark.unit
 
 LIMITS = ImageLimits(64 * 64, [48 * 48, 32 * 32], 80)
-
-
-def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """A smooth picture, so that JPEG changes it little."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    pixels = np.stack([x * 255, y * 255, np.full_like(x, seed * 20 % 255)], axis=-1).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data))
 
 
 def test_limits_of_inputs_depend_on_their_number() -> None:
