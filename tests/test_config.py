@@ -146,7 +146,7 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 def test_values_out_of_range_name_key_value_and_rule(tmp_path: Path) -> None:
     message = problem(tmp_path, train={"learning_rate": -1}, transport={"snr_type": "cosine"})
     assert "train.learning_rate: -1 is not allowed: input should be greater than 0" in message
-    assert "transport.snr_type: 'cosine' is not allowed: input should be 'lognorm' or 'uniform'" in message
+    assert "transport.snr_type: 'cosine' is not allowed: input should be 'lognorm', 'uniform'," in message
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,21 @@ def test_values_out_of_range_name_key_value_and_rule(tmp_path: Path) -> None:
         ({"model": {"pretrained_model_path": "experiments/a/checkpoint-5/transformer_lora"}}, "is a LoRA adapter"),
         ({"model": {"arch_opt": {"hidden_size": 100}}}, "must equal the sum of axes_dim_rope"),
         ({"data": {"max_input_pixels": []}}, "data.max_input_pixels: [] is not allowed"),
-        ({"train": {"ema_decay": 0.9}}, "train.ema_decay: 0.9 is not allowed"),
+        ({"train": {"ema_decay": 1.0}}, "train.ema_decay: 1.0 is not allowed"),
+        (
+            {"train": {"use_8bit_adam": True, "optimizer": "muon"}},
+            "train.use_8bit_adam: true contradicts optimizer: 'muon'",
+        ),
+        ({"train": {"lr_step_rules": "1:5"}}, "train.lr_step_rules: belongs to lr_scheduler: 'piecewise_constant'"),
+        (
+            {"train": {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:9,0.5:4,0.1"}},
+            "train.lr_step_rules: the steps of '1:9,0.5:4,0.1' must rise",
+        ),
+        ({"train": {"lora_path": "a"}}, "train.lora_path: needs lora_ft: true"),
+        (
+            {"train": {"lora_ft": True, "parameter_groups": [{"pattern": "*"}]}},
+            "train.parameter_groups: is for training",
+        ),
         ({"name": "../x"}, "name: '../x' is not allowed"),
     ],
 )

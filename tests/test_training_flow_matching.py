@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnitune.config.options import TransportOptions
+from omnitune.config.training import TransportOptions
 from omnitune.training.flow_matching import (
     Conditioned,
     interpolate,

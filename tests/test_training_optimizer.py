@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from omnitune.config.options import TrainOptions
+from omnitune.config.training import TrainOptions
 from omnitune.training.optimizer import build_optimizer, learning_rate_schedule, peak_learning_rate
 
 pytestmark = pytest.mark.unit

@@ -4,10 +4,10 @@ import difflib
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 
@@ -22,6 +22,8 @@ class Section(BaseModel):
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+PositiveInt = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error" and not location:
         return message
+    if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of a section's keys against each other
+        return f"{key}.{message}."
     return f"{key}: {detail['input']!r} is not allowed: {message[0].lower()}{message[1:]}."
 
 

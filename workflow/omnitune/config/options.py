@@ -6,11 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from omnitune.config.base import ConfigError, Section, load_config
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-
+from omnitune.config.base import ConfigError, PositiveInt, Probability, Section, load_config
+from omnitune.config.training import TrainOptions, TransportOptions
 
 # Keys of `data` that change nothing of the prepared data: a data set's experiments may differ in them.
 TRAINING_ONLY = {"prompt_dropout_prob", "ref_img_dropout_prob", "encode", "url_cache_mb"}
@@ -166,7 +163,7 @@ class ArchOptions(Section):
             self.hidden_size // self.num_attention_heads != sum(self.axes_dim_rope)
         ):
             raise ValueError(
-                f"arch_opt: hidden_size {self.hidden_size} / num_attention_heads {self.num_attention_heads} "
+                f"hidden_size: {self.hidden_size} / num_attention_heads {self.num_attention_heads} "
                 f"must equal the sum of axes_dim_rope {list(self.axes_dim_rope)}"
             )
         return self
@@ -227,129 +224,43 @@ class ModelOptions(Section):
         return (match["experiment"], int(match["step"])) if match else None
 
 
-class TransportOptions(Section):
-    """The flow: how training times are drawn."""
-
-    snr_type: Annotated[
-        Literal["lognorm", "uniform"], Field(description="Distribution of times: sigmoid of a normal draw, or uniform.")
-    ] = "lognorm"
-    do_shift: Annotated[bool, Field(description="Shift times towards noise for larger images.")] = True
-    dynamic_time_shift: Annotated[
-        bool, Field(description="Shift by each sample's own number of image tokens instead of max_output_pixels.")
-    ] = True
-    time_shift_version: Annotated[Literal["v1", "v2"], Field(description="Formula of the shift.")] = "v1"
-
-
-class TrainOptions(Section):
-    """The optimisation."""
-
-    global_batch_size: Annotated[
-        PositiveInt, Field(description="Samples per step: batch_size x processes x gradient_accumulation_steps.")
-    ] = 16
-    batch_size: Annotated[PositiveInt, Field(description="Samples per process and forward.")] = 2
-    gradient_accumulation_steps: Annotated[PositiveInt, Field(description="Forwards per step.")] = 1
-    max_train_steps: Annotated[PositiveInt, Field(description="Optimizer steps of the whole training.")] = 4000
-    dataloader_num_workers: Annotated[
-        int, Field(ge=0, description="Reader processes per training process. 0: read in the training process.")
-    ] = 6
-    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 8e-7
-    scale_lr: Annotated[bool, Field(description="Multiply the learning rate by global_batch_size.")] = False
-    lr_scheduler: Annotated[
-        Literal[
-            "timm_constant_with_warmup",
-            "timm_cosine",
-            "constant",
-            "constant_with_warmup",
-            "linear",
-            "cosine",
-            "cosine_with_restarts",
-            "polynomial",
-        ],
-        Field(
-            description="Schedule: the published `timm_` ones (keys warmup_*, t_*, lr_min) or diffusers' (keys lr_*)."
-        ),
-    ] = "timm_constant_with_warmup"
-    warmup_t: Annotated[int, Field(ge=0, description="timm: steps of linear warm-up.")] = 500
-    warmup_lr_init: Annotated[
-        float, Field(ge=0, description="timm: learning rate at the first step of the warm-up.")
-    ] = 1e-18
-    warmup_prefix: Annotated[bool, Field(description="timm: the schedule starts after the warm-up.")] = True
-    t_in_epochs: Annotated[Literal[False], Field(description="timm: times count steps; epochs are not supported.")] = (
-        False
-    )
-    t_initial: Annotated[
-        PositiveInt | None, Field(description="timm_cosine: length of the cosine. null: up to the end.")
-    ] = None
-    lr_min: Annotated[float, Field(ge=0, description="timm_cosine: lowest learning rate.")] = 0.0
-    cycle_decay: Annotated[
-        float, Field(gt=0, le=1, description="Read for compatibility: there is one cycle, and nothing decays after it.")
-    ] = 1.0
-    lr_warmup_steps: Annotated[int, Field(ge=0, description="diffusers: steps of linear warm-up.")] = 0
-    lr_num_cycles: Annotated[int, Field(ge=1, description="diffusers: cycles of cosine_with_restarts.")] = 1
-    lr_power: Annotated[float, Field(gt=0, description="diffusers: power of polynomial.")] = 1.0
-    use_8bit_adam: Annotated[Literal[False], Field(description="Not supported: keep false.")] = False
-    adam_beta1: Annotated[Probability, Field(description="AdamW: decay of the first moment.")] = 0.9
-    adam_beta2: Annotated[Probability, Field(description="AdamW: decay of the second moment.")] = 0.95
-    adam_weight_decay: Annotated[float, Field(ge=0, description="AdamW: weight decay.")] = 0.01
-    adam_epsilon: Annotated[float, Field(gt=0, description="AdamW: epsilon.")] = 1e-8
-    max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this global norm.")] = 1.0
-    gradient_checkpointing: Annotated[
-        bool,
-        Field(
-            description="Recompute each block's activations in the backward pass: less memory, about a third more work."
-        ),
-    ] = True
-    set_grads_to_none: Annotated[
-        bool, Field(description="Read for compatibility: gradients are always set to none.")
-    ] = True
-    allow_tf32: Annotated[bool, Field(description="Let CUDA matrix products of float32 use TF32.")] = False
-    mixed_precision: Annotated[
-        Literal["bf16", "no"],
-        Field(description="Precision of forward and backward; weights and optimizer stay float32."),
-    ] = "bf16"
-    reshard_after_forward: Annotated[
-        bool,
-        Field(
-            description="FSDP: free gathered weights between forward and backward. false (ZeRO-2): more memory, less traffic."
-        ),
-    ] = True
-    ema_decay: Annotated[float, Field(ge=0, le=0, description="Not supported: keep 0.")] = 0.0
-    lora_ft: Annotated[bool, Field(description="Train LoRA adapters instead of all parameters.")] = False
-    lora_rank: Annotated[PositiveInt, Field(description="LoRA rank.")] = 8
-    lora_alpha: Annotated[PositiveInt | None, Field(description="LoRA alpha. null: the rank.")] = None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="LoRA dropout.")] = 0.0
-    resume_from_checkpoint: Annotated[
-        str | None, Field(description="Read for compatibility at this place; use the top-level key.")
-    ] = None
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        per_process = self.batch_size * self.gradient_accumulation_steps
-        if self.global_batch_size % per_process:
-            raise ValueError(
-                f"global_batch_size: {self.global_batch_size} is no multiple of batch_size {self.batch_size} x "
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps} = {per_process}"
-            )
-        return self
-
-    @property
-    def num_processes(self) -> int:
-        """How many training processes the batch sizes ask for, over all nodes."""
-        return self.global_batch_size // (self.batch_size * self.gradient_accumulation_steps)
-
-
 class ValOptions(Section):
-    """What is evaluated."""
+    """What is evaluated, while training and after it."""
 
     evaluate_checkpoints: Annotated[
         Literal["last", "all"], Field(description="Convert and evaluate the last checkpoint or each one.")
     ] = "last"
+    data_path: Annotated[
+        str | None,
+        Field(
+            description="Held-out samples (.jsonl, in the format of training samples). null: no validation while training."
+        ),
+    ] = None
+    max_samples: Annotated[
+        PositiveInt, Field(description="The first so many held-out samples are taken for the loss while training.")
+    ] = 32
     validation_steps: Annotated[
-        int, Field(ge=0, description="Read for compatibility: evaluation is a stage of its own, after training.")
+        int,
+        Field(
+            ge=0, description="Held-out loss, at fixed times with fixed noise, every so many training steps. 0: never."
+        ),
     ] = 500
+    validation_timesteps: Annotated[
+        PositiveInt, Field(description="Times of the held-out loss, evenly spread over [0, 1].")
+    ] = 4
     train_visualization_steps: Annotated[
-        int, Field(ge=0, description="Read for compatibility: images are made by the evaluation stage.")
+        int, Field(ge=0, description="Sample images of held-out prompts every so many training steps. 0: never.")
     ] = 100
+    visualization_samples: Annotated[
+        PositiveInt, Field(description="The first so many held-out prompts that images are drawn of while training.")
+    ] = 4
+    num_inference_steps: Annotated[PositiveInt, Field(description="Sampling steps of these images.")] = 20
+    text_guidance_scale: Annotated[
+        float, Field(ge=1, description="Guidance of these images towards the instruction; 1 is none.")
+    ] = 4.0
+    image_guidance_scale: Annotated[
+        float, Field(ge=1, description="Guidance of these images towards the inputs; 1 is none.")
+    ] = 2.0
 
 
 class LoggerOptions(Section):
@@ -401,7 +312,7 @@ class ExperimentOptions(Section):
     model: ModelOptions = Field(description="Weights to start from.")
     transport: TransportOptions = Field(TransportOptions(), description="The flow: how training times are drawn.")
     train: TrainOptions = Field(TrainOptions(), description="The optimisation.")
-    val: ValOptions = Field(ValOptions(), description="What is evaluated.")
+    val: ValOptions = Field(ValOptions(), description="What is evaluated, while training and after it.")
     logger: LoggerOptions = Field(LoggerOptions(), description="Logs and checkpoints.")
     cache_dir: Annotated[
         str | None, Field(description="Folder where downloaded weights are cached. null: the library's.")
@@ -409,7 +320,8 @@ class ExperimentOptions(Section):
     resume_from_checkpoint: Annotated[
         Literal["latest"] | None,
         Field(
-            description="`latest`: an interrupted training goes on from its newest checkpoint. null: it starts over."
+            description="`latest`: an interrupted training goes on from its newest checkpoint, and refuses to under changed "
+            "options. null: it starts over; older checkpoints are kept in superseded-{n}/."
         ),
     ] = "latest"
 
@@ -441,11 +353,9 @@ class ExperimentOptions(Section):
         Left out are keys that may change between two starts of one training: its length (checkpoints know their step),
         logging, evaluation, paths of caches, how the global batch is cut into processes, and mere checks.
         """
-        free_train = {"max_train_steps", "batch_size", "gradient_accumulation_steps", "dataloader_num_workers"}
-        free_train |= {"gradient_checkpointing", "reshard_after_forward", "set_grads_to_none", "resume_from_checkpoint"}
         free = {"val", "logger", "cache_dir", "resume_from_checkpoint", "device_specific_seed", "worker_specific_seed"}
         content = self.model_dump(mode="json", exclude=free)
-        content["train"] = {key: value for key, value in content["train"].items() if key not in free_train}
+        content["train"] = self.train.identity
         # How data is prepared shows in the index, whose hash a checkpoint knows as well.
         kept = {"data_path", "use_chat_template", "maximum_text_tokens", "prompt_dropout_prob", "ref_img_dropout_prob"}
         kept |= {"max_output_pixels", "max_input_pixels", "max_side_length", "encode"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from omnitune.config.options import TransportOptions
+from omnitune.config.training import TransportOptions
 
 BINS = 10
 

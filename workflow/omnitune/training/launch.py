@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.config.options import TrainOptions
+from omnitune.config.training import TrainOptions
 from omnitune.files import lock
 from omnitune.launcher import Topology, accelerate_command, launch_environment, require_gpus, run
 

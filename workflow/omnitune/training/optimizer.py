@@ -7,7 +7,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
-from omnitune.config.options import TrainOptions
+from omnitune.config.training import TrainOptions
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], train: TrainOptions) -> torch.optim.AdamW:
