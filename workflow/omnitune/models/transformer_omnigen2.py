@@ -20,7 +20,14 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
-from .rope import GridSize, apply_rotary, check_position_ids, rotary_frequencies, sample_position_ids
+from .rope import (
+    GridSize,
+    apply_rotary,
+    check_position_ids,
+    image_position_ids,
+    rotary_frequencies,
+    sample_position_ids,
+)
 
 MAX_REFERENCE_IMAGES = 5
 TIME_CHANNELS = 256
@@ -378,6 +385,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             reference = self._embed_references(reference_latents, references)
             reference = self._run(self.ref_image_refiner, reference, stages["reference"], temb)
             parts.insert(1, reference.split([sum(map(self._token_count, refs)) for refs in references]))
+        elif self.training:
+            parts[1] = (image + self._refine_nothing(latents[0], temb)).split(stages["image"].lengths)
 
         # 5. Joint layers over [text | references | image] of each sample, read at the image
         joint = torch.cat([piece for sample in zip(*parts, strict=True) for piece in sample])
@@ -414,6 +423,18 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         counts = torch.tensor([self._token_count(latent) for latent in reference_latents])
         ids = indices.repeat_interleave(counts).to(x.device)
         return x + rows_of(self.image_index_embedding, ids).to(x.dtype)
+
+    def _refine_nothing(self, latent: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """Zero, by way of the modules of references.
+
+        A batch without references would leave them out, while another process runs them: under FSDP each module's weights
+        are gathered from all processes, which must therefore run the same ones; so must their gradients exist under DDP.
+        """
+        p = self.config.patch_size
+        patch = torch.zeros_like(latent[:, :p, :p])
+        packing = Packing([(0, image_position_ids(0, (1, 1)))], self.config.axes_dim_rope, latent.device)
+        x = self._run(self.ref_image_refiner, self._embed_references([patch], [[patch]]), packing, temb)
+        return 0 * x.sum()
 
     def _packings(
         self, latents: list[torch.Tensor], references: list[list[torch.Tensor]], lengths: list[int]
