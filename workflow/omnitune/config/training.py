@@ -1,5 +1,8 @@
 """The sections `transport` and `train` of an experiment's options: the objective and the optimisation."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -63,6 +66,36 @@ class ParameterGroup(Section):
     learning_rate: Annotated[
         float | None, Field(gt=0, description="Their peak learning rate. null: train.learning_rate.")
     ] = None
+
+
+def trained_names(names: Iterable[str], groups: Sequence[ParameterGroup] | None) -> dict[str, float | None]:
+    """The parameters that are trained, in their order, each with the learning rate of its group.
+
+    Args:
+        names: of all parameters.
+        groups: train.parameter_groups; of several patterns that fit a name the first counts. None: all are trained.
+
+    Returns:
+        learning rates by name; None is train.learning_rate.
+
+    Raises:
+        ValueError: for a pattern that fits none, or only what earlier patterns fit.
+    """
+    left = list(names)
+    if groups is None:
+        return dict.fromkeys(left)
+    known = list(left)
+    rates: dict[str, float | None] = {}
+    for group in groups:
+        found = [name for name in left if fnmatchcase(name, group.pattern)]
+        if not found:
+            earlier = any(fnmatchcase(name, group.pattern) for name in known)
+            problem = "fits only parameters of the patterns before it" if earlier else "fits no parameter"
+            near = difflib.get_close_matches(group.pattern, known, n=3, cutoff=0.4) or known[:3]
+            raise ValueError(f"train.parameter_groups: {group.pattern!r} {problem}. Near: {', '.join(near)}.")
+        rates |= dict.fromkeys(found, group.learning_rate)
+        left = [name for name in left if name not in rates]
+    return {name: rates[name] for name in known if name in rates}
 
 
 class TrainOptions(Section):
@@ -185,7 +218,7 @@ class TrainOptions(Section):
         int,
         Field(
             ge=0,
-            description="Steps whose loss or gradient is not finite are skipped; after more than so many in a row training stops.",
+            description="Steps whose loss or gradient is not finite are skipped; after more than so many in a row it stops.",
         ),
     ] = 5
     max_restarts: Annotated[

@@ -1,12 +1,15 @@
 """LoRA adapters of the transformer, and their file in the published layout.
 
-The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`. Without
-more, alpha equals the rank. The adapter's config travels in the file's metadata under `lora_adapter_metadata`, as diffusers
-writes it, so that another alpha survives.
+The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`, and with DoRA
+`lora_magnitude_vector`. Without more, alpha equals the rank. The adapter's config travels in the file's metadata under
+`lora_adapter_metadata`, as diffusers writes it, so that another alpha and rsLoRA survive.
 """
 
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,53 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from omnitune.config.training import TrainOptions
 from omnitune.files import atomic_path
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
 PREFIX = "transformer."
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
+MAGNITUDE = ".lora_magnitude_vector"
+FACTORS = (".lora_A.weight", ".lora_B.weight")
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str] | None) -> list[str]:
+    """Names of the linear layers that get an adapter, in the model's order.
+
+    Args:
+        model: without adapters.
+        targets: ends of names (`to_q`, `feed_forward.linear_1`) or shell patterns of whole names (`layers.*.attn.*`); None
+            means TARGET_MODULES.
+
+    Raises:
+        ValueError: for an entry that fits no linear layer.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    chosen: set[str] = set()
+    for entry in TARGET_MODULES if targets is None else targets:
+        if any(sign in entry for sign in "*?["):
+            found = [name for name in names if fnmatchcase(name, entry)]
+        else:
+            found = [name for name in names if f".{name}".endswith(f".{entry}")]
+        if not found:
+            depth = entry.count(".") + 1
+            ends = {".".join(name.split(".")[-depth:]) for name in names}
+            near = difflib.get_close_matches(entry, sorted({*names, *ends}), n=3, cutoff=0.4) or sorted(ends)
+            raise ValueError(
+                f"train.lora_target_modules: {entry!r} fits no linear layer of the transformer. Near: {', '.join(near[:10])}."
+            )
+        chosen.update(found)
+    return [name for name in names if name in chosen]
 
 
 def lora_config(
-    rank: int, alpha: float | None = None, dropout: float = 0.0, target_modules: Sequence[str] = TARGET_MODULES
+    rank: int,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] = TARGET_MODULES,
+    use_dora: bool = False,
+    use_rslora: bool = False,
 ) -> LoraConfig:
     """Config of an adapter for `model.add_adapter`; Gaussian start, so that a new adapter changes nothing.
 
@@ -35,7 +75,9 @@ def lora_config(
         rank: of the two factors.
         alpha: the adapter is scaled by alpha / rank; None means rank.
         dropout: on the adapter's input, in training.
-        target_modules: endings of the names of the Linear layers that get one.
+        target_modules: names of the Linear layers that get one, or their endings.
+        use_dora: DoRA (arXiv 2402.09353), with a magnitude for each output.
+        use_rslora: rsLoRA (arXiv 2312.03732), scaled by alpha / sqrt(rank).
     """
     if rank < 1:
         raise ValueError(f"lora rank = {rank} must be at least 1")
@@ -45,13 +87,37 @@ def lora_config(
         lora_dropout=dropout,
         init_lora_weights="gaussian",
         target_modules=list(target_modules),
+        use_dora=use_dora,
+        use_rslora=use_rslora,
     )
+
+
+def lora_config_of(train: TrainOptions, model: nn.Module) -> LoraConfig:
+    """The adapter's config that the options say, for a model without adapters; ValueError as of resolve_targets."""
+    targets = train.lora_target_modules
+    return lora_config(
+        train.lora_rank,
+        train.lora_alpha,
+        train.lora_dropout,
+        # whole names, as a library's ends of names may fit what is no linear layer
+        TARGET_MODULES if targets is None else resolve_targets(model, targets),
+        train.lora_use_dora,
+        train.lora_use_rslora,
+    )
+
+
+def published_name(name: str, adapter_name: str = "default") -> str | None:
+    """Name in the file of an adapter's tensor, with or without the adapter's name in it; None for any other tensor."""
+    match = re.fullmatch(rf"(.+\.lora_(?:A|B|magnitude_vector))(?:\.{re.escape(adapter_name)})?(?:\.weight)?", name)
+    if match is None:
+        return None
+    return match[1] if match[1].endswith(MAGNITUDE) else f"{match[1]}.weight"
 
 
 def lora_state_dict(
     source: nn.Module | Mapping[str, torch.Tensor], adapter_name: str = "default"
 ) -> dict[str, torch.Tensor]:
-    """The adapter's tensors, named `<module>.lora_A.weight` and `<module>.lora_B.weight`.
+    """The adapter's tensors, named `<module>.lora_A.weight`, `<module>.lora_B.weight` and `<module>.lora_magnitude_vector`.
 
     Args:
         source: a model with the adapter, or its (gathered) state dict, base weights included or not.
@@ -61,12 +127,8 @@ def lora_state_dict(
         ValueError: when the source has no such adapter.
     """
     state_dict = source.state_dict() if isinstance(source, nn.Module) else source
-    infix = f".{adapter_name}.weight"
-    adapter = {
-        name.removesuffix(infix) + ".weight": tensor
-        for name, tensor in state_dict.items()
-        if name.endswith((f".lora_A{infix}", f".lora_B{infix}"))
-    }
+    named = ((published_name(name, adapter_name), tensor) for name, tensor in state_dict.items())
+    adapter = {name: tensor for name, tensor in named if name is not None}
     if not adapter:
         raise ValueError(f"no LoRA adapter named '{adapter_name}' among {len(state_dict)} tensors")
     return adapter
@@ -124,11 +186,12 @@ def read_lora(
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         metadata = (file.metadata() or {}).get(METADATA_KEY)
-        unknown = [name for name in names if not _is_pair_of(name, names)]
+        unknown = _incomplete(names)
         if unknown or not names:
             raise ValueError(
                 f"{path} is no LoRA of the transformer: {len(unknown)} of {len(names)} tensors, such as "
-                f"{unknown[:3]}, are not {PREFIX}<module>.lora_A.weight and lora_B.weight in pairs"
+                f"{unknown[:3]}, are not {PREFIX}<module>.lora_A.weight and lora_B.weight in pairs, each with "
+                "lora_magnitude_vector or none"
             )
         tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
     if metadata is None:
@@ -136,10 +199,15 @@ def read_lora(
     return tensors, {key.removeprefix(PREFIX): value for key, value in json.loads(metadata).items()}
 
 
-def _is_pair_of(name: str, names: list[str]) -> bool:
-    a, b = ".lora_A.weight", ".lora_B.weight"
-    partner = name.removesuffix(a) + b if name.endswith(a) else name.removesuffix(b) + a
-    return name.startswith(PREFIX) and name.endswith((a, b)) and partner in names
+def _incomplete(names: Iterable[str]) -> list[str]:
+    """The names that belong to no adapter of the transformer with all its parts."""
+    names = set(names)
+    parts = (*FACTORS, MAGNITUDE) if any(name.endswith(MAGNITUDE) for name in names) else FACTORS
+    modules = {name.removesuffix(part) for part in parts for name in names if name.endswith(part)}
+    whole = {
+        module for module in modules if module.startswith(PREFIX) and all(module + part in names for part in parts)
+    }
+    return sorted(names - {module + part for module in whole for part in parts})
 
 
 def load_lora(
@@ -151,7 +219,7 @@ def load_lora(
         ValueError: when the adapter's modules are not among the model's, or the name is taken.
     """
     tensors, config = read_lora(source, weight_name)
-    modules = {name.rsplit(".lora_", 1)[0] for name in tensors}
+    modules = _modules(tensors)
     known = {name.removesuffix(".base_layer") for name, _ in model.named_modules()}
     if modules - known:
         missing = sorted(modules - known)
@@ -160,6 +228,66 @@ def load_lora(
             "it belongs to a model of another size"
         )
     model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
+
+
+def _modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    return {name.rsplit(".lora_", 1)[0] for name in tensors}
+
+
+def load_starting_adapter(model: nn.Module, train: TrainOptions) -> None:
+    """Load the published adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
+
+    Raises:
+        ValueError: where there is none, or where rank, alpha, targets or kind differ from the options.
+    """
+    assert train.lora_path is not None
+    path = Path(train.lora_path)
+    path = path / WEIGHT_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"train.lora_path: {path} does not exist. Name a {WEIGHT_NAME} or the folder that holds one.")
+    tensors, config = read_lora(path)
+    own = lora_state_dict(model)
+    _require_same_adapter(path, tensors, config or {}, own, train)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _require_same_adapter(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    own: Mapping[str, torch.Tensor],
+    train: TrainOptions,
+) -> None:
+    alpha = train.lora_alpha or train.lora_rank
+    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(FACTORS[0])})
+    for key, asked, found in (
+        ("lora_use_dora", train.lora_use_dora, any(name.endswith(MAGNITUDE) for name in tensors)),
+        ("lora_rank", train.lora_rank, ranks[0] if len(ranks) == 1 else ranks),
+        ("lora_use_rslora", train.lora_use_rslora, config.get("use_rslora", train.lora_use_rslora)),
+        ("lora_alpha", alpha, config.get("alpha_pattern") or config.get("lora_alpha", alpha)),
+    ):
+        if asked != found:
+            raise ValueError(
+                f"train.{key}: {asked!r}, but the adapter of train.lora_path, {path}, has {found!r}. "
+                "Make them equal or start from another adapter."
+            )
+    wanted, there = _modules(own), _modules(tensors)
+    if wanted != there:
+        raise ValueError(
+            f"train.lora_target_modules: asks for {len(wanted)} modules, the adapter of train.lora_path, {path}, has "
+            f"{len(there)}; only asked for: {_some(wanted - there)}; only in the adapter: {_some(there - wanted)}. "
+            "Make them equal or start from another adapter."
+        )
+    wrong = [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]
+    if wrong:
+        shapes = f"{list(tensors[wrong[0]].shape)}, needs {list(own[wrong[0]].shape)}"
+        raise ValueError(f"train.lora_path: {path} belongs to a model of another size: {wrong[0]} is {shapes}.")
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:3]) or "none"
 
 
 class OmniGen2LoraLoaderMixin(LoraBaseMixin):
