@@ -18,7 +18,13 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 
-from omnitune.config import ConfigError, Project, evaluation_folders
+from omnitune.config import (
+    BASE,
+    ConfigError,
+    EvaluatedStep,
+    Project,
+    evaluation_folders,
+)
 from omnitune.data.groups import SETTINGS, group_path, grouped
 from omnitune.data.mixture import read_mixture, relevant_files
 from omnitune.storage import is_url, version_of
@@ -43,10 +49,10 @@ wildcard_constraints:
     group=r"\d+",
     model=r"[^/]+",
     experiment=r"[^/]+",
-    step=r"\d+",
+    step=r"\d+(-ema)?",
     benchmark=r"[^/]+",
     part=r"\d+",
-    weights=r"transformer|transformer_lora",
+    weights=r"transformer(_lora)?(_ema)?",
 
 
 def all_summaries():
@@ -100,26 +106,26 @@ def all_reports():
 
 
 def conversion_of(experiment, step):
-    folder = PROJECT.experiments[experiment].weights_folder
-    return f"experiments/{experiment}/checkpoint-{step}/{folder}/conversion.json"
+    folder = PROJECT.experiments[experiment].weights_folder(step.ema)
+    return f"experiments/{experiment}/checkpoint-{step.number}/{folder}/conversion.json"
 
 
 def conversions_of(experiment):
     return [
         conversion_of(experiment, step)
-        for step in PROJECT.experiments[experiment].evaluated_steps
+        for step in PROJECT.experiments[experiment].evaluated
     ]
 
 
 def evaluations_of(experiment):
-    upstream, step = PROJECT.starts[experiment].upstream or (None, 0)
+    upstream, step = PROJECT.starts[experiment].upstream or (None, BASE)
     shared = (
         upstream in PROJECT.experiments
-        and step in PROJECT.experiments[upstream].evaluated_steps
+        and step in PROJECT.experiments[upstream].evaluated
     )
     options = PROJECT.experiments[experiment]
     folders = evaluation_folders(Path("experiments") / experiment, options, shared)
-    return {step: str(folder) for step, folder in folders.items()}
+    return {str(step): str(folder) for step, folder in folders.items()}
 
 
 def scores_of(experiment):
@@ -388,10 +394,11 @@ def training_keys(wildcards):
 
 
 def evaluated_weights(wildcards):
-    """Manifest of the weights to evaluate; step 0 is what the experiment started from."""
-    if int(wildcards.step) == 0:
+    """Manifest of the weights to evaluate; those of the base are what the experiment started from."""
+    step = EvaluatedStep.parse(wildcards.step)
+    if step == BASE:
         return starting_conversion(wildcards)
-    return conversion_of(wildcards.experiment, wildcards.step)
+    return conversion_of(wildcards.experiment, step)
 
 
 def benchmark_prompts(wildcards):

@@ -6,6 +6,7 @@ rule convert_checkpoint:
         options=ancient(options_file),
         train="experiments/{experiment}/train.json",
         base=base_model,
+        start=starting_conversion,
     output:
         manifest="experiments/{experiment}/checkpoint-{step}/{weights}/conversion.json",
     log:
@@ -20,6 +21,6 @@ rule convert_checkpoint:
         runtime=120,
     params:
         transformer=starting_transformer,
-        format_version=1,
+        format_version=2,
     script:
         "../scripts/convert_checkpoint.py"

@@ -45,6 +45,6 @@ rule score_images:
         runtime=120,
     params:
         settings=benchmark_settings,
-        format_version=1,
+        format_version=2,
     script:
         "../scripts/score_images.py"

@@ -32,6 +32,6 @@ rule build_report:
         options=resolved_options,
         benchmarks=all_benchmarks,
         evaluations=experiment_evaluations,
-        format_version=2,
+        format_version=3,
     script:
         "../scripts/build_report.py"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omnitune.config import Benchmark, ExperimentOptions
+from omnitune.config import Benchmark, EvaluatedStep, ExperimentOptions
 from omnitune.console import job
 from omnitune.evaluation.benchmark import read_prompts
 from omnitune.report.build import BenchmarkEntry, build_report
@@ -15,5 +15,5 @@ with job(snakemake.log[0]):
         [BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in protocols.items()],
         Path(snakemake.output.html),
         options=ExperimentOptions(**snakemake.params.options),
-        evaluations={step: Path(folder) for step, folder in snakemake.params.evaluations.items()},
+        evaluations={EvaluatedStep.parse(step): Path(folder) for step, folder in snakemake.params.evaluations.items()},
     )

@@ -1,6 +1,5 @@
 """Convert one checkpoint to the published format and verify it."""
 
-import json
 from pathlib import Path
 
 from omnitune.config import ExperimentOptions
@@ -9,10 +8,10 @@ from omnitune.conversion.export import convert
 
 with job(snakemake.log[0]):
     save_path = Path(snakemake.output.manifest).parent
-    start = Path(snakemake.params.transformer)
     convert(
         ExperimentOptions.load(snakemake.input.options),
         model_path=save_path.parent,
         save_path=save_path,
-        transformer_config=json.loads((start / "config.json").read_text(encoding="utf-8")),
+        transformer=Path(snakemake.params.transformer),
+        ema=snakemake.wildcards.weights.endswith("_ema"),
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omnitune.config import Benchmark
+from omnitune.config import Benchmark, EvaluatedStep
 from omnitune.console import job
 from omnitune.evaluation.generate import evaluated_weights, generate_part
 
@@ -15,7 +15,7 @@ with job(snakemake.log[0]):
         evaluated_weights(
             base=Path(snakemake.input.base).parent,
             start=Path(snakemake.params.transformer),
-            tuned=Path(weights).parent if int(wildcards.step) else None,
+            tuned=Path(weights).parent if EvaluatedStep.parse(wildcards.step).number else None,
         ),
         folder,
         part=int(wildcards.part),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omnitune.config import Benchmark
+from omnitune.config import Benchmark, EvaluatedStep
 from omnitune.console import job
 from omnitune.evaluation.benchmark import read_prompts
 from omnitune.evaluation.metrics import score
@@ -15,5 +15,5 @@ with job(snakemake.log[0]):
         [Path(path) for path in snakemake.input.parts],
         Path(snakemake.output.scores).parent,
         name=snakemake.wildcards.benchmark,
-        step=int(snakemake.wildcards.step),
+        step=EvaluatedStep.parse(snakemake.wildcards.step),
     )

@@ -7,7 +7,18 @@ import jsonschema
 import pytest
 import yaml
 
-from omnitune.config import Benchmark, ConfigError, ExperimentOptions, Mixture, Project, WorkflowConfig, load_config
+from omnitune.config import (
+    BASE,
+    Benchmark,
+    ConfigError,
+    EvaluatedStep,
+    ExperimentOptions,
+    Mixture,
+    Project,
+    WorkflowConfig,
+    evaluation_folders,
+    load_config,
+)
 from omnitune.config.options import require_processes
 from omnitune.config.reference import reference_files
 
@@ -119,7 +130,7 @@ def test_published_file_loads_as_it_is(tmp_path: Path) -> None:
     assert options.data.max_input_pixels == [1048576, 1048576, 589824, 262144]
     assert options.logger.trackers == ["wandb", "tensorboard"]
     assert options.train.num_processes == 8
-    assert options.weights_folder == "transformer_lora"
+    assert options.weights_folder() == "transformer_lora"
     assert options.checkpoint_steps == [1000, 2000, 3000, 4000]
 
 
@@ -229,7 +240,49 @@ def test_experiments_may_follow_each_other(tmp_path: Path, monkeypatch: pytest.M
     assert start.model == "demo"
     assert start.base == Path("resources/pretrained/demo")
     assert start.transformer == Path("experiments/first/checkpoint-10/transformer")
-    assert start.upstream == ("first", 10)
+    assert start.upstream == ("first", EvaluatedStep(10))
+
+
+def test_experiments_may_start_from_an_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = changed(name="first", train={"max_train_steps": 10, "ema_decay": 0.9})
+    path = "experiments/first/checkpoint-10/transformer_ema"
+    second = changed(name="second", model={"pretrained_model_path": path})
+    loaded = project(tmp_path, second, first)
+    start = loaded.starts["second"]
+    assert start.transformer == Path(path)
+    assert start.upstream == ("first", EvaluatedStep(10, ema=True))
+    folders = evaluation_folders(Path("experiments/second"), loaded.experiments["second"], shared=True)
+    assert folders[BASE] == Path("experiments/first/evaluation/10-ema")
+    assert start.upstream[1] in loaded.experiments["first"].evaluated
+    with pytest.raises(ConfigError, match="'first' keeps no average of its weights"):
+        project(tmp_path, second, changed(name="first", train={"max_train_steps": 10}))
+    with pytest.raises(ValueError, match="is a LoRA adapter"):
+        lora = "experiments/first/checkpoint-10/transformer_lora_ema"
+        ExperimentOptions.model_validate(changed(model={"pretrained_model_path": lora}))
+
+
+def test_averages_are_evaluated_beside_the_weights() -> None:
+    train = {"max_train_steps": 10, "ema_decay": 0.9, "lora_ft": True}
+    options = ExperimentOptions.model_validate(
+        changed(train=train, logger={"checkpointing_steps": 5}, val={"evaluate_checkpoints": "all"})
+    )
+    assert options.evaluated_steps == [5, 10]
+    assert list(map(str, options.evaluated)) == ["5", "5-ema", "10", "10-ema"]
+    assert options.weights_folder(ema=True) == "transformer_lora_ema"
+    assert list(map(str, evaluation_folders(Path("x"), options))) == ["0", "5", "5-ema", "10", "10-ema"]
+    plain = ExperimentOptions.model_validate(changed(train={"max_train_steps": 10}))
+    assert plain.evaluated == [EvaluatedStep(10)]
+
+
+def test_names_of_evaluated_steps() -> None:
+    for text, label in (("0", "base"), ("500", "step 500"), ("500-ema", "step 500 (EMA)")):
+        step = EvaluatedStep.parse(text)
+        assert (str(step), step.label) == (text, label)
+    assert sorted([EvaluatedStep(10), EvaluatedStep(5, True), BASE, EvaluatedStep(5)])[1:3] == [(5, False), (5, True)]
+    for text in ("", "ema", "5-", "-5", "5-ema/x"):
+        with pytest.raises(ValueError, match="is not allowed"):
+            EvaluatedStep.parse(text)
 
 
 def test_impossible_starts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

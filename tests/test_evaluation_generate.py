@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from tiny import TRANSFORMER
 
-from omnitune.config import Benchmark
+from omnitune.config import BASE, Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
 from omnitune.evaluation.benchmark import Prompt
 from omnitune.evaluation.generate import describe_weights, generate, load_pipeline
@@ -169,7 +169,7 @@ def test_scores_sum_up_what_was_generated(
 ) -> None:
     output = tmp_path / "run"
     part = generate(protocol(), prompts, pipeline, output, weights=describe_weights(base))
-    scores = score(protocol(), prompts, [part], output, name="mine", step=0)
+    scores = score(protocol(), prompts, [part], output, name="mine", step=BASE)
     text = (output / "scores.json").read_bytes()
     assert json.loads(text) == scores
     assert scores["prompts"] == 3
@@ -181,7 +181,7 @@ def test_scores_sum_up_what_was_generated(
     assert scores["by_task_type"]["edit"]["loss"] == scores["per_prompt"][0]["loss"]
     assert [time for time, _ in scores["loss_by_time"]] == loss_times(protocol())
     assert len(read_rows(output / "generations.jsonl")) == 3
-    score(protocol(), prompts, [part], output, name="mine", step=0)
+    score(protocol(), prompts, [part], output, name="mine", step=BASE)
     assert (output / "scores.json").read_bytes() == text
 
 
@@ -191,15 +191,15 @@ def test_scores_refuse_what_is_incomplete_or_of_another_protocol(
     output = tmp_path / "run"
     part = generate(protocol(), prompts[:2], pipeline, output, weights=describe_weights(base))
     with pytest.raises(ValueError, match="made under another protocol"):
-        score(protocol(), prompts, [part], output, name="mine", step=0)
+        score(protocol(), prompts, [part], output, name="mine", step=BASE)
     with pytest.raises(ValueError, match="2 of 2 prompts have no image"):
-        score(protocol(), prompts[:2], [], output, name="mine", step=0)
+        score(protocol(), prompts[:2], [], output, name="mine", step=BASE)
     (output / "images/t2i-1.png").write_bytes((output / "images/edit-1.png").read_bytes())
     with pytest.raises(ValueError, match="its sha256 differs"):
-        score(protocol(), prompts[:2], [part], output, name="mine", step=0)
+        score(protocol(), prompts[:2], [part], output, name="mine", step=BASE)
     (output / "images/t2i-1.png").unlink()
     with pytest.raises(ValueError, match=r"t2i-1\.png: is missing"):
-        score(protocol(), prompts[:2], [part], output, name="mine", step=0)
+        score(protocol(), prompts[:2], [part], output, name="mine", step=BASE)
     assert not (output / "scores.json").exists()
 
 

@@ -111,7 +111,9 @@ def write_encoded(folder: Path) -> None:
         pq.write_table(table, path)
 
 
-def write_evaluation(experiment: Path, entry: BenchmarkEntry, step: int, quality: float, checked: bool = True) -> None:
+def write_evaluation(
+    experiment: Path, entry: BenchmarkEntry, step: int | str, quality: float, checked: bool = True
+) -> None:
     folder = experiment / "evaluation" / str(step) / entry.name
     generations, per_prompt = [], []
     for number, prompt in enumerate(entry.prompts):
@@ -135,13 +137,13 @@ def write_evaluation(experiment: Path, entry: BenchmarkEntry, step: int, quality
     save_rows(folder / "generations.jsonl", generations)
 
 
-def write_options(experiment: Path, encode: bool = False) -> None:
+def write_options(experiment: Path, encode: bool = False, **train: Any) -> None:
     experiment.mkdir(parents=True, exist_ok=True)
     options = {
         "name": "demo",
         "data": {"data_path": "config/data/demo.yml", "encode": encode},
         "model": {"pretrained_model_path": "demo"},
-        "train": {"max_train_steps": 120},
+        "train": {"max_train_steps": 120, **train},
         "val": {"evaluate_checkpoints": "last"},
     }
     (experiment / "options.yml").write_text(yaml.safe_dump(options))
@@ -316,3 +318,94 @@ def test_examples_are_chosen_by_key_and_spread_over_task_types() -> None:
 )
 def test_direction_of_measures(measure: str, change: float, word: str) -> None:
     assert judge(measure, change) == word
+
+
+def build_training(tmp_path: Path, rows: list[dict[str, Any]], **train: Any) -> str:
+    """The page of a run that has left these metrics and this train.json, and nothing else."""
+    write_options(tmp_path / "run")
+    save_rows(tmp_path / "run/logs/metrics.jsonl", rows)
+    save_json(tmp_path / "run/train.json", train)
+    return build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html").read_text()
+
+
+def test_averaged_weights_have_a_column_of_their_own(tmp_path: Path) -> None:
+    experiment = tmp_path / "run"
+    write_options(experiment, ema_decay=0.99)
+    entry = BenchmarkEntry("scenes", Benchmark(prompts="p.jsonl"), write_prompts(tmp_path / "p", 4))
+    for step, quality in (("0", 0.2), ("120", 0.9), ("120-ema", 0.1)):
+        write_evaluation(experiment, entry, step, quality, checked=False)
+    for folder in ("transformer", "transformer_ema"):
+        conversion = {"files": {"config.json": {"sha256": "ef" * 32, "bytes": 1234}}}
+        save_json(experiment / f"checkpoint-120/{folder}/conversion.json", conversion)
+    page = build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html").read_text()
+    text = visible(page)
+    assert "measure base step 120 step 120 (EMA) change to step 120" in text
+    assert "PSNR (dB) (higher is better) 14.00 28.00 12.00 ▲ +14.00, better" in text
+    assert '<span class="word better">better</span>' in page  # though the average is worse than the base
+    assert "from the base to step 120, held-out loss 1.8000 → 1.1000 (EMA 1.9000)" in text
+    assert "1.8000 → 1.1000 (EMA 1.9000)" in text
+    assert page.count('alt="image of step 120 (EMA) for') == 4
+    assert ">step 120 (EMA)</text>" in page  # of the plot
+    assert text.index("checkpoint-120/transformer/config.json") < text.index("checkpoint-120/transformer_ema/config")
+    assert "Averaging of weights EMA, decay 0.99" in text
+
+
+def test_skipped_steps_are_counted_and_leave_gaps(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"step": step, "loss": 1.0, "grad_norm": 1.0} for step in range(1, 41)]
+    for step in range(10, 22):
+        rows[step - 1] |= {"loss": None, "grad_norm": None, "skipped": True, "loss_by_timestep": None}
+    page = build_training(tmp_path, rows)
+    named = ", ".join(map(str, range(10, 20)))
+    assert f"Skipped steps 12, as their loss or gradient was not finite: {named}, ..." in visible(page)
+    assert page.count('class="plot"') == 2
+    assert "nan" not in page.lower().replace("provenance", "")
+    assert "Skipped" not in build_training(tmp_path / "other", [{"step": 1, "loss": 1.0}])
+
+
+def test_heldout_loss_while_training_is_plotted_by_task(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"step": step, "loss": 1.0} for step in range(1, 31)]
+    for step in (10, 20, 30):
+        by_task = {"edit": 0.5 + 1 / step, "t2i": 0.4 + 1 / step}
+        rows.append({"step": step, "val_loss": 0.45 + 1 / step, "val_loss_by_task": by_task})
+    page = build_training(tmp_path, rows)
+    assert "Held-out loss while training" in page
+    assert all(f">{name}</text>" in page for name in ("all", "edit", "t2i"))
+    plain = build_training(tmp_path / "other", [{"step": 5, "loss": 1.0, "val_loss": 0.5}])
+    assert "Held-out loss while training" in plain
+    assert ">all</text>" not in plain
+
+
+def test_time_memory_and_parallelism_of_the_training(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "seconds": 2.0, "data_seconds": 0.1, "forward_seconds": 0.5, "backward_seconds": 1.0}
+        | {"optimizer_seconds": 0.2, "tokens_per_second": 1000.0 * step, "memory_mb": 2000.0 + step, "mfu": 0.4}
+        for step in range(1, 6)
+    ]
+    rows[-1] |= {"seconds": 4.0, "save_seconds": 2.0}
+    text = visible(build_training(tmp_path, rows, strategy="ddp", strategy_reason="it fits <b>", restarts=2))
+    for expected in (
+        "Tokens per second 3 k (median)",
+        "Share of the peak FLOPs 40.0 % (median)",
+        "Most memory of a process 2 GB",
+        "Restarts 2",
+        "Parallelism: it fits &lt;b&gt;.",
+        "waiting for data 0.1000 4.2 %",
+        "forward 0.5000 20.8 %",
+        "checkpoints 2.0000 16.7 %",
+        "other 0.2000 8.3 %",
+    ):
+        assert expected in text
+    bare = visible(build_training(tmp_path / "other", [{"step": 1, "loss": 1.0}]))
+    assert not any(word in bare for word in ("Time of a step", "Restarts", "Tokens per second", "Parallelism"))
+
+
+def test_images_drawn_while_training_show_the_first_and_the_last(tmp_path: Path) -> None:
+    samples = tmp_path / "run/logs/samples"
+    for step in (100, 200, 300):
+        draw(samples / f"{step:08d}/cat.png", "crimson")
+    draw(samples / "00000300/late.png", "crimson")
+    page = build_training(tmp_path, [])
+    assert page.count("<img ") == 2
+    assert 'alt="image of step 100 for cat (64 x 64 pixels)"' in page
+    assert 'alt="image of step 300 for cat (64 x 64 pixels)"' in page
+    assert "Images while training" not in build_training(tmp_path / "other", [])

@@ -1,6 +1,5 @@
 """`omnitune <stage>`: every stage of the workflow as a command, with the same code as its rule."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +9,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders, load_config, starting_weights
+from omnitune.config import (
+    Benchmark,
+    EvaluatedStep,
+    ExperimentOptions,
+    evaluation_folders,
+    load_config,
+    starting_weights,
+)
 from omnitune.console import job
 
 app = typer.Typer(
@@ -20,6 +26,7 @@ app = typer.Typer(
     help="Fine-tune OmniGen2. `snakemake --cores 2` runs the whole workflow; these commands run its stages one by one.",
 )
 
+EmaOption = Annotated[bool, typer.Option("--ema", help="The average of the weights (train.ema_decay) in their place.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="Options file of the experiment (config/options/*.yml).")]
 
 
@@ -198,7 +205,8 @@ def train(
 ) -> None:
     """Train an experiment on prepared data, or go on with it; several nodes each run this command with their --rank."""
     from omnitune.launcher import Topology
-    from omnitune.training.launch import TrainingFiles, launch
+    from omnitune.training.files import TrainingFiles
+    from omnitune.training.launch import launch
 
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
@@ -225,16 +233,23 @@ def convert(
     config_path: Annotated[Path, option("config_path", "Options file of the experiment.")],
     model_path: Annotated[Path, option("model_path", "Checkpoint: checkpoint-N/, a .bin or a .safetensors file.")],
     save_path: Annotated[
-        Path, option("save_path", "Folder to write, by custom checkpoint-N/transformer or transformer_lora.")
+        Path,
+        option(
+            "save_path",
+            "Folder to write, by custom checkpoint-N/transformer or transformer_lora, and _ema of averages.",
+        ),
     ],
+    ema: EmaOption = False,
+    transformer: Annotated[
+        Path | None, option("transformer", "Transformer folder that training started from, if not the workflow's.")
+    ] = None,
 ) -> None:
     """Convert a training checkpoint to the published format, account for every key and verify what was written."""
     from omnitune.conversion.export import convert as convert_checkpoint
 
     options = ExperimentOptions.load(config_path)
-    base_config = starting_weights(options, {options.name: options}).transformer / "config.json"
-    config = json.loads(base_config.read_text(encoding="utf-8")) if base_config.is_file() else None
-    convert_checkpoint(options, model_path, save_path, config)
+    start = transformer or starting_weights(options, {options.name: options}).transformer
+    convert_checkpoint(options, model_path, save_path, start, ema=ema)
 
 
 @app.command()
@@ -284,7 +299,8 @@ def generate(
 def evaluate(
     config: ConfigOption,
     benchmark: Annotated[Path, option("benchmark", "Benchmark file (config/benchmarks/*.yml).")],
-    step: Annotated[int, option("step", "Checkpoint to evaluate; 0 is the base.")] = 0,
+    step: Annotated[int, option("step", "Checkpoint to evaluate; 0 is the base.", min=0)] = 0,
+    ema: EmaOption = False,
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
     """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
@@ -295,15 +311,18 @@ def evaluate(
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
     experiment = Path("experiments") / options.name
-    folder = experiment / "evaluation" / str(step) / benchmark.stem
+    if ema and not step:
+        raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
+    evaluated = EvaluatedStep(step, ema)
+    folder = experiment / "evaluation" / str(evaluated) / benchmark.stem
     protocol = load_config(benchmark, Benchmark)
-    tuned = experiment / f"checkpoint-{step}" / options.weights_folder if step else None
+    tuned = experiment / f"checkpoint-{step}" / options.weights_folder(ema) if step else None
     weights = evaluated_weights(start.base, start.transformer, tuned)
-    name = f"{benchmark.stem} {options.name}-{step}"
+    name = f"{benchmark.stem} {options.name}-{evaluated}"
     for part in range(protocol.parts):
         generate_part(protocol, weights, folder, part=part, threads=num_threads, name=name)
     parts = [folder / "parts" / f"{part}.jsonl" for part in range(protocol.parts)]
-    score(protocol, read_prompts(protocol, Path()), parts, folder, name=benchmark.stem, step=step)
+    score(protocol, read_prompts(protocol, Path()), parts, folder, name=benchmark.stem, step=evaluated)
 
 
 @app.command()

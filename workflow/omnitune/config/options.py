@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.base import ConfigError, PositiveInt, Probability, Section, load_config
+from omnitune.config.steps import EvaluatedStep
 from omnitune.config.training import TrainOptions, TransportOptions
 
 # Keys of `data` that change nothing of the prepared data: a data set's experiments may differ in them.
@@ -170,7 +171,7 @@ class ArchOptions(Section):
 
 
 CONVERTED = re.compile(
-    r"experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/(?P<weights>transformer(?:_lora)?)/?"
+    r"experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?/?"
 )
 
 
@@ -182,7 +183,7 @@ class ModelOptions(Section):
         Field(
             description="What training starts from: a repository id (`OmniGen2/OmniGen2`), a local pipeline folder, `demo` "
             "(the tiny built-in model), or another experiment's converted checkpoint "
-            "(`experiments/{experiment}/checkpoint-{step}/transformer`), which is then trained first."
+            "(`experiments/{experiment}/checkpoint-{step}/transformer`, or `transformer_ema`), which is then trained first."
         ),
     ]
     pretrained_revision: Annotated[
@@ -203,7 +204,7 @@ class ModelOptions(Section):
     @model_validator(mode="after")
     def _base_is_not_an_adapter(self) -> Self:
         match = CONVERTED.fullmatch(self.pretrained_model_path.removeprefix("./"))
-        if match and match["weights"] == "transformer_lora":
+        if match and match["lora"]:
             raise ValueError(
                 f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base weights; "
                 "name a pipeline or a `transformer` folder"
@@ -218,10 +219,10 @@ class ModelOptions(Section):
         return self
 
     @property
-    def upstream(self) -> tuple[str, int] | None:
-        """(experiment, step) when training starts from another experiment's converted checkpoint."""
+    def upstream(self) -> tuple[str, EvaluatedStep] | None:
+        """(experiment, step or its average) when training starts from another experiment's converted checkpoint."""
         match = CONVERTED.fullmatch(self.pretrained_model_path.removeprefix("./"))
-        return (match["experiment"], int(match["step"])) if match else None
+        return (match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"]))) if match else None
 
 
 class ValOptions(Section):
@@ -342,9 +343,14 @@ class ExperimentOptions(Section):
         return self.checkpoint_steps if self.val.evaluate_checkpoints == "all" else self.checkpoint_steps[-1:]
 
     @property
-    def weights_folder(self) -> str:
-        """Name of the converted weights' folder inside a checkpoint."""
-        return "transformer_lora" if self.train.lora_ft else "transformer"
+    def evaluated(self) -> list[EvaluatedStep]:
+        """What is converted and evaluated: each of these steps, and with train.ema_decay its average as well."""
+        forms = (False, True) if self.train.ema_decay else (False,)
+        return [EvaluatedStep(step, ema) for step in self.evaluated_steps for ema in forms]
+
+    def weights_folder(self, ema: bool = False) -> str:
+        """Name of the converted weights' folder inside a checkpoint, or of their average's."""
+        return f"transformer{'_lora' if self.train.lora_ft else ''}{'_ema' if ema else ''}"
 
     @property
     def identity(self) -> dict[str, Any]:

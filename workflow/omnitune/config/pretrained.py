@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omnitune.config.base import ConfigError
 from omnitune.config.options import ExperimentOptions, ModelOptions
+from omnitune.config.steps import BASE, EvaluatedStep
 
 PRETRAINED_ROOT = Path("resources/pretrained")
 EXPERIMENTS_ROOT = Path("experiments")
@@ -23,14 +24,14 @@ class StartingWeights:
         base: folder of the base pipeline (VAE, text encoder, tokenizer, scheduler and its transformer).
         transformer: folder of the transformer to train: the base's own or another experiment's converted one.
         source: the model options that say how the base folder is made.
-        upstream: (experiment, step) whose conversion must run first, if any.
+        upstream: (experiment, step or its average) whose conversion must run first, if any.
     """
 
     model: str
     base: Path
     transformer: Path
     source: ModelOptions
-    upstream: tuple[str, int] | None
+    upstream: tuple[str, EvaluatedStep] | None
 
 
 def model_name(model: ModelOptions) -> str:
@@ -68,27 +69,27 @@ def starting_weights(options: ExperimentOptions, experiments: Mapping[str, Exper
         source = following
     model = model_name(source.model)
     base = PRETRAINED_ROOT / model
+    transformer = base / "transformer"
     upstream = options.model.upstream
-    transformer = (
-        EXPERIMENTS_ROOT / upstream[0] / f"checkpoint-{upstream[1]}" / "transformer"
-        if upstream
-        else base / "transformer"
-    )
+    if upstream:
+        name, step = upstream
+        folder = "transformer_ema" if step.ema else "transformer"
+        transformer = EXPERIMENTS_ROOT / name / f"checkpoint-{step.number}" / folder
     return StartingWeights(model, base, transformer, source.model, upstream)
 
 
-def evaluation_folders(experiment: Path, options: ExperimentOptions, shared: bool = False) -> dict[int, Path]:
-    """Folder of the evaluation of each step; 0 is what the experiment started from.
+def evaluation_folders(experiment: Path, options: ExperimentOptions, shared: bool = False) -> dict[EvaluatedStep, Path]:
+    """Folder of the evaluation of each step and average; BASE is what the experiment started from.
 
     Args:
         experiment: experiments/{experiment}.
         options: the experiment's.
         shared: the start is a checkpoint that is evaluated for its own experiment, so that no second evaluation is made.
     """
-    folders = {step: experiment / "evaluation" / str(step) for step in (0, *options.evaluated_steps)}
+    folders = {step: experiment / "evaluation" / str(step) for step in (BASE, *options.evaluated)}
     if shared and options.model.upstream:
         name, step = options.model.upstream
-        folders[0] = experiment.parent / name / "evaluation" / str(step)
+        folders[BASE] = experiment.parent / name / "evaluation" / str(step)
     return folders
 
 
@@ -104,10 +105,13 @@ def _experiment(name: str, experiments: Mapping[str, ExperimentOptions], by: Exp
     )
 
 
-def _check_upstream(upstream: ExperimentOptions, step: int, by: ExperimentOptions) -> None:
+def _check_upstream(upstream: ExperimentOptions, start: EvaluatedStep, by: ExperimentOptions) -> None:
+    step = start.number
     where = f"experiment {by.name!r}: model.pretrained_model_path: {by.model.pretrained_model_path!r}"
     if upstream.train.lora_ft:
         raise ConfigError(f"{where}: {upstream.name!r} trains a LoRA adapter and leaves no `transformer` folder.")
+    if start.ema and not upstream.train.ema_decay:
+        raise ConfigError(f"{where}: {upstream.name!r} keeps no average of its weights. Set train.ema_decay there.")
     if step not in upstream.checkpoint_steps:
         steps = ", ".join(map(str, upstream.checkpoint_steps))
         raise ConfigError(f"{where}: {upstream.name!r} saves no checkpoint at step {step}; it saves at {steps}.")

@@ -1,5 +1,6 @@
 """Turn a training checkpoint into the published diffusers layout: a `transformer` or a `transformer_lora` folder."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from omnitune.config import ExperimentOptions
+from omnitune.config.training import trained_names
 from omnitune.conversion.keys import (
     base_shapes_beside_lora,
     empty_transformer,
@@ -15,11 +17,11 @@ from omnitune.conversion.keys import (
     require_shapes,
     split_lora,
 )
-from omnitune.conversion.read import State, read_checkpoint
+from omnitune.conversion.read import State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
 from omnitune.files import sha256_of, write_json
-from omnitune.models import lora_config, save_lora
-from omnitune.models.lora import TARGET_MODULES, WEIGHT_NAME
+from omnitune.models import OmniGen2Transformer2DModel, save_lora
+from omnitune.models.lora import FACTORS, WEIGHT_NAME, lora_config_of
 
 CONVERSION_FILE = "conversion.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,18 +32,21 @@ def convert(
     options: ExperimentOptions,
     model_path: Path,
     save_path: Path,
-    transformer_config: dict[str, Any] | None = None,
+    transformer: Path | None = None,
     *,
+    ema: bool = False,
     dtype: str | None = None,
     max_shard_size: str = "10GB",
 ) -> dict[str, Any]:
     """Exports a checkpoint's weights, loads the export again, compares every tensor and only then shows the folder.
 
     Args:
-        options: the experiment: architecture, full-parameter or LoRA, rank and alpha.
+        options: the experiment: architecture, which parameters it trains, the adapter.
         model_path: what `read_checkpoint` reads.
         save_path: the folder to write; an older conversion there is replaced.
-        transformer_config: `transformer/config.json` of the base, needed where options.model.arch_opt is null.
+        transformer: folder of the transformer that training started from. Its config.json is needed where
+            options.model.arch_opt is null, its weights where options.train.parameter_groups leaves some untrained.
+        ema: take the average of the weights, which training keeps with train.ema_decay.
         dtype: fp32, bf16 or fp16 of the saved weights; None keeps what the checkpoint holds.
         max_shard_size: largest weight file, such as "10GB".
 
@@ -55,58 +60,93 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} is not allowed: needs one of {', '.join(DTYPES)}.")
     _require_replaceable(save_path)
-    config = architecture(options, transformer_config)
-    state, base_keys = _checked_state(options, read_checkpoint(model_path), config, model_path)
+    config = architecture(options, transformer)
+    model = empty_transformer(config)
+    found = read_checkpoint(averaged_state(model_path) if ema else model_path)
+    state, counts = _checked_state(options, found, model, model_path, transformer)
     state = _cast(state, dtype, model_path)
     partial = save_path.with_name(f".{save_path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if options.train.lora_ft:
-        _write_lora(partial, state, options)
+        _write_lora(partial, state, options, model)
     else:
-        _write_transformer(partial, state, config, max_shard_size)
+        _write_transformer(partial, state, model, max_shard_size)
     verify(partial, state, config)
-    report = _describe(options, model_path, state, base_keys, partial)
+    report = {"source": portable(model_path), "ema": ema, **_describe(options, state, counts, partial)}
     write_json(partial / CONVERSION_FILE, report)
     _replace(partial, save_path)
     return report
 
 
-def architecture(options: ExperimentOptions, transformer_config: dict[str, Any] | None) -> dict[str, Any]:
-    """The transformer's init arguments, from `model.arch_opt` and the base's config; ValueError where they differ."""
-    base = {key: value for key, value in (transformer_config or {}).items() if not key.startswith("_")}
+def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:
+    """The transformer's init arguments, from `model.arch_opt` and the start's config.json; ValueError where they differ."""
+    path = Path(transformer) / "config.json" if transformer else None
+    content = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    base = {key: value for key, value in content.items() if not key.startswith("_")}
     if options.model.arch_opt is None:
         if not base:
             raise ValueError(
-                "model.arch_opt: null says that the architecture is the base's: give the base's transformer/config.json."
+                "model.arch_opt: null says that the architecture is that of the transformer that training started from: "
+                f"give its folder, with config.json ({path or 'none was given'} is not there)."
             )
         return base
     given = options.model.arch_opt.model_dump(mode="json")
     differing = [key for key in given if key in base and base[key] != given[key]]
     if differing:
         problems = "; ".join(f"{key}: {given[key]!r}, the base has {base[key]!r}" for key in differing)
-        raise ValueError(f"model.arch_opt differs from the base's transformer/config.json: {problems}.")
+        raise ValueError(f"model.arch_opt differs from {path}: {problems}.")
     return given
 
 
-def _checked_state(options: ExperimentOptions, state: State, config: dict[str, Any], where: Path) -> tuple[State, int]:
-    """The tensors to export, and how many base tensors were found beside an adapter (0 for full parameters)."""
-    model = empty_transformer(config)
+def _checked_state(
+    options: ExperimentOptions,
+    state: State,
+    model: OmniGen2Transformer2DModel,
+    where: Path,
+    transformer: Path | None,
+) -> tuple[State, dict[str, int]]:
+    """The tensors to export, and how many base tensors were found beside an adapter, and how many come from the start."""
+    train = options.train
     adapters, rest = split_lora(state)
-    if not options.train.lora_ft:
+    if not train.lora_ft:
         if adapters:
             raise ValueError(f"{where}: holds {len(adapters)} LoRA keys, but train.lora_ft is false in the options.")
-        advice = "Check model.arch_opt, and that checkpoint and options belong to the same experiment."
-        require_shapes(rest, full_shapes(model), str(where), advice)
-        return rest, 0
+        return _with_untrained(options, rest, model, where, transformer)
     if not adapters:
         raise ValueError(f"{where}: holds no LoRA keys (<module>.lora_A.weight), but train.lora_ft is true.")
-    _require_rank(adapters, options.train.lora_rank, where)
-    advice = "Check model.arch_opt and train.lora_rank, and that checkpoint and options belong together."
-    require_shapes(adapters, lora_shapes(model, options.train.lora_rank), str(where), advice)
+    _require_rank(adapters, train.lora_rank, where)
+    advice = "Check model.arch_opt and train.lora_*, and that checkpoint and options belong together."
+    require_shapes(adapters, lora_shapes(model, train), str(where), advice)
     if rest:
-        require_shapes(rest, base_shapes_beside_lora(model), f"{where} (base weights beside the LoRA)", advice)
-    return adapters, len(rest)
+        expected = base_shapes_beside_lora(model, train)
+        require_shapes(rest, expected, f"{where} (base weights beside the LoRA)", advice)
+    return adapters, {"base": len(rest), "start": 0}
+
+
+def _with_untrained(
+    options: ExperimentOptions,
+    state: State,
+    model: OmniGen2Transformer2DModel,
+    where: Path,
+    transformer: Path | None,
+) -> tuple[State, dict[str, int]]:
+    """The trained parameters, and all others as training has loaded them from the transformer that it started from."""
+    shapes = full_shapes(model)
+    trained = trained_names(shapes, options.train.parameter_groups)
+    advice = "Check model.arch_opt and train.parameter_groups, and that checkpoint and options belong together."
+    require_shapes(state, {name: shapes[name] for name in trained}, str(where), advice)
+    untrained = {name: shape for name, shape in shapes.items() if name not in trained}
+    if untrained:
+        if transformer is None:
+            raise ValueError(
+                f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
+                "that training started from."
+            )
+        start = OmniGen2Transformer2DModel.from_pretrained(transformer, torch_dtype=torch.float32).state_dict()
+        require_shapes(start, shapes, str(transformer), "It is not the transformer that training started from.")
+        state = state | {name: start[name] for name in untrained}
+    return state, {"base": 0, "start": len(untrained)}
 
 
 def _require_rank(adapters: State, rank: int, where: Path) -> None:
@@ -127,31 +167,33 @@ def _cast(state: State, dtype: str | None, where: Path) -> State:
     return {name: state[name].to(target).contiguous() for name in sorted(state)}
 
 
-def _write_transformer(folder: Path, state: State, config: dict[str, Any], max_shard_size: str) -> None:
-    model = empty_transformer(config)
+def _write_transformer(folder: Path, state: State, model: OmniGen2Transformer2DModel, max_shard_size: str) -> None:
     model.load_state_dict(state, strict=True, assign=True)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
 
 
-def _write_lora(folder: Path, state: State, options: ExperimentOptions) -> None:
-    config = lora_config(options.train.lora_rank, options.train.lora_alpha, options.train.lora_dropout)
-    settings = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(TARGET_MODULES)}
-    save_lora(folder, state, settings)
+def _write_lora(folder: Path, state: State, options: ExperimentOptions, model: OmniGen2Transformer2DModel) -> None:
+    config = lora_config_of(options.train, model).to_dict()
+    kept = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora")
+    save_lora(folder, state, {key: config[key] for key in kept})
 
 
-def _describe(
-    options: ExperimentOptions, model_path: Path, state: State, base_keys: int, folder: Path
-) -> dict[str, Any]:
-    lora = options.train.lora_ft
-    rank = options.train.lora_rank
+def _describe(options: ExperimentOptions, state: State, counts: dict[str, int], folder: Path) -> dict[str, Any]:
+    train = options.train
+    lora = {
+        "rank": train.lora_rank,
+        "alpha": train.lora_alpha or train.lora_rank,
+        "use_dora": train.lora_use_dora,
+        "use_rslora": train.lora_use_rslora,
+        "targets": sum(name.endswith(FACTORS[0]) for name in state),
+    }
     return {
-        "source": portable(model_path),
-        "kind": "lora" if lora else "full",
+        "kind": "lora" if train.lora_ft else "full",
         "keys": len(state),
-        "base": base_keys,
+        **counts,
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
-        "lora": {"rank": rank, "alpha": options.train.lora_alpha or rank} if lora else None,
+        "lora": lora if train.lora_ft else None,
         "files": {
             path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
         },

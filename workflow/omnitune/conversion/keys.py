@@ -4,13 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
+from omnitune.config.training import TrainOptions
 from omnitune.conversion.read import State, some
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import TARGET_MODULES
+from omnitune.models.lora import FACTORS, MAGNITUDE, published_name, resolve_targets
 
-LORA_PARTS = (".lora_A.default.weight", ".lora_B.default.weight", ".lora_A.weight", ".lora_B.weight")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -25,27 +24,21 @@ def full_shapes(model: OmniGen2Transformer2DModel) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def lora_modules(model: OmniGen2Transformer2DModel) -> dict[str, nn.Linear]:
-    """The linear layers that carry adapters, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(tuple(f".{target}" for target in TARGET_MODULES))
-    }
-
-
-def lora_shapes(model: OmniGen2Transformer2DModel, rank: int) -> Shapes:
-    """Name (`<module>.lora_A.weight`) and shape of every adapter parameter at a rank."""
+def lora_shapes(model: OmniGen2Transformer2DModel, train: TrainOptions) -> Shapes:
+    """Name (`<module>.lora_A.weight`) and shape of every adapter parameter that the options ask for."""
+    a, b = FACTORS
     shapes: Shapes = {}
-    for name, module in lora_modules(model).items():
-        shapes[f"{name}.lora_A.weight"] = (rank, module.in_features)
-        shapes[f"{name}.lora_B.weight"] = (module.out_features, rank)
+    for name in resolve_targets(model, train.lora_target_modules):
+        features_out, features_in = model.get_submodule(name).weight.shape
+        shapes |= {name + a: (train.lora_rank, features_in), name + b: (features_out, train.lora_rank)}
+        if train.lora_use_dora:
+            shapes[name + MAGNITUDE] = (features_out,)
     return shapes
 
 
-def base_shapes_beside_lora(model: OmniGen2Transformer2DModel) -> Shapes:
+def base_shapes_beside_lora(model: OmniGen2Transformer2DModel, train: TrainOptions) -> Shapes:
     """The base parameters as PEFT names them: those under an adapter as `<module>.base_layer.weight`."""
-    adapted = lora_modules(model)
+    adapted = set(resolve_targets(model, train.lora_target_modules))
     shapes: Shapes = {}
     for name, shape in full_shapes(model).items():
         module, _, parameter = name.rpartition(".")
@@ -62,10 +55,10 @@ def split_lora(state: State) -> tuple[State, State]:
     adapters: State = {}
     rest: State = {}
     for name, tensor in state.items():
-        if not name.endswith(LORA_PARTS):
+        plain = published_name(name)
+        if plain is None:
             rest[name] = tensor
             continue
-        plain = name.replace(".default.weight", ".weight")
         if plain in adapters:
             raise ValueError(f"{plain}: the checkpoint holds this adapter twice, with and without `default`.")
         adapters[plain] = tensor

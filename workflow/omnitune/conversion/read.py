@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 DCP_METADATA = ".metadata"
 SHARDED_FOLDER = "pytorch_model_fsdp_0"
+AVERAGED_FOLDER = "ema_0"
 KNOWN_NAMES = (SHARDED_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
 WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
 
@@ -35,6 +36,17 @@ def read_checkpoint(path: Path) -> State:
     if not state:
         raise ValueError(f"{path}: holds no tensors. Give the checkpoint folder that training wrote.")
     return _without_wrappers(state)
+
+
+def averaged_state(checkpoint: Path) -> Path:
+    """Where a checkpoint keeps the average of its weights; ValueError where it has none."""
+    path = Path(checkpoint) / AVERAGED_FOLDER
+    if Path(checkpoint).exists() and not path.is_dir():
+        raise ValueError(
+            f"{checkpoint}: holds no averaged weights ({AVERAGED_FOLDER}): it was trained with train.ema_decay: 0, or "
+            "is no folder that training wrote. Convert it without --ema, or set train.ema_decay above 0 and train again."
+        )
+    return path
 
 
 def _locate(path: Path) -> Path:

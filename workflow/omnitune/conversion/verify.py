@@ -40,7 +40,7 @@ def _load_transformer(save_path: Path, expected: State) -> State:
 def _load_lora(save_path: Path, config: dict[str, Any], expected: State) -> State:
     # memory of an empty parameter is reserved but never touched, so that a large base costs nothing here
     model = empty_transformer(config).to(next(iter(expected.values())).dtype).to_empty(device="cpu")
-    load_lora(model, save_path, adapter_name="verified")
+    load_lora(model, save_path, adapter_name="verified", low_cpu_mem_usage=True)
     return dict(get_peft_model_state_dict(model, adapter_name="verified"))
 
 

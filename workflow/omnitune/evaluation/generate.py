@@ -117,12 +117,12 @@ def evaluated_weights(base: Path, start: Path, tuned: Path | None) -> EvaluatedW
     Args:
         base: the base pipeline's folder.
         start: the transformer that the experiment started from.
-        tuned: the converted checkpoint, transformer/ or transformer_lora/; None for the start itself.
+        tuned: the converted checkpoint, transformer/ or transformer_lora/, or its average; None for the start itself.
     """
     own = None if start == base / "transformer" else start
     if tuned is None:
         return EvaluatedWeights(base, own, None)
-    if tuned.name == "transformer_lora":
+    if tuned.name.startswith("transformer_lora"):
         return EvaluatedWeights(base, own, tuned)
     return EvaluatedWeights(base, tuned, None)
 

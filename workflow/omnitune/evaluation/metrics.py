@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from omnitune.config import Benchmark
+from omnitune.config import Benchmark, EvaluatedStep
 from omnitune.demo.check import check_scene
 from omnitune.evaluation.benchmark import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.measures import CHECKS, MEASURES
@@ -28,7 +28,7 @@ def score(
     output: Path,
     *,
     name: str,
-    step: int,
+    step: EvaluatedStep,
 ) -> dict[str, Any]:
     """Scores all images of a benchmark; writes generations.jsonl and, last, scores.json. Equal inputs give equal bytes.
 
@@ -38,10 +38,10 @@ def score(
         parts: the parts/{part}.jsonl files of all parts.
         output: evaluation/{step}/{benchmark}, where images/ is.
         name: of the benchmark.
-        step: of the checkpoint; 0 is the base.
+        step: whose weights these are.
 
     Returns:
-        The content of scores.json: benchmark, step, protocol, weights, prompts (number), means, by_task_type,
+        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), means, by_task_type,
         loss_by_time ([time, loss] pairs) and per_prompt. A measure that no prompt can have is left out.
 
     Raises:
@@ -55,7 +55,8 @@ def score(
     tasks = sorted({prompt.task_type for prompt in prompts})
     scores = {
         "benchmark": name,
-        "step": step,
+        "step": step.number,
+        "ema": step.ema,
         "protocol": protocol,
         "weights": rows[0]["weights"],
         "prompts": len(prompts),

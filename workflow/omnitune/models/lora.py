@@ -32,7 +32,7 @@ MAGNITUDE = ".lora_magnitude_vector"
 FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
-def resolve_targets(model: nn.Module, targets: Sequence[str] | None) -> list[str]:
+def resolve_targets(model: Any, targets: Sequence[str] | None) -> list[str]:
     """Names of the linear layers that get an adapter, in the model's order.
 
     Args:
@@ -92,7 +92,7 @@ def lora_config(
     )
 
 
-def lora_config_of(train: TrainOptions, model: nn.Module) -> LoraConfig:
+def lora_config_of(train: TrainOptions, model: Any) -> LoraConfig:
     """The adapter's config that the options say, for a model without adapters; ValueError as of resolve_targets."""
     targets = train.lora_target_modules
     return lora_config(
@@ -234,7 +234,7 @@ def _modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
     return {name.rsplit(".lora_", 1)[0] for name in tensors}
 
 
-def load_starting_adapter(model: nn.Module, train: TrainOptions) -> None:
+def load_starting_adapter(model: Any, train: TrainOptions) -> None:
     """Load the published adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
 
     Raises:

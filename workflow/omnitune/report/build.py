@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from omnitune.config import ExperimentOptions
+from omnitune.config import BASE, EvaluatedStep, ExperimentOptions
 from omnitune.evaluation.benchmark import Prompt
 from omnitune.files import write_text
 from omnitune.report.collect import (
@@ -28,6 +28,7 @@ from omnitune.report.collect import (
 from omnitune.report.data import data_context, short, thousands
 from omnitune.report.images import image_entry
 from omnitune.report.plots import heldout_plot, training_plots
+from omnitune.report.training import training_context
 
 SHOWN_EXAMPLES = 12
 PACKAGES = ("omnitune", "torch", "diffusers", "transformers", "accelerate", "peft", "torchmetrics", "snakemake")
@@ -40,7 +41,7 @@ def build_report(
     output: Path,
     *,
     options: ExperimentOptions | None = None,
-    evaluations: Mapping[int, Path] | None = None,
+    evaluations: Mapping[EvaluatedStep, Path] | None = None,
 ) -> Path:
     """Writes the report as one self-contained HTML file; equal inputs give equal bytes.
 
@@ -51,7 +52,7 @@ def build_report(
         output: the .html file to write.
         options: the experiment's; None reads options.yml, which may be older where only evaluation was changed.
         evaluations: folder of each evaluated step's scores; None takes experiment/evaluation/{step} of the base (0) and of the
-            steps of the options.
+            steps of the options, averages included.
 
     Returns:
         output.
@@ -84,6 +85,7 @@ def _context(run: Run) -> dict[str, Any]:
         "rejected": run.rejected,
         "more_rejected": max(0, run.summary.get("rejected", 0) - SHOWN_REJECTED),
         "mixture": run.train.get("mixture", []),
+        "training": training_context(run.train, run.metrics, run.samples),
         "plots": [{**plot, "svg": Markup(plot["svg"])} for plot in training_plots(run.metrics)],
         "evaluations": [_evaluation(evaluation) for evaluation in run.evaluations],
         "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
@@ -95,15 +97,15 @@ def _context(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """What was run, in a few lines."""
     train, model, done = run.options["train"], run.options["model"], run.train
-    lora = f"LoRA, rank {train['lora_rank']}, alpha {train['lora_alpha'] or train['lora_rank']}"
     facts = [
-        ("Method", lora if train["lora_ft"] else "all parameters"),
+        ("Method", _method(train)),
         ("Started from", model["pretrained_model_path"]),
         ("Revision", model["pretrained_revision"]),
         ("Steps", done.get("final_step", train["max_train_steps"])),
         ("Global batch size", train["global_batch_size"]),
         ("Learning rate", f"{train['learning_rate']:g}"),
         ("Schedule", train["lr_scheduler"]),
+        ("Averaging of weights", f"EMA, decay {train['ema_decay']:g}" if train["ema_decay"] else None),
         ("Mixed precision", train["mixed_precision"]),
         ("Seed", run.options["seed"]),
         ("Strategy", done.get("strategy")),
@@ -114,6 +116,16 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Waiting for unequal work", f"{100 * done['waste']:.1f} % of a step" if "waste" in done else None),
     ]
     return [(label, str(value)) for label, value in facts if value is not None]
+
+
+def _method(train: Mapping[str, Any]) -> str:
+    if train["parameter_groups"]:
+        return f"parameters {', '.join(group['pattern'] for group in train['parameter_groups'])}"
+    if not train["lora_ft"]:
+        return "all parameters"
+    kind = "DoRA" if train["lora_use_dora"] else "LoRA"
+    scale = ", rank-stabilised" if train["lora_use_rslora"] else ""
+    return f"{kind}, rank {train['lora_rank']}, alpha {train['lora_alpha'] or train['lora_rank']}{scale}"
 
 
 def _count(value: int | None) -> str | None:
@@ -143,23 +155,22 @@ def _packages() -> list[tuple[str, str]]:
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    entry, first, last = evaluation.entry, evaluation.steps[0], evaluation.last
-    plot = heldout_plot(
-        entry.name, evaluation.scores[first]["loss_by_time"], evaluation.scores[last]["loss_by_time"], last
-    )
+    entry = evaluation.entry
+    curves = {step.label: evaluation.scores[step]["loss_by_time"] for step in evaluation.shown}
     shown, rest = choose_examples(entry.prompts)
     return {
         "name": entry.name,
         "benchmark": entry.benchmark,
         "count": len(entry.prompts),
-        "steps": ["base" if step == 0 else f"step {step}" for step in evaluation.steps],
+        "steps": [step.label for step in evaluation.steps],
+        "last": evaluation.last.label,
         "rows": compare(evaluation),
         "tasks": _task_rows(evaluation),
-        "plot": Markup(plot),
+        "plot": Markup(heldout_plot(entry.name, curves)),
         "examples": [_example(evaluation, prompt) for prompt in shown],
         "rest": [_example(evaluation, prompt) for prompt in rest],
-        "protocol": evaluation.scores[last]["protocol"],
-        "weights": [(step, evaluation.scores[step]["weights"]) for step in evaluation.steps],
+        "protocol": evaluation.scores[BASE]["protocol"],
+        "weights": [(step.label, evaluation.scores[step]["weights"]) for step in evaluation.steps],
     }
 
 
@@ -174,18 +185,15 @@ def choose_examples(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Promp
 
 
 def _task_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Base and last step for each task type; none where there is a single type."""
-    first, last = (evaluation.scores[step]["by_task_type"] for step in (evaluation.steps[0], evaluation.last))
+    """Base, last step and its average, or None, for each task type; none where there is a single type."""
+    first, last = (evaluation.scores[step]["by_task_type"] for step in (BASE, evaluation.last))
+    averaged = evaluation.scores[evaluation.averaged]["by_task_type"] if evaluation.averaged else {}
     if len(last) < 2:
         return []
+    measures = [row["measure"] for row in compare(evaluation)]
+    columns = (first, last, averaged)
     return [
-        {
-            "task": task,
-            "cells": [
-                (row["measure"], first[task].get(row["measure"]), last[task].get(row["measure"]))
-                for row in compare(evaluation)
-            ],
-        }
+        {"task": task, "cells": [(name, *(column.get(task, {}).get(name) for column in columns)) for name in measures]}
         for task in last
     ]
 
@@ -196,8 +204,8 @@ def _example(evaluation: Evaluation, prompt: Prompt) -> dict[str, Any]:
     for number, path in enumerate(prompt.input_images, start=1):
         caption = f"input {number}" if len(prompt.input_images) > 1 else "input"
         images.append({**image_entry(path, caption, f"{caption} of {prompt.key}"), "result": None})
-    for step in dict.fromkeys((evaluation.steps[0], evaluation.last)):
-        caption = "base" if step == 0 else f"step {step}"
+    for step in evaluation.shown:
+        caption = step.label
         path = evaluation.folders[step] / evaluation.generations[step][prompt.key]["image"]
         alt = f"image of {caption} for {prompt.key}"
         images.append({**image_entry(path, caption, alt), "result": _result(evaluation, step, prompt.key)})
@@ -206,7 +214,7 @@ def _example(evaluation: Evaluation, prompt: Prompt) -> dict[str, Any]:
     return {"key": prompt.key, "task": prompt.task_type, "instruction": prompt.instruction, "images": images}
 
 
-def _result(evaluation: Evaluation, step: int, key: str) -> dict[str, Any]:
+def _result(evaluation: Evaluation, step: EvaluatedStep, key: str) -> dict[str, Any]:
     """What is written below an image: the check, or else the difference from the target."""
     row = next(row for row in evaluation.scores[step]["per_prompt"] if row["key"] == key)
     if "check_passed" in row:
@@ -215,7 +223,7 @@ def _result(evaluation: Evaluation, step: int, key: str) -> dict[str, Any]:
         passed = bool(row["check_passed"])
         return {"word": "better" if passed else "worse", "text": "right" if passed else f"wrong: {', '.join(wrong)}"}
     if "psnr" in row:
-        base = next(entry for entry in evaluation.scores[evaluation.steps[0]]["per_prompt"] if entry["key"] == key)
+        base = next(entry for entry in evaluation.scores[BASE]["per_prompt"] if entry["key"] == key)
         word = judge("psnr", row["psnr"] - base["psnr"])
-        return {"word": word if step else "equal", "text": f"PSNR {row['psnr']:.1f} dB"}
+        return {"word": "equal" if step == BASE else word, "text": f"PSNR {row['psnr']:.1f} dB"}
     return {"word": "equal", "text": ""}

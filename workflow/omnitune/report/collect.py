@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
+from omnitune.config import BASE, Benchmark, EvaluatedStep, ExperimentOptions, evaluation_folders
 from omnitune.evaluation.benchmark import Prompt
 from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
 from omnitune.report.data import read_encoded, read_shards
+from omnitune.report.training import read_samples
 
 SHOWN_REJECTED = 100
 LABELS = {
@@ -35,22 +36,32 @@ class BenchmarkEntry:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A benchmark with the scores and generations of each evaluated step, the base (0) first."""
+    """A benchmark with the scores and generations of each evaluated step, the base first."""
 
     entry: BenchmarkEntry
-    folders: dict[int, Path]
-    scores: dict[int, dict[str, Any]]
-    generations: dict[int, dict[str, dict[str, Any]]]
+    folders: dict[EvaluatedStep, Path]
+    scores: dict[EvaluatedStep, dict[str, Any]]
+    generations: dict[EvaluatedStep, dict[str, dict[str, Any]]]
 
     @property
-    def steps(self) -> list[int]:
-        """Evaluated steps in order."""
+    def steps(self) -> list[EvaluatedStep]:
+        """What was evaluated, in order."""
         return sorted(self.scores)
 
     @property
-    def last(self) -> int:
-        """The newest step."""
-        return self.steps[-1]
+    def last(self) -> EvaluatedStep:
+        """The newest step, as it was trained."""
+        return max(step for step in self.scores if not step.ema)
+
+    @property
+    def averaged(self) -> EvaluatedStep | None:
+        """The average of the newest step's weights, where there is one."""
+        return next((step for step in self.scores if step.ema and step.number == self.last.number), None)
+
+    @property
+    def shown(self) -> list[EvaluatedStep]:
+        """What is set side by side: the base, the newest step and its average."""
+        return list(dict.fromkeys(step for step in (BASE, self.last, self.averaged) if step is not None))
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Run:
     conversions: dict[str, dict[str, Any]]
     shards: list[dict[str, Any]] = field(default_factory=list)
     encoded: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[str, dict[int, Path]] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
 
 
@@ -74,7 +86,7 @@ def collect(
     prepared: Path,
     benchmarks: Sequence[BenchmarkEntry],
     options: ExperimentOptions | None = None,
-    evaluations: Mapping[int, Path] | None = None,
+    evaluations: Mapping[EvaluatedStep, Path] | None = None,
 ) -> Run:
     """Reads an experiment's folder, its prepared data and the scores of the benchmarks; arguments as of `build_report`.
 
@@ -86,8 +98,8 @@ def collect(
     evaluations = evaluation_folders(experiment, options) if evaluations is None else evaluations
     conversions = {
         path.parent.relative_to(experiment).as_posix(): _json(path)
-        for step in sorted(evaluations)
-        for path in experiment.glob(f"checkpoint-{step}/transformer*/conversion.json")
+        for step in sorted({step.number for step in evaluations})
+        for path in sorted(experiment.glob(f"checkpoint-{step}/transformer*/conversion.json"))
     }
     return Run(
         name=options.name,
@@ -99,14 +111,15 @@ def collect(
         conversions=conversions,
         shards=read_shards(prepared / "shards" / "index.parquet"),
         encoded=read_encoded(prepared / "encoded") if options.data.encode else [],
+        samples=read_samples(experiment / "logs" / "samples"),
         evaluations=[_evaluation(evaluations, entry) for entry in benchmarks],
     )
 
 
-def _evaluation(evaluations: Mapping[int, Path], entry: BenchmarkEntry) -> Evaluation:
+def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry) -> Evaluation:
     folders = {step: folder / entry.name for step, folder in sorted(evaluations.items())}
     scores = {step: _json(_required(folder / "scores.json")) for step, folder in folders.items()}
-    protocols = {step: found["protocol"] for step, found in scores.items()}
+    protocols = {str(step): found["protocol"] for step, found in scores.items()}
     if len(set(protocols.values())) > 1:
         raise ValueError(
             f"benchmark {entry.name!r}: its steps were evaluated under different protocols ({protocols}), so that their scores "
@@ -147,9 +160,9 @@ def _rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 
 def compare(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One row per measure: label, values by step, the change from the first to the last step and what it is."""
+    """One row per measure: label, values by step, the change from the base to the last step as trained and what it is."""
     rows = []
-    first, last = (evaluation.scores[step]["means"] for step in (evaluation.steps[0], evaluation.last))
+    first, last = (evaluation.scores[step]["means"] for step in (BASE, evaluation.last))
     for measure in MEASURES:
         if measure not in first:
             continue
@@ -193,7 +206,7 @@ def show_change(measure: str, change: float) -> str:
 def verdict(evaluation: Evaluation) -> dict[str, str]:
     """One sentence on a benchmark, from its scores alone, and the word that it comes to."""
     name, rows = evaluation.entry.name, compare(evaluation)
-    if evaluation.last == 0:
+    if evaluation.last == BASE:
         return {"word": "base", "name": name, "text": "only the base was evaluated, there is nothing to compare."}
     if not rows:
         return {
@@ -205,12 +218,16 @@ def verdict(evaluation: Evaluation) -> dict[str, str]:
     worse = [row for row in rows if row["judgement"] == "worse"]
     word = "mixed" if better and worse else "better" if better else "worse" if worse else "unchanged"
     order = ("check_color", "check_passed", "loss", "psnr", "ssim")
-    head = sorted((row for row in rows if row["measure"] in order), key=lambda row: order.index(row["measure"]))
-    figures = [
-        f"{row['label']} {show(row['measure'], row['values'][0])} → {show(row['measure'], row['values'][-1])}"
-        for row in head
-    ]
+    measures = [measure for measure in order if measure in {row["measure"] for row in rows}]
+    figures = ", ".join(_figure(evaluation, measure) for measure in measures)
     count = f"{len(better)} of {len(rows)} measures better"
     extra = f", {len(worse)} worse" if worse else ""
-    text = f"from the base to step {evaluation.last}, {', '.join(figures)} ({count}{extra})."
+    text = f"from the base to {evaluation.last.label}, {figures} ({count}{extra})."
     return {"word": word, "name": name, "text": text}
+
+
+def _figure(evaluation: Evaluation, measure: str) -> str:
+    """A measure of the base and of the last step, and that of its average beside it."""
+    base, last, *averaged = (show(measure, evaluation.scores[step]["means"][measure]) for step in evaluation.shown)
+    beside = f" (EMA {averaged[0]})" if averaged else ""
+    return f"{LABELS[measure]} {base} → {last}{beside}"

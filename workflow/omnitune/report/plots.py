@@ -1,8 +1,9 @@
 """Plots as inline SVG: no fonts, no dates, equal input gives equal bytes."""
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2257c4", "#d9730d", "#9aa4b5"
+COLOURS = (BLUE, ORANGE, "#12743c", "#8a5a00", "#7a3db8", GREY)  # of curves beside each other
 MAX_POINTS = 800  # of a curve; a longer one is averaged in groups
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text and takes the page's font
@@ -32,43 +34,66 @@ STYLE: Any = {
 
 
 def training_plots(metrics: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Loss, loss by time, learning rate and gradient norm of logs/metrics.jsonl: title, note and svg of each."""
-    if not metrics:
-        return []
-    steps = np.array([row["step"] for row in metrics])
+    """Losses, learning rate and gradient norm of logs/metrics.jsonl, as far as they are there: title, note and svg of each."""
     plots = [
-        _curve("loss", "Loss", steps, metrics, "loss", smooth=True, note="Grey: as it was; blue: smoothed."),
+        _curve("loss", "Loss", metrics, "loss", smooth=True, note="Grey: as it was; blue: smoothed."),
+        _heldout(metrics),
         _by_time(metrics),
-        _curve("learning-rate", "Learning rate", steps, metrics, "learning_rate"),
-        _curve("gradient-norm", "Gradient norm", steps, metrics, "grad_norm", smooth=True, note="Before clipping."),
+        _curve("learning-rate", "Learning rate", metrics, "learning_rate"),
+        _curve("gradient-norm", "Gradient norm", metrics, "grad_norm", smooth=True, note="Before clipping."),
     ]
     return [plot for plot in plots if plot]
 
 
-def heldout_plot(name: str, base: Sequence[Sequence[float]], tuned: Sequence[Sequence[float]], step: int) -> str:
-    """Held-out loss over time, base and tuned, from [time, loss] pairs; "" where there is none."""
-    if not base or not tuned:
+def heldout_plot(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Held-out loss over time, the base's first, from [time, loss] pairs by label; "" where there is none."""
+    if not all(curves.values()):
         return ""
     with mpl.rc_context(STYLE):
         figure, axes = _figure("time t (0: noise, 1: data)")
-        axes.plot(*zip(*base, strict=True), color=GREY, marker="o", markersize=3, label="base")
-        axes.plot(*zip(*tuned, strict=True), color=BLUE, marker="o", markersize=3, label=f"step {step}")
+        for colour, (label, pairs) in zip((GREY, *COLOURS), curves.items(), strict=False):
+            axes.plot(*zip(*pairs, strict=True), color=colour, marker="o", markersize=3, label=label)
         axes.set_ylim(bottom=0)
         axes.legend()
         return _svg(figure, f"heldout-{name}")
 
 
+def _heldout(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Held-out loss while training, and that of each task type."""
+    rows = [{**row, **(row.get("val_loss_by_task") or {}), "all": row.get("val_loss")} for row in metrics]
+    tasks = sorted({task for row in metrics for task in row.get("val_loss_by_task") or {}})
+    curves = {name: _points(rows, name) for name in ("all", *(tasks if len(tasks) > 1 else ()))}
+    if not len(curves["all"][0]):
+        return {}
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure("step")
+        for number, (name, (steps, values)) in enumerate(curves.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            width = 1.6 if name == "all" else 0.8
+            axes.plot(steps, values, color=colour, linewidth=width, marker="o", markersize=3, label=name)
+        axes.set_ylim(bottom=0)
+        if len(curves) > 1:
+            axes.legend()
+        note = "Of the same samples at the same times with the same noise."
+        return {"title": "Held-out loss while training", "note": note, "svg": _svg(figure, "validation")}
+
+
+def _points(rows: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that have a number for the key; one that was skipped may have none."""
+    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None and math.isfinite(row[key])]
+    return np.array([step for step, _ in found]), np.array([value for _, value in found], dtype=float)
+
+
 def _curve(
     name: str,
     title: str,
-    steps: np.ndarray,
     metrics: Sequence[dict[str, Any]],
     key: str,
     smooth: bool = False,
     note: str = "",
 ) -> dict[str, str]:
-    values = np.array([_number(row.get(key)) for row in metrics])
-    if np.isnan(values).all():
+    steps, values = _points(metrics, key)
+    if not len(values):
         return {}
     with mpl.rc_context(STYLE):
         figure, axes = _figure("step")
@@ -78,7 +103,7 @@ def _curve(
         if smooth:
             axes.plot(x, _thinned(steps, _smoothed(values))[1], color=BLUE, marker=marker)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
-        if np.nanmin(values) >= 0:
+        if values.min() >= 0:
             axes.set_ylim(bottom=0)
         return {"title": title, "note": note, "svg": _svg(figure, name)}
 

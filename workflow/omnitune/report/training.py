@@ -1,0 +1,94 @@
+"""What the report says of the training beside its curves: speed, time, memory, skipped steps, and images drawn on the way."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omnitune.report.data import short, thousands
+from omnitune.report.images import image_entry
+
+SHOWN_SKIPPED = 10
+SECONDS = "_seconds"  # the ending of a step's parts in metrics.jsonl
+PART_LABELS = {
+    "data": "waiting for data",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "save": "checkpoints",
+}
+
+Row = Mapping[str, Any]
+
+
+def training_context(train: Row, metrics: Sequence[Row], samples: Mapping[str, Mapping[int, Path]]) -> dict[str, Any]:
+    """What the template shows: from train.json, the rows of metrics.jsonl and `read_samples`; what is not there is left out."""
+    return {
+        "facts": _facts(train, metrics),
+        "reason": train.get("strategy_reason"),
+        "times": step_times(metrics),
+        "samples": [_sample(key, images) for key, images in samples.items()],
+    }
+
+
+def _facts(train: Row, metrics: Sequence[Row]) -> list[tuple[str, str]]:
+    tokens, memory, used = (_values(metrics, key) for key in ("tokens_per_second", "memory_mb", "mfu"))
+    facts = [
+        ("Skipped steps", _skipped(metrics)),
+        ("Tokens per second", f"{short(median(tokens))} (median)" if tokens else None),
+        ("Share of the peak FLOPs", f"{100 * median(used):.1f} % (median)" if used else None),
+        ("Most memory of a process", short(1e6 * max(memory), "B") if memory else None),
+        ("Restarts", train.get("restarts")),
+    ]
+    return [(label, str(value)) for label, value in facts if value is not None]
+
+
+def _skipped(metrics: Sequence[Row]) -> str | None:
+    """How many steps were left out as their loss or gradient was not finite, and which."""
+    steps = [row["step"] for row in metrics if row.get("skipped")]
+    if not steps:
+        return None
+    named = ", ".join(map(str, steps[:SHOWN_SKIPPED])) + (", ..." if len(steps) > SHOWN_SKIPPED else "")
+    return f"{thousands(len(steps))}, as their loss or gradient was not finite: {named}"
+
+
+def _values(metrics: Sequence[Row], key: str) -> list[float]:
+    return [row[key] for row in metrics if row.get(key)]
+
+
+def step_times(metrics: Sequence[Row]) -> list[dict[str, Any]]:
+    """Label, median seconds and percent of all time for each part of a step, and for the rest of it.
+
+    A median is over the steps that have the part; few steps write a checkpoint.
+    """
+    keys = {key: None for row in metrics for key in row if key.endswith(SECONDS)}
+    order = [f"{part}{SECONDS}" for part in PART_LABELS]
+    parts = [key for key in (*order, *(key for key in keys if key not in order)) if _values(metrics, key)]
+    if not parts:
+        return []
+    taken = sum(sum(_values(metrics, key)) for key in parts)
+    whole = max(taken, sum(_values(metrics, "seconds")))
+    rows = []
+    for key in parts:
+        name, values = key.removesuffix(SECONDS), _values(metrics, key)
+        label = PART_LABELS.get(name, name.replace("_", " "))
+        rows.append({"label": label, "median": median(values), "share": 100 * sum(values) / whole})
+    if whole > taken:
+        rest = [row["seconds"] - sum(row.get(key) or 0 for key in parts) for row in metrics if row.get("seconds")]
+        rows.append({"label": "other", "median": max(median(rest), 0), "share": 100 * (whole - taken) / whole})
+    return rows
+
+
+def read_samples(folder: Path) -> dict[str, dict[int, Path]]:
+    """Images drawn while training, {step:08d}/{key}.png: by key those of the first and the last step, where both have it."""
+    steps = sorted(path for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
+    if not steps:
+        return {}
+    ends = list(dict.fromkeys((steps[0], steps[-1])))
+    shared = set.intersection(*({path.stem for path in step.glob("*.png")} for step in ends))
+    return {key: {int(step.name): step / f"{key}.png" for step in ends} for key in sorted(shared)}
+
+
+def _sample(key: str, images: Mapping[int, Path]) -> dict[str, Any]:
+    shots = [image_entry(path, f"step {step}", f"image of step {step} for {key}") for step, path in images.items()]
+    return {"key": key, "images": [{**shot, "result": None} for shot in shots]}
