@@ -20,7 +20,7 @@ from omnitune.data.validate import validate_mixture
 from omnitune.demo.base_model import build_base_model
 from omnitune.demo.dataset import write_dataset
 from omnitune.launcher import Topology
-from omnitune.training.launch import TrainingFiles
+from omnitune.training.files import TrainingFiles
 from omnitune.training.loop import Trainer
 
 THREADS = 2

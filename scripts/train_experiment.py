@@ -4,7 +4,8 @@ from pathlib import Path
 
 from omnitune.config import ExperimentOptions
 from omnitune.console import job
-from omnitune.training.launch import TrainingFiles, launch_job
+from omnitune.training.files import TrainingFiles
+from omnitune.training.launch import launch_job
 
 with job(snakemake.log[0]):
     files = TrainingFiles(

@@ -37,7 +37,7 @@ from omnitune.files import json_line, sha256_of, write_json
 from omnitune.launcher import Topology
 from omnitune.models import OmniGen2Transformer2DModel, encode_text
 from omnitune.models.components import MANIFEST, load_text_encoder, load_tokenizer, load_vae
-from omnitune.training.launch import TrainingFiles
+from omnitune.training.files import TrainingFiles
 from omnitune.training.loop import Trainer
 
 pytestmark = pytest.mark.unit

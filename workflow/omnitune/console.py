@@ -17,6 +17,11 @@ logger = logging.getLogger("omnitune")
 
 
 PLAIN_PROGRESS = "OMNITUNE_PLAIN_PROGRESS"
+INTERRUPTED = 75  # exit code of work that was asked to stop and can go on: the temporary failure of sysexits.h
+
+
+class Interrupted(Exception):  # noqa: N818  (no fault of anybody)
+    """Work that was asked to stop has saved what it has done; the same command goes on with it."""
 
 
 def plain_progress() -> bool:
@@ -39,11 +44,14 @@ def setup_logging(log_file: Path | str | None = None) -> None:
 def job(log_file: Path | str | None = None) -> Iterator[None]:
     """Runs one stage: sets up its log, and turns a user's mistake (ValueError) or a failing disk into one message.
 
-    Exits with code 1 then; any other exception is a defect and keeps its traceback.
+    Exits with code 1 then, and with INTERRUPTED where work can go on; any other exception is a defect and keeps its traceback.
     """
     setup_logging(log_file)
     try:
         yield
+    except Interrupted as error:
+        logger.warning("%s", error)
+        raise SystemExit(INTERRUPTED) from None
     except (ValueError, OSError) as error:
         logger.error("Error: %s", error)
         logger.debug("", exc_info=True)

@@ -4,16 +4,27 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from omnitune.console import plain_progress
 
 logger = logging.getLogger("omnitune")
+
+# Exit codes of a launched process, and of its launcher.
+MISTAKE = 2  # the user's: starting again would not help
+PEER_LOST = 3  # another process is gone
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}  # what a preempted or expiring job gets
+FORWARDS_STOP = "OMNITUNE_FORWARDS_STOP"  # set where the launched processes know what to do with STOP_SIGNALS
 
 
 @dataclass(frozen=True)
@@ -68,15 +79,37 @@ def accelerate_command(
     return [*command, *options, "--module", module, *arguments]
 
 
-def launch_environment(threads_per_process: int) -> dict[str, str]:
-    """Environment of the launched processes."""
+def launch_environment(topology: Topology, forwards_stop: bool = False) -> dict[str, str]:
+    """Environment of the launched processes.
+
+    Args:
+        topology: where they run.
+        forwards_stop: the launcher sends STOP_SIGNALS on to its processes, which end by themselves, instead of ending.
+    """
     environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
-    environment["OMP_NUM_THREADS"] = str(threads_per_process)
+    environment["OMP_NUM_THREADS"] = str(topology.threads_per_process)
+    if forwards_stop:
+        environment[FORWARDS_STOP] = "1"
     if not torch.accelerator.is_available():
         # accelerate would take DDP or lone processes on CPU; see training/parallel.py.
         environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
         environment.pop("ACCELERATE_USE_CPU", None)
+    if topology.nodes > 1 and (interface := interface_towards(topology.address)):
+        # gloo would take the interface of the host's own name, which often is the loopback.
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return environment
+
+
+def interface_towards(address: str) -> str | None:
+    """Name of the network interface by which an address is reached; None where that cannot be found out."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((socket.gethostbyname(address), 9))  # sends nothing: it only picks the route
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    names = [name for name, found in psutil.net_if_addrs().items() if own in {entry.address for entry in found}]
+    return names[0] if names else None
 
 
 def require_gpus(processes: int, fix: str) -> None:
@@ -87,7 +120,10 @@ def require_gpus(processes: int, fix: str) -> None:
 
 
 def run(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar."""
+    """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar.
+
+    With `launch_environment(forwards_stop=True)`, STOP_SIGNALS that arrive here are sent on to it.
+    """
     logger.info("starting %s", " ".join(command))
     output = subprocess.PIPE if plain_progress() else None
     process = subprocess.Popen(
@@ -99,13 +135,28 @@ def run(command: Sequence[str], environment: dict[str, str]) -> int:
         preexec_fn=die_with_parent,  # noqa: PLW1509  (single-threaded)
     )
     try:
-        for line in process.stdout or ():
-            logger.info("%s", line.rstrip())
-        return process.wait()
+        with _sending_on(process) if FORWARDS_STOP in environment else nullcontext():
+            for line in process.stdout or ():
+                logger.info("%s", line.rstrip())
+            return process.wait()
     except BaseException:
-        process.terminate()
+        process.kill()  # SIGTERM may mean something else to it; what it has launched dies with it
         process.wait()
         raise
+
+
+@contextmanager
+def _sending_on(process: subprocess.Popen[str]) -> Iterator[None]:
+    def send(number: int, frame: object) -> None:
+        logger.info("%s received: training is asked to save and stop", signal.Signals(number).name)
+        process.send_signal(signal.SIGUSR1)  # the one of the two that srun sends on as well
+
+    before = {number: signal.signal(number, send) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def die_with_parent() -> None:
@@ -122,16 +173,41 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_first_of_node() -> bool:
+    """Whether this process is the first of its node, which tells what concerns all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _send_on_to_children() -> None:
+    """Waits for a stop signal, then repeats it to the launched processes until they have ended.
+
+    Repeats, as they may not have been started yet; the signal is blocked in them until they ask for it.
+    """
+    signal.sigwait(STOP_SIGNALS)
+    while True:
+        for child in psutil.Process().children():
+            child.send_signal(signal.SIGUSR1)
+        time.sleep(1.0)
+
+
 def main() -> None:
     """`accelerate launch`, without its own traceback: the process that failed has said why."""
     from accelerate.commands.accelerate_cli import main as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    if FORWARDS_STOP in os.environ:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        threading.Thread(target=_send_on_to_children, daemon=True).start()
     try:
         accelerate()
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        sys.exit(f"process {rank} ended with exit code {failure.exitcode}")
+        codes = [failure.exitcode for failure in error.failures.values()]
+        print(f"process {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        sys.exit(MISTAKE if MISTAKE in codes else PEER_LOST)
+    except subprocess.CalledProcessError as error:  # a single process
+        print(f"the process ended with exit code {error.returncode}", file=sys.stderr)
+        sys.exit(MISTAKE if error.returncode == MISTAKE else PEER_LOST)
 
 
 if __name__ == "__main__":

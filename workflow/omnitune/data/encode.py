@@ -37,6 +37,7 @@ from omnitune.data.parquet import ParquetRows
 from omnitune.data.sample import remove_cliche
 from omnitune.files import atomic_path, lock
 from omnitune.launcher import (
+    MISTAKE,
     Topology,
     accelerate_command,
     die_with_parent,
@@ -125,7 +126,7 @@ def _encode_missing(
         return
     arguments = [*files.arguments(), "--shards", *map(str, shards)]
     command = accelerate_command(topology, "omnitune.data.encode", arguments, ["--multi_gpu"])
-    code = run(command, launch_environment(topology.threads_per_process))
+    code = run(command, launch_environment(topology))
     if code:
         raise ValueError(f"encoding {options.data.dataset} failed with exit code {code}; its messages stand above.")
 
@@ -289,7 +290,7 @@ def main() -> None:
         encode_shards(data, files, shards, state.device, state.process_index, state.num_processes)
     except (ValueError, OSError) as error:
         logger.error("Error: %s", error)
-        raise SystemExit(1) from None
+        raise SystemExit(MISTAKE) from None
     finally:
         state.destroy_process_group()
 

@@ -2,13 +2,13 @@
 
 Parameters have the published names and shapes, so that published weights load as they are. Inside, a batch is one
 packed tensor [tokens, channels] without any padding: linear layers, norms and feed-forwards run over all tokens at once,
-and attention runs on each sequence by itself (sequences of equal length that follow each other share one call). Nothing
-is computed on padding, and a sample's result does not depend on its neighbours.
+and attention stays within each sequence. Nothing is computed on padding, and a sample's result does not depend on its
+neighbours.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 
 from .rope import (
     GridSize,
@@ -32,32 +33,37 @@ from .rope import (
 MAX_REFERENCE_IMAGES = 5
 TIME_CHANNELS = 256
 QK_NORM_EPS = 1e-5
+RECOMPILE_LIMIT = 32  # forms of a block: with modulation or without, one sample or more, training or not, first or later
 
 
-class _RowsOf(torch.autograd.Function):
-    """table[ids], with a backward pass that sums by a one-hot matrix product.
+class _ScaledByRows(torch.autograd.Function):
+    """x * table[ids]: the gathered rows are not kept, and the table's gradient is a one-hot matrix product.
 
     The stock backward of indexing adds thousands of bfloat16 gradients to a handful of rows atomically: slow, inexact,
     and different in each run. A matrix product accumulates in float32 in a fixed order.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(ids)
-        ctx.rows = table.shape[0]
-        return table.index_select(0, ids)
+    def forward(ctx: Any, x: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, table, ids)
+        return x * table.index_select(0, ids)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (ids,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        x, table, ids = ctx.saved_tensors
         (grad,) = grad_outputs
-        one_hot = F.one_hot(ids, ctx.rows).to(grad.dtype)
-        return one_hot.T @ grad, None
+        grad_x = grad_table = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad * table.index_select(0, ids)).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            one_hot = F.one_hot(ids, len(table)).to(grad.dtype)
+            grad_table = (one_hot.T @ (grad * x).to(grad.dtype)).to(table.dtype)
+        return grad_x, grad_table, None
 
 
-def rows_of(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Rows `ids` [tokens] of `table` [rows, channels]; a table of one row is returned as it is and broadcasts."""
-    return table if table.shape[0] == 1 else _RowsOf.apply(table, ids)
+def scaled_by_rows(x: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """x [tokens, channels] times the rows `ids` [tokens] of `table` [rows, channels]; a single row broadcasts."""
+    return x * table if table.shape[0] == 1 else _ScaledByRows.apply(x, table, ids)
 
 
 class Packing:
@@ -68,7 +74,10 @@ class Packing:
 
     Attributes:
         lengths: tokens of each sequence.
-        runs: (number of sequences, length) of neighbours of equal length; one attention call each.
+        runs: (number of sequences, length) of neighbours of equal length; they may share one attention call.
+        cu_seqlens: int32 [sequences + 1], where each sequence starts, and the number of tokens.
+        longest: tokens of the longest sequence.
+        has_flash: whether the device has flash attention.
         samples: int64 [tokens], the sample each token belongs to.
         cos, sin: float32 [tokens, 1, head_dim / 2], the rotary angles.
     """
@@ -82,6 +91,9 @@ class Packing:
         """Lay out `sequences`, pairs of (sample, position ids [length, 3])."""
         self.lengths = [len(ids) for _, ids in sequences]
         self.runs = [(len(list(group)), length) for length, group in itertools.groupby(self.lengths)]
+        self.cu_seqlens = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(device)
+        self.longest = max(self.lengths)
+        self.has_flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         owners = torch.tensor([sample for sample, _ in sequences])
         self.samples = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
         self.cos, self.sin = rotary_frequencies(torch.cat([ids for _, ids in sequences]), axes_dim_rope, device)
@@ -96,7 +108,7 @@ class OmniGen2RMSNorm(nn.RMSNorm):
 
 
 class OmniGen2ModulatedNorm(nn.Module):
-    """RMS norm scaled by the time embedding; also yields the block's other modulations.
+    """RMS norm scaled by the time embedding; also yields the block's other factors, a row [hidden_size] per sample.
 
     forward: ([tokens, hidden_size], [samples, time_dim], Packing) -> (normed states, gate_msa, scale_mlp, gate_mlp).
     """
@@ -107,13 +119,46 @@ class OmniGen2ModulatedNorm(nn.Module):
         self.norm = OmniGen2RMSNorm(hidden_size, eps=eps)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, ...]:
-        modulation = self.linear(F.silu(temb)).chunk(4, dim=-1)
-        scale_msa, gate_msa, scale_mlp, gate_mlp = (rows_of(part, packing.samples) for part in modulation)
-        return self.norm(x) * (1 + scale_msa), gate_msa, scale_mlp, gate_mlp
+        scale_msa, gate_msa, scale_mlp, gate_mlp = self.linear(F.silu(temb)).chunk(4, dim=-1)
+        normed = scaled_by_rows(self.norm(x), 1 + scale_msa, packing.samples)
+        return normed, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh()
+
+
+@torch.compiler.disable
+def attend_per_sample(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    """Attention of [tokens, heads, head_dim], sequence by sequence; one call per run of equal lengths.
+
+    Not traced by torch.compile, which would compile anew for each list of runs.
+    """
+    if query.is_cuda and query.dtype == torch.float32:
+        # grouped heads would fall back to the kernel that stores all [length, length] scores
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    sizes = [count * length for count, length in packing.runs]
+    outputs = []
+    for run, *parts in zip(packing.runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        q, k, v = (part.unflatten(0, run).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] != q.shape[1])
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Attention of [tokens, heads, head_dim] in one call of flash attention; bfloat16 or float16 on CUDA."""
+    starts, longest = packing.cu_seqlens, packing.longest
+    return varlen_attn(query, key, value, starts, starts, longest, longest, enable_gqa=key.shape[1] != query.shape[1])
 
 
 class OmniGen2Attention(nn.Module):
-    """Grouped-query self-attention within each sequence of a packed tensor [tokens, hidden_size]."""
+    """Grouped-query self-attention within each sequence of a packed tensor [tokens, hidden_size].
+
+    Attributes:
+        kernel: of all attention layers: "varlen", "per_sample", or "auto", the first where it can run.
+    """
+
+    kernel: ClassVar[Literal["auto", "varlen", "per_sample"]] = "auto"
 
     def __init__(self, hidden_size: int, num_attention_heads: int, num_kv_heads: int) -> None:
         super().__init__()
@@ -129,24 +174,15 @@ class OmniGen2Attention(nn.Module):
         query, key, value = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.to_q, self.to_k, self.to_v))
         query = apply_rotary(self.norm_q(query), packing.cos, packing.sin)
         key = apply_rotary(self.norm_k(key), packing.cos, packing.sin)
-        return self.to_out[0](self._attend(query, key, value, packing.runs).flatten(-2))
+        attend = attend_varlen if self._takes_varlen(query, packing) else attend_per_sample
+        return self.to_out[0](attend(query, key, value, packing).flatten(-2))
 
-    @staticmethod
-    def _attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: list[tuple[int, int]]
-    ) -> torch.Tensor:
-        """Attention of [tokens, heads, head_dim], sequence by sequence; one call per run of equal lengths."""
-        if query.is_cuda and query.dtype == torch.float32:
-            # grouped heads would fall back to the kernel that stores all [length, length] scores
-            groups = query.shape[1] // key.shape[1]
-            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-        sizes = [count * length for count, length in runs]
-        outputs = []
-        for (count, length), *parts in zip(runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
-            q, k, v = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
-            attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] != q.shape[1])
-            outputs.append(attended.transpose(1, 2).flatten(0, 1))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    def _takes_varlen(self, query: torch.Tensor, packing: Packing) -> bool:
+        """Which kernel runs. Flash attention has heads of up to 256 channels, in multiples of 8."""
+        if OmniGen2Attention.kernel != "auto":
+            return OmniGen2Attention.kernel == "varlen"
+        fits = self.head_dim % 8 == 0 and self.head_dim <= 256
+        return packing.has_flash and fits and query.dtype in {torch.bfloat16, torch.float16}
 
 
 class OmniGen2FeedForward(nn.Module):
@@ -199,8 +235,9 @@ class OmniGen2TransformerBlock(nn.Module):
             x = x + self.norm2(self.attn(self.norm1(x), packing))
             return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         normed, gate_msa, scale_mlp, gate_mlp = self.norm1(x, temb, packing)
-        x = x + gate_msa.tanh() * self.norm2(self.attn(normed, packing))
-        return x + gate_mlp.tanh() * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * (1 + scale_mlp)))
+        x = x + scaled_by_rows(self.norm2(self.attn(normed, packing)), gate_msa, packing.samples)
+        normed = scaled_by_rows(self.ffn_norm1(x), scale_mlp, packing.samples)
+        return x + scaled_by_rows(self.ffn_norm2(self.feed_forward(normed)), gate_mlp, packing.samples)
 
 
 class OmniGen2TimeTextEmbedding(nn.Module):
@@ -232,8 +269,8 @@ class OmniGen2OutputNorm(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, patch_dim)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor, packing: Packing) -> torch.Tensor:
-        scale = rows_of(self.linear_1(F.silu(temb)), packing.samples)
-        return self.linear_2(self.norm(x).to(x.dtype) * (1 + scale))
+        scale = 1 + self.linear_1(F.silu(temb))
+        return self.linear_2(scaled_by_rows(self.norm(x).to(x.dtype), scale, packing.samples))
 
 
 class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -254,6 +291,9 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         axes_lens: number of positions of each axis.
         text_feat_dim: width of the text features.
         timestep_scale: factor on the time before its sinusoidal projection.
+
+    Attributes:
+        gradient_checkpointing_every: with gradient checkpointing, one of every so many blocks of a stage is recomputed.
 
     Raises:
         ValueError: where sizes do not fit each other.
@@ -286,6 +326,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         _check_config(hidden_size, num_attention_heads, num_kv_heads, axes_dim_rope, axes_lens)
         self.out_channels = in_channels if out_channels is None else out_channels
         self.gradient_checkpointing = False
+        self.gradient_checkpointing_every = 1
+        self.runs_all_modules = False  # also those of references where there are none; see _refine_nothing
         time_dim = min(hidden_size, 1024)
         patch_area = patch_size * patch_size
 
@@ -331,6 +373,12 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
         nn.init.normal_(self.image_index_embedding, std=0.02)
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place, for any number of tokens; names of parameters stay. Before FSDP2's fully_shard."""
+        for module in self.modules():
+            if isinstance(module, OmniGen2TransformerBlock):
+                module.compile(dynamic=True, recompile_limit=RECOMPILE_LIMIT)
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -385,7 +433,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             reference = self._embed_references(reference_latents, references)
             reference = self._run(self.ref_image_refiner, reference, stages["reference"], temb)
             parts.insert(1, reference.split([sum(map(self._token_count, refs)) for refs in references]))
-        elif self.training:
+        elif self.runs_all_modules:
             parts[1] = (image + self._refine_nothing(latents[0], temb)).split(stages["image"].lengths)
 
         # 5. Joint layers over [text | references | image] of each sample, read at the image
@@ -407,8 +455,9 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _run(self, blocks: nn.ModuleList, x: torch.Tensor, packing: Packing, temb: torch.Tensor | None) -> torch.Tensor:
-        for block in blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
+        recompute = torch.is_grad_enabled() and self.gradient_checkpointing
+        for index, block in enumerate(blocks):
+            if recompute and index % self.gradient_checkpointing_every == 0:
                 x = self._gradient_checkpointing_func(block, x, packing, temb)
             else:
                 x = block(x, packing, temb)
@@ -422,7 +471,9 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         indices = torch.tensor([index for refs in references for index in range(len(refs))])
         counts = torch.tensor([self._token_count(latent) for latent in reference_latents])
         ids = indices.repeat_interleave(counts).to(x.device)
-        return x + rows_of(self.image_index_embedding, ids).to(x.dtype)
+        # a one-hot product: its backward pass is one too, and sums in a fixed order
+        one_hot = F.one_hot(ids, MAX_REFERENCE_IMAGES).to(self.image_index_embedding.dtype)
+        return x + (one_hot @ self.image_index_embedding).to(x.dtype)
 
     def _refine_nothing(self, latent: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         """Zero, by way of the modules of references.

@@ -5,24 +5,30 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from omnitune.files import write_json
+from omnitune.training.optimizer import WeightAverage
+from omnitune.training.parallel import together
 
 logger = logging.getLogger("omnitune")
 
 FULL_DISK_BYTES = 16_000_000  # with fewer free, the disk is what failed, whatever torch says
 MODEL_FOLDER = "pytorch_model_fsdp_0"
 OPTIMIZER_FOLDER = "optimizer_0"
+AVERAGE_FOLDER = "ema_0"
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -33,19 +39,17 @@ class TrainerState:
 
     Attributes:
         step: optimizer steps done.
-        identity: the options that decide the weights (ExperimentOptions.identity) and the starting weights.
-        lora: rank, alpha and target modules; None for full-parameter training.
+        identity: the options that decide the weights (ExperimentOptions.identity), the starting weights and the data.
+        lora: rank, alpha and target modules; None for training without adapters.
+        scheduled: False for one that a stopped training has left between the steps at which it saves.
+        running: figures that training goes on with: its scale of the loss, and steps skipped so far.
     """
 
     step: int
     identity: dict[str, Any]
     lora: dict[str, Any] | None
-
-
-def barrier() -> None:
-    """Waits for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
+    scheduled: bool = True
+    running: dict[str, Any] = field(default_factory=dict)
 
 
 def is_main() -> bool:
@@ -70,35 +74,127 @@ def read_state(checkpoint: Path) -> TrainerState:
         ) from None
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState) -> Path:
+class CheckpointSaver:
     """Writes checkpoint-{step}: every process its own shards, to a temporary name that is renamed when all are on disk.
 
-    Raises OSError where that fails, as on a full disk; earlier checkpoints stay as they are.
+    The tensors are written by a thread, which talks to the other processes' threads over a group of its own.
+
+    Args:
+        folder: experiments/{experiment}.
+        model, optimizers, average: what is saved; frozen weights, which are the base model's, are not.
+        background: training goes on while they are written, from a copy in CPU memory; otherwise `save` waits.
+        limit: keep at most so many checkpoints (None: all) ..
+        keep: .. besides those of these steps.
     """
-    final = folder / f"checkpoint-{state.step}"
-    temporary = folder / f"{final.name}.tmp"
-    if is_main():
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
-    # Frozen weights (those under LoRA adapters) are the base model's; they are not written again.
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=StateDictOptions(ignore_frozen_params=True))
-    try:
-        dcp.save(model_state, checkpoint_id=temporary / MODEL_FOLDER)
-        dcp.save(optimizer_state, checkpoint_id=temporary / OPTIMIZER_FOLDER)
-    except CheckpointException as error:
-        # Torch's own message depends on where in a file the disk became full.
-        free = shutil.disk_usage(folder).free
-        reason = "No space left on device" if free < FULL_DISK_BYTES else reason_of(error)
-        raise OSError(f"{temporary} cannot be written: {reason}. Earlier checkpoints are whole.") from error
-    barrier()
-    if is_main():
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        average: WeightAverage | None,
+        *,
+        background: bool,
+        limit: int | None,
+        keep: set[int],
+    ) -> None:
+        self.folder, self.background, self.limit, self.keep = folder, background, limit, keep
+        self.model, self.optimizers, self.average = model, optimizers, average
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[TrainerState, Future[None]] | None = None
+
+    @property
+    def written(self) -> bool:
+        """Whether this process has nothing left to write; when all have not, `complete` need not wait."""
+        return self._pending is None or self._pending[1].done()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint waits for `complete`."""
+        return self._pending is not None
+
+    def save(self, state: TrainerState) -> None:
+        """Writes a checkpoint, or starts to; `complete` makes it one. Every process calls it; raises as `complete` does."""
+        self.complete()
+        temporary = self._temporary(state.step)
+        with together():
+            if is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        states = self._states(copy=self.background)
+        self._pending = state, self._thread.submit(self._write, states, temporary)
+        if not self.background:
+            wait([self._pending[1]])
+
+    def complete(self) -> None:
+        """Gives a saved checkpoint its name, waiting for it to be written; every process calls it.
+
+        Raises SharedError where it cannot be written, as on a full disk; earlier checkpoints stay as they are.
+        """
+        if self._pending is None:
+            return
+        (state, writing), self._pending = self._pending, None
+        with together():
+            try:
+                writing.result()
+            except (CheckpointException, OSError) as error:
+                raise OSError(_unwritten(self._temporary(state.step), error)) from error
+        with together():
+            if is_main():
+                self._finish(state)
+
+    def _states(self, copy: bool) -> dict[str, dict[str, Any]]:
+        """What goes into each folder; with `copy`, in CPU memory and not to be changed by further steps."""
+        device = next(self.model.parameters()).device.type
+        options = StateDictOptions(ignore_frozen_params=True, cpu_offload=copy and device != "cpu")
+        model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
+        states = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
+        if self.average:
+            states[AVERAGE_FOLDER] = self.average.average
+        return tree_map_only(Tensor, _copied, states) if copy else states
+
+    def _write(self, states: Mapping[str, dict[str, Any]], temporary: Path) -> None:
+        for name, state in states.items():
+            dcp.save(state, checkpoint_id=temporary / name, process_group=self._group, no_dist=self._group is None)
+
+    def _finish(self, state: TrainerState) -> None:
+        temporary, final = self._temporary(state.step), self.folder / f"checkpoint-{state.step}"
         write_json(temporary / STATE_FILE, vars(state))
-        _replace(temporary, final)
+        for path in temporary.iterdir():
+            if path.is_dir():
+                _sync_folder(path)
+        if final.exists():  # what conversion left here belonged to weights of an earlier training
+            _remove(final)
+        temporary.rename(final)
+        _sync_folder(self.folder)
         size = sum(f.stat().st_size for f in final.rglob("*") if f.is_file())
-        logger.info("saved %s (%.1f MB)", final, size / 1e6)
-    barrier()
-    return final
+        adapters = ", adapters only" if state.lora else ""
+        logger.info("saved %s (%.1f MB%s)", final, size / 1e6, adapters)
+        remove_superfluous(self.folder, self.limit, self.keep)
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}.tmp"
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu")
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritten(temporary: Path, error: BaseException) -> str:
+    # Torch's own message depends on where in a file the disk became full.
+    free = shutil.disk_usage(temporary.parent).free
+    reason = "No space left on device" if free < FULL_DISK_BYTES else reason_of(error)
+    return f"{temporary} cannot be written: {reason}. Earlier checkpoints are whole."
 
 
 def reason_of(error: BaseException) -> str:
@@ -115,26 +211,30 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _replace(temporary: Path, final: Path) -> None:
-    if final.exists():  # what conversion left here belonged to weights of an earlier training
-        _remove(final)
-    temporary.rename(final)
-    handle = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def load_checkpoint(
+    checkpoint: Path, model: nn.Module, optimizers: list[Optimizer], average: WeightAverage | None
+) -> None:
+    """Loads weights, optimizers and average in place, at the same or another number of processes.
 
-
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Loads weights and optimizer in place, at the same or another number of processes."""
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=StateDictOptions(ignore_frozen_params=True))
-    dcp.load(model_state, checkpoint_id=checkpoint / MODEL_FOLDER)
-    dcp.load(optimizer_state, checkpoint_id=checkpoint / OPTIMIZER_FOLDER)
+    Raises ValueError where a file of it is missing or damaged.
+    """
+    options = StateDictOptions(ignore_frozen_params=True)
+    model_state, optimizer_state = get_state_dict(model, optimizers, options=options)
+    states = {MODEL_FOLDER: model_state, OPTIMIZER_FOLDER: optimizer_state}
+    if average:
+        states[AVERAGE_FOLDER] = average.average
+    for name, state in states.items():
+        try:
+            dcp.load(state, checkpoint_id=checkpoint / name)
+        except (CheckpointException, OSError) as error:
+            raise ValueError(
+                f"{checkpoint / name}: cannot be read, a file is missing or damaged: {reason_of(error)}. "
+                f"Remove {checkpoint} to go on from an earlier checkpoint."
+            ) from error
     # Adapter-only checkpoints lack the frozen weights on purpose.
     set_state_dict(
         model,
-        optimizer,
+        optimizers,
         model_state_dict=model_state,
         optim_state_dict=optimizer_state,
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
@@ -148,32 +248,43 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def limit_checkpoints(folder: Path, limit: int | None, keep: set[int]) -> None:
-    """Removes the oldest checkpoints beyond `limit`, except the newest and the steps in `keep`."""
-    if limit is None:
-        return
-    steps = list(list_checkpoints(folder))
-    for step in steps[:-limit]:
-        if step not in keep:
-            logger.info("removing checkpoint-%d (logger.checkpoints_total_limit: %d)", step, limit)
-            _remove(folder / f"checkpoint-{step}")
+def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:
+    """Removes the oldest checkpoints beyond `limit`, and unscheduled ones that a newer one follows; never the newest,
+    nor those of the steps in `keep`.
+    """
+    checkpoints = list_checkpoints(folder)
+    scheduled = [step for step, path in checkpoints.items() if read_state(path).scheduled]
+    beyond = set(scheduled[:-limit]) if limit else set()
+    doomed = (beyond | (checkpoints.keys() - scheduled)) - keep - {max(checkpoints, default=0)}
+    for step in sorted(doomed):
+        reason = (
+            f"logger.checkpoints_total_limit: {limit}"
+            if step in scheduled
+            else "of a stopped training; a newer one is there"
+        )
+        logger.info("removing checkpoint-%d (%s)", step, reason)
+        _remove(checkpoints[step])
 
 
 def find_resumable(folder: Path, identity: dict[str, Any], last_step: int, resume: bool = True) -> Path | None:
-    """The newest checkpoint of the same options, not beyond `last_step`.
+    """The newest checkpoint not beyond `last_step`; without `resume`, all are set aside, into `superseded-{n}/`.
 
-    Checkpoints of other options, and all of them without `resume`, are set aside, into `superseded-{n}/`: they are neither
-    continued nor lost.
+    Raises:
+        ValueError: where it belongs to other options, naming the keys that differ.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return None
-    differences = differing_keys(read_state(checkpoints[max(checkpoints)]).identity, identity)
     if not resume:
-        differences = ["resume_from_checkpoint: null", *differences]
-    if differences:
-        _set_aside(folder, differences)
+        _set_aside(folder)
         return None
+    differences = differing_keys(read_state(checkpoints[max(checkpoints)]).identity, identity)
+    if differences:
+        raise ValueError(
+            "\n  - ".join([f"{folder}: its checkpoints were trained under other options:", *differences])
+            + "\nUndo the change or give the experiment another name. To start it over, set resume_from_checkpoint: null; "
+            f"the old checkpoints are then kept in {folder}/superseded-{_next_number(folder)}."
+        )
     usable = [step for step in checkpoints if step <= last_step]
     return checkpoints[max(usable)] if usable else None
 
@@ -190,16 +301,18 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -
     return lines
 
 
-def _set_aside(folder: Path, differences: list[str]) -> None:
-    number = 1 + max((int(p.name.rsplit("-", 1)[1]) for p in folder.glob("superseded-*")), default=0)
-    target = folder / f"superseded-{number}"
+def _next_number(folder: Path) -> int:
+    return 1 + max((int(p.name.rsplit("-", 1)[1]) for p in folder.glob("superseded-*")), default=0)
+
+
+def _set_aside(folder: Path) -> None:
+    target = folder / f"superseded-{_next_number(folder)}"
     target.mkdir()
     for path in [*list_checkpoints(folder).values(), folder / "logs"]:
         if path.exists():
             path.rename(target / path.name)
     logger.warning(
-        "the checkpoints in %s are not continued (%s); training starts over and they are kept in %s",
+        "resume_from_checkpoint: null: training starts over; the checkpoints that were in %s are kept in %s",
         folder,
-        "; ".join(differences),
         target,
     )

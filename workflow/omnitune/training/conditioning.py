@@ -6,10 +6,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from omnitune.config.training import TransportOptions
 from omnitune.data.encoded import EncodedIndex
 from omnitune.data.loader import Sample
 from omnitune.models.encoder import FrozenEncoder
-from omnitune.training.flow_matching import Conditioned, sample_generator
+from omnitune.training.flow_matching import Conditioned, draw_time, sample_seed
 
 
 class Conditioner:
@@ -22,7 +23,8 @@ class Conditioner:
         source: the encoder that computes posteriors and text features, or the stored ones that samples come with.
         device: of the results.
         scaling: (shift, scale) of the latents; see `latent_scaling`.
-        snr_type: distribution of times; see `training_times`.
+        transport: distribution of times.
+        global_batch_size: see `draw_time`.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class Conditioner:
         device: torch.device,
         *,
         scaling: tuple[float, float],
-        snr_type: str,
+        transport: TransportOptions,
+        global_batch_size: int,
     ) -> None:
         self.source = source
         self.device = device
         self.shift, self.scale = scaling
-        self.snr_type = snr_type
+        self.transport = transport
+        self.global_batch_size = global_batch_size
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Conditioned]:
@@ -49,17 +53,19 @@ class Conditioner:
             texts = [text.float() for text in self.source.texts([s.instruction for s in samples], drops)]
             posteriors = _computed_posteriors(samples, self.source)
         return [
-            self._draw(sample_generator(seed, sample.step, sample.slot), text, images)
+            self._draw(sample, seed, text, images)
             for sample, text, images in zip(samples, texts, posteriors, strict=True)
         ]
 
-    def _draw(self, generator: torch.Generator, text: Tensor, posteriors: list[tuple[Tensor, Tensor]]) -> Conditioned:
+    def _draw(self, sample: Sample, seed: int, text: Tensor, posteriors: list[tuple[Tensor, Tensor]]) -> Conditioned:
         *references, target = posteriors
-        draw = torch.randn if self.snr_type == "lognorm" else torch.rand
-        time = draw((), generator=generator)
+        own_seed = sample_seed(seed, sample.step, sample.slot)
+        generator = torch.Generator().manual_seed(own_seed)
+        time = draw_time(generator, self.transport, sample.slot, self.global_batch_size)
         latent = self._latent(target, generator)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
-        return Conditioned(latent, [self._latent(r, generator) for r in references], text, noise, time)
+        scaled = [self._latent(reference, generator) for reference in references]
+        return Conditioned(latent, scaled, text, noise, time, own_seed, sample.key)
 
     def _latent(self, posterior: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """Draws from the posterior and scales: (z - shift_factor) * scaling_factor, [C, H, W] float32."""

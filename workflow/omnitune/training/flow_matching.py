@@ -13,10 +13,15 @@ from omnitune.config.training import TransportOptions
 BINS = 10
 
 
-def sample_generator(seed: int, step: int, slot: int) -> torch.Generator:
-    """The CPU generator of one sample: a function of (seed, step, slot) alone, whatever process computes it."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{slot}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+def seed_of(*parts: int | str) -> int:
+    """A seed of 63 bits from what it belongs to: a function of its parts alone, whatever process computes it."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def sample_seed(seed: int, step: int, slot: int) -> int:
+    """The seed of all random numbers of the sample that stands in a slot of a step."""
+    return seed_of(seed, step, slot)
 
 
 def shift_timesteps(t: Tensor, num_tokens: Tensor | int, version: str = "v1") -> Tensor:
@@ -45,7 +50,7 @@ def training_times(draws: Tensor, num_tokens: Tensor, transport: TransportOption
     """Training times from raw draws.
 
     Args:
-        draws: [B], normal draws for "lognorm", uniform ones for "uniform".
+        draws: [B], normal draws for "lognorm" and "logit_normal", uniform ones otherwise.
         num_tokens: [B] image tokens of each sample.
         transport: distribution and shift.
         max_output_tokens: tokens of max_output_pixels, for a shift that is the same for all samples.
@@ -53,11 +58,34 @@ def training_times(draws: Tensor, num_tokens: Tensor, transport: TransportOption
     Returns:
         [B] times in (0, 1).
     """
-    t = torch.sigmoid(draws) if transport.snr_type == "lognorm" else draws
+    t = draws
+    if transport.snr_type == "lognorm":
+        t = torch.sigmoid(draws)
+    elif transport.snr_type == "logit_normal":
+        t = torch.sigmoid(transport.logit_mean + transport.logit_std * draws)
     if not transport.do_shift:
         return t
     tokens = num_tokens if transport.dynamic_time_shift else torch.full_like(num_tokens, max_output_tokens)
     return shift_timesteps(t, tokens, transport.time_shift_version)
+
+
+def draw_time(generator: torch.Generator, transport: TransportOptions, slot: int, global_batch_size: int) -> Tensor:
+    """The raw draw of one sample's time, float32 without dimensions; `stratified_uniform` draws from the slot's own part."""
+    if transport.snr_type in {"lognorm", "logit_normal"}:
+        return torch.randn((), generator=generator)
+    draw = torch.rand((), generator=generator)
+    return (slot + draw) / global_batch_size if transport.snr_type == "stratified_uniform" else draw
+
+
+def loss_weights(times: Tensor, transport: TransportOptions) -> Tensor | float:
+    """Weights of samples' squared velocity errors by their times [B].
+
+    min_snr: the error of the predicted data is (1 - t) times that of the velocity, and the signal-to-noise ratio is
+    (t / (1 - t))^2, so that min(SNR, gamma) on the data's error (arXiv 2303.09556) is min(t^2, gamma (1 - t)^2) here.
+    """
+    if transport.loss_weighting == "none":
+        return 1.0
+    return torch.minimum(times.square(), transport.min_snr_gamma * (1 - times).square())
 
 
 @dataclass
@@ -70,6 +98,8 @@ class Conditioned:
         text: [L, D] text features without padding.
         draw: raw draw for the time. None where the time is set by hand.
         noise: [C, H, W] normal noise (x0).
+        seed: of random numbers that the model draws for this sample (dropout).
+        key: names the sample to people.
     """
 
     target: Tensor
@@ -77,6 +107,8 @@ class Conditioned:
     text: Tensor
     noise: Tensor
     draw: Tensor | None = None
+    seed: int = 0
+    key: str = ""
 
 
 def interpolate(noise: Tensor, data: Tensor, t: Tensor | float) -> Tensor:

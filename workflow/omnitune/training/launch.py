@@ -1,67 +1,52 @@
 """Starting a training: one `accelerate launch` per node."""
 
+import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.config.training import TrainOptions
-from omnitune.files import lock
-from omnitune.launcher import Topology, accelerate_command, launch_environment, require_gpus, run
+from omnitune.console import INTERRUPTED, Interrupted
+from omnitune.launcher import (
+    FORWARDS_STOP,
+    MISTAKE,
+    Topology,
+    accelerate_command,
+    launch_environment,
+    require_gpus,
+    run,
+)
+from omnitune.training.files import TrainingFiles, lock_experiment
+from omnitune.training.layout import Layout, choose_layout
+
+logger = logging.getLogger("omnitune")
 
 WRAPPED_BLOCK = "OmniGen2TransformerBlock"  # FSDP shards each of these on its own
 
 
-@dataclass(frozen=True)
-class TrainingFiles:
-    """What a training reads and writes.
-
-    Attributes:
-        config: options file.
-        base: pipeline folder with VAE, text encoder and tokenizer.
-        transformer: folder of the transformer to start from.
-        index: prepared/{dataset}/shards/index.parquet.
-        encoded: prepared/{dataset}/encoded/{model}; read only where data.encode asks for it.
-        output: experiments/{experiment}.
-    """
-
-    config: Path
-    base: Path
-    transformer: Path
-    index: Path
-    encoded: Path
-    output: Path
-
-    def arguments(self) -> list[str]:
-        """The same as command-line arguments."""
-        return [word for name, path in vars(self).items() for word in (f"--{name}", str(path))]
-
-
-def launch_command(topology: Topology, train: TrainOptions, arguments: list[str]) -> list[str]:
+def launch_command(topology: Topology, layout: Layout, train: TrainOptions, arguments: list[str]) -> list[str]:
     """The `accelerate launch` command of one node; raises ValueError for several nodes without a fixed port."""
-    sharding: list[str] = []
-    if topology.world_size > 1:
-        sharding += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-        sharding += ["--fsdp_transformer_layer_cls_to_wrap", WRAPPED_BLOCK]
-        sharding += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
-        sharding += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
-    return accelerate_command(topology, "omnitune.training.loop", arguments, sharding, train.mixed_precision)
-
-
-def lock_experiment(output: Path) -> IO[str]:
-    """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
-    return lock(output / ".train.lock", f"{output}: another training is writing here. Wait for it or stop it.")
+    sharing: list[str] = []
+    if layout.strategy == "ddp":
+        sharing = ["--multi_gpu"]
+    elif layout.strategy != "single":
+        sharing += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+        sharing += ["--fsdp_transformer_layer_cls_to_wrap", WRAPPED_BLOCK]
+        sharing += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
+        sharing += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
+    arguments = [*arguments, "--strategy", layout.strategy, "--strategy_reason", layout.reason]
+    arguments += ["--world_size", str(layout.world_size), "--shard_size", str(layout.shard_size)]
+    return accelerate_command(topology, "omnitune.training.loop", arguments, sharing)
 
 
 def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology) -> None:
-    """Runs this node's part of a training and waits for it.
+    """Runs this node's part of a training and waits for it; starts it again where its processes died.
 
     Raises:
         ConfigError: if the batch sizes do not fit the number of processes.
         ValueError: if a file is missing, or the training failed; its own message stands above in the log then.
+        Interrupted: if it was asked to stop and has saved.
     """
     require_processes(options, topology.world_size, str(files.config))
     require_gpus(topology.processes_per_node, f"Raise batch_size or gradient_accumulation_steps in {files.config}.")
@@ -69,14 +54,25 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
     for path in (files.index, files.transformer, files.base, *encoded):
         if not path.exists():
             raise ValueError(f"{path} is missing. `snakemake --cores 2 train` makes all that a training needs.")
-    if topology.rank == 0:
-        lock_experiment(
-            files.output
-        ).close()  # refuse here, with one message; the training itself holds it from its start
-    command = launch_command(topology, options.train, files.arguments())
-    code = run(command, launch_environment(topology.threads_per_process))
-    if code:
-        raise ValueError(f"training {options.name} failed with exit code {code}; its messages stand above.")
+    if topology.rank == 0:  # refuse here, with one message; the training itself holds it from its start
+        lock_experiment(files.output).close()
+    layout = choose_layout(options, topology, files)
+    command = launch_command(topology, layout, options.train, files.arguments())
+    _run_with_restarts(command, options, topology)
+    if not (files.output / "train.json").is_file():
+        raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
+
+
+def _run_with_restarts(command: list[str], options: ExperimentOptions, topology: Topology) -> None:
+    environment = launch_environment(topology, forwards_stop=True)
+    for attempt in range(options.train.max_restarts + 1):
+        code = run([*command, "--restarted"] if attempt else command, environment)
+        if code == 0:
+            return
+        if code == MISTAKE or attempt == options.train.max_restarts:
+            raise ValueError(f"training {options.name} failed with exit code {code}; its messages stand above.")
+        left = options.train.max_restarts - attempt - 1
+        logger.warning("processes of the training died; it goes on from its newest checkpoint (%d restarts left)", left)
 
 
 def launch_job(
@@ -102,7 +98,9 @@ def launch_job(
             "`omnitune train` on each node (see its --help)."
         )
     command = srun_command(files, topology, job_id)
-    code = run(command, dict(os.environ))
+    code = run(command, {**os.environ, FORWARDS_STOP: "1"})
+    if code == INTERRUPTED:
+        raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
     if code:
         raise ValueError(
             f"training {options.name} on {nodes} nodes failed with exit code {code}; see the messages above."

@@ -1,9 +1,12 @@
 """Figures of each training step: logs/metrics.jsonl, TensorBoard and, if asked for, wandb."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from omnitune.config.options import ExperimentOptions
@@ -25,7 +28,7 @@ class MetricsLog:
         self.wandb = _start_wandb(options, folder) if "wandb" in trackers else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes the figures of one step; `row` has "step" and numbers, or lists of numbers for bins."""
+        """Writes the figures of one step; `row` has "step" and numbers, lists of numbers for bins, or numbers by name."""
         self.file.write(json.dumps(row) + "\n")
         scalars = _flatten(row)
         for name, value in scalars.items():
@@ -33,6 +36,17 @@ class MetricsLog:
                 self.board.add_scalar(name, value, row["step"])
         if self.wandb:
             self.wandb.log(scalars, step=row["step"])
+
+    def write_images(self, step: int, paths: Sequence[Path]) -> None:
+        """Shows images, as they lie on disk, to the trackers."""
+        if self.board:
+            for path in paths:
+                with Image.open(path) as image:
+                    self.board.add_image(f"samples/{path.stem}", np.asarray(image), step, dataformats="HWC")
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({f"samples/{path.stem}": wandb.Image(str(path)) for path in paths}, step=step)
 
     def close(self) -> None:
         """Flushes all writers."""
@@ -50,8 +64,10 @@ def _flatten(row: dict[str, Any]) -> dict[str, float]:
             count = len(value)
             bins = {f"{name}/{i / count:.1f}-{(i + 1) / count:.1f}": v for i, v in enumerate(value)}
             scalars |= {key: v for key, v in bins.items() if v is not None}
-        elif name != "step":
-            scalars[f"train/{name}"] = value
+        elif isinstance(value, dict):
+            scalars |= {f"{name}/{key}": each for key, each in value.items()}
+        elif name != "step" and value is not None:
+            scalars[f"{'val' if name.startswith('val_') else 'train'}/{name}"] = value
     return scalars
 
 

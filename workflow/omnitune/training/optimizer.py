@@ -1,25 +1,204 @@
-"""Optimizer and learning rate."""
+"""Optimizers, their parameter groups, the learning rate, and the average of the weights."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from omnitune.config.training import TrainOptions
+from omnitune.models import OmniGen2TransformerBlock
+from omnitune.training.layout import SHARDED
+from omnitune.training.parallel import local_part
+
+WHOLE_TENSORS = ("adamw_8bit", "adafactor", "prodigy")  # compute over whole parameters, which FSDP cuts
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], train: TrainOptions) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; the learning rate is set before each step."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=peak_learning_rate(train),
-        betas=(train.adam_beta1, train.adam_beta2),
-        weight_decay=train.adam_weight_decay,
-        eps=train.adam_epsilon,
-        fused=True,
-    )
+def check_optimizer(train: TrainOptions, strategy: str) -> None:
+    """Raises ValueError where the optimizer cannot work here, before anything is loaded."""
+    name = train.optimizer_name
+    if name in WHOLE_TENSORS and strategy in SHARDED:
+        raise ValueError(
+            f"train.optimizer: {name!r} is not allowed with train.parallelism: {strategy!r}: it computes over whole parameters, "
+            "which are cut there. Take 'adamw' or 'muon', or train.parallelism: 'ddp'."
+        )
+    if name == "adamw_8bit":
+        _require_8bit()
+    if name == "prodigy":
+        try:
+            import pytorch_optimizer  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                "train.optimizer: 'prodigy' needs pytorch-optimizer: type `pip install 'omnitune[prodigy]'`."
+            ) from None
+
+
+def _require_8bit() -> None:
+    if not torch.cuda.is_available():
+        raise ValueError("train.optimizer: 'adamw_8bit' needs a CUDA GPU. Take 'adamw'.")
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:  # a library for another CUDA fails in many ways
+        raise ValueError(
+            f"train.optimizer: 'adamw_8bit' needs bitsandbytes, which does not load ({error}). "
+            "Type `pip install bitsandbytes`, or take 'adamw'."
+        ) from None
+
+
+def build_optimizers(
+    model: nn.Module, train: TrainOptions, learning_rates: Mapping[str, float | None] | None = None
+) -> list[Optimizer]:
+    """The optimizers of a model that lies on its processes already; learning rates are set before each step.
+
+    Every parameter group has `peak`, its peak learning rate as a multiple of `peak_learning_rate`.
+
+    Args:
+        model: its parameters with requires_grad are trained.
+        train: which optimizer, with its keys.
+        learning_rates: peak learning rates of parameters by name, where they have their own.
+    """
+    named = {name.removeprefix("module."): p for name, p in model.named_parameters() if p.requires_grad}
+    if train.optimizer_name != "muon":
+        return [_OPTIMIZERS[train.optimizer_name](_groups(named, train, learning_rates), train)]
+    matrices = _block_matrices(model)
+    muon = {name: p for name, p in named.items() if id(p) in matrices}
+    rest = {name: p for name, p in named.items() if id(p) not in matrices}
+    parts = (("muon", muon), ("adamw", rest))
+    return [_OPTIMIZERS[kind](_groups(part, train, learning_rates), train) for kind, part in parts if part]
+
+
+def _block_matrices(model: nn.Module) -> set[int]:
+    """Ids of the matrices that Muon is made for: those of the blocks, not embeddings and outputs."""
+    blocks = [module for module in model.modules() if isinstance(module, OmniGen2TransformerBlock)]
+    return {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
+
+
+def _groups(
+    named: Mapping[str, nn.Parameter], train: TrainOptions, learning_rates: Mapping[str, float | None] | None
+) -> list[dict[str, Any]]:
+    peak = peak_learning_rate(train)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        own = (learning_rates or {}).get(name)
+        scale = train.global_batch_size if train.scale_lr else 1
+        groups.setdefault(1.0 if own is None else own * scale / peak, []).append(parameter)
+    return [{"params": parameters, "lr": peak * factor, "peak": factor} for factor, parameters in groups.items()]
+
+
+def _adamw(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    return torch.optim.AdamW(groups, **_adam_keys(train), fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(groups, **_adam_keys(train))
+
+
+def _adafactor(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    return torch.optim.Adafactor(groups, weight_decay=train.adam_weight_decay)
+
+
+def _prodigy(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    from pytorch_optimizer import Prodigy
+
+    betas = (train.adam_beta1, train.adam_beta2)
+    return Prodigy(groups, betas=betas, weight_decay=train.adam_weight_decay, eps=train.adam_epsilon)
+
+
+def _muon(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    # With this adjustment the learning rate and the weight decay of AdamW serve both.
+    keys = {"momentum": train.muon_momentum, "weight_decay": train.adam_weight_decay}
+    return torch.optim.Muon(groups, **keys, adjust_lr_fn="match_rms_adamw")
+
+
+def _adam_keys(train: TrainOptions) -> dict[str, Any]:
+    betas = (train.adam_beta1, train.adam_beta2)
+    return {"betas": betas, "weight_decay": train.adam_weight_decay, "eps": train.adam_epsilon}
+
+
+_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainOptions], Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "muon": _muon,
+}
+
+
+def update(optimizers: list[Optimizer], learning_rate: float) -> None:
+    """One step of all optimizers at a learning rate, each group's own factor applied."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group["peak"]
+        optimizer.step()
+
+
+def clear_gradients(optimizers: list[Optimizer]) -> None:
+    """Frees all gradients."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+
+
+class WeightAverage:
+    """Exponential moving average of the trained weights: average <- decay * average + (1 - decay) * weight.
+
+    Cut over processes as the weights are, in their own float32.
+
+    Args:
+        weights: by name, as they are updated in place later.
+        decay: train.ema_decay.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.weights = dict(weights)
+        self.average = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step of the optimizer."""
+        averages = [local_part(average) for average in self.average.values()]
+        torch._foreach_lerp_(averages, [local_part(weight) for weight in self.weights.values()], 1 - self.decay)
+
+
+class LossScale:
+    """Factor on the loss that keeps the gradients of float16 from underflow; 1 with other precisions.
+
+    Halves when gradients overflow, doubles after 2000 steps without (mixed precision training, arXiv 1710.03740).
+    """
+
+    GROWTH_STEPS = 2000
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.value = 65536.0 if enabled else 1.0
+        self.good_steps = 0
+
+    def overflowed(self) -> bool:
+        """After a step without finite gradients: halves the scale; False where that cannot help."""
+        if self.value <= 1.0:
+            return False
+        self.value /= 2
+        self.good_steps = 0
+        return True
+
+    def succeeded(self) -> None:
+        """After a step with finite gradients."""
+        self.good_steps += 1
+        if self.enabled and self.good_steps % self.GROWTH_STEPS == 0:
+            self.value *= 2
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"loss_scale": self.value, "good_steps": self.good_steps} if self.enabled else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.value, self.good_steps = state.get("loss_scale", self.value), state.get("good_steps", 0)
 
 
 def peak_learning_rate(train: TrainOptions) -> float:
@@ -42,6 +221,7 @@ def learning_rate_schedule(train: TrainOptions) -> Callable[[int], float]:
         num_training_steps=train.max_train_steps,
         num_cycles=train.lr_num_cycles,
         power=train.lr_power,
+        step_rules=train.lr_step_rules,
     )
     factor = scheduler.lr_lambdas[0]
     return lambda update: peak * factor(update)
@@ -59,3 +239,10 @@ def _timm_cosine(update: int, peak: float, train: TrainOptions) -> float:
     length = train.t_initial or max(train.max_train_steps - offset, 1)
     progress = min((update - offset) / length, 1.0)
     return train.lr_min + 0.5 * (peak - train.lr_min) * (1 + math.cos(math.pi * progress))
+
+
+def depends_on_length(train: TrainOptions) -> bool:
+    """Whether another max_train_steps would change the learning rates of steps that are done."""
+    if train.lr_scheduler == "timm_cosine":
+        return train.t_initial is None
+    return train.lr_scheduler in {"linear", "cosine", "cosine_with_restarts", "polynomial"}

@@ -1,0 +1,125 @@
+"""What a training is a function of, and the data that it reads."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from omnitune.config import ExperimentOptions
+from omnitune.data.encoded import EncodedIndex, fingerprint_of
+from omnitune.data.index import ShardIndex
+from omnitune.data.loader import TrainingBatches
+from omnitune.data.mixture import Source, read_mixture
+from omnitune.data.plan import MixturePlan
+from omnitune.files import sha256_of
+from omnitune.models.components import MANIFEST
+from omnitune.models.encoder import FrozenEncoder, latent_scaling
+from omnitune.models.lora import WEIGHT_NAME
+from omnitune.training.conditioning import Conditioner
+from omnitune.training.files import TrainingFiles
+from omnitune.training.layout import Layout
+
+PACKAGES = ("omnitune", "torch", "accelerate", "peft", "diffusers")  # of which all processes must have one version
+VAE_BATCH_PIXELS = 1024 * 1024  # that go through the VAE at once, beside the model in training
+
+
+def identity_of(options: ExperimentOptions, files: TrainingFiles) -> dict[str, Any]:
+    """What the weights are a function of, and checkpoints therefore bound to: options, starting weights, data."""
+    manifest = files.transformer / "conversion.json"
+    weights = sorted((f.name, f.stat().st_size) for f in files.transformer.glob("*.safetensors"))
+    start = sha256_of(manifest) if manifest.is_file() else [list(item) for item in weights]
+    base = files.base / MANIFEST
+    mixture = {source.name: source.ratio for source in read_mixture(options.data.data_path)}
+    data = {"index": sha256_of(files.index), "mixture": mixture}
+    base_weights = sha256_of(base) if base.is_file() else None
+    identity = {"options": options.identity, "base": base_weights, "starting_weights": start, "data": data}
+    if options.train.lora_path:
+        adapter = Path(options.train.lora_path)
+        file = adapter / WEIGHT_NAME if adapter.is_dir() else adapter
+        if not file.is_file():
+            raise ValueError(f"train.lora_path: {file} does not exist.")
+        identity["starting_adapter"] = sha256_of(file)
+    return identity
+
+
+def shared_facts(options: ExperimentOptions, identity: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """What all processes of a training must agree in: one entry for each option and each package."""
+    versions = {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
+    layouts = {"strategy": layout.strategy, "processes": layout.world_size, "processes per replica": layout.shard_size}
+    options_found = options.model_dump(mode="json", exclude={"cache_dir"})
+    return {**versions, **layouts, **_flat(options_found, ""), **_flat(identity, "identity.")}
+
+
+def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples of a training: their index, sources and plan, this process's batches, and what makes latents of them."""
+
+    index: ShardIndex
+    sources: list[Source]
+    plan: MixturePlan
+    batches: TrainingBatches
+    conditioner: Conditioner
+
+
+def open_data(options: ExperimentOptions, files: TrainingFiles, accelerator: Accelerator) -> TrainingData:
+    """Opens index and shards, or encodings; raises ValueError for what is missing or does not fit."""
+    data, train = options.data, options.train
+    index = open_index(options, files.index)
+    sources = read_mixture(data.data_path)
+    names = [source.name for source in sources]
+    encoded = None
+    if data.encode:
+        fingerprint = fingerprint_of(files.base, data)
+        encoded = EncodedIndex(files.encoded, fingerprint, index, names, data.shards_per_encoding)
+    elif accelerator.is_local_main_process:
+        index.check_tars()  # a request for each tar where they lie at URLs: once per node
+    plan = MixturePlan(index.sizes(names), [source.ratio for source in sources], options.seed)
+    batches = TrainingBatches(
+        index,
+        plan,
+        names,
+        seed=options.seed,
+        global_batch_size=train.global_batch_size,
+        batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        prompt_dropout_prob=data.prompt_dropout_prob,
+        ref_img_dropout_prob=data.ref_img_dropout_prob,
+        encoded=encoded,
+    )
+    conditioner = Conditioner(
+        _frozen_encoder(options, files.base, accelerator.device) if encoded is None else encoded,
+        accelerator.device,
+        scaling=latent_scaling(files.base),
+        transport=options.transport,
+        global_batch_size=train.global_batch_size,
+    )
+    return TrainingData(index, sources, plan, batches, conditioner)
+
+
+def _frozen_encoder(options: ExperimentOptions, base: Path, device: torch.device) -> FrozenEncoder:
+    return FrozenEncoder(
+        base,
+        device,
+        text_dtype=torch.bfloat16 if options.train.mixed_precision == "bf16" else torch.float32,
+        max_text_tokens=options.data.maximum_text_tokens,
+        use_chat_template=options.data.use_chat_template,
+        batch_pixels=VAE_BATCH_PIXELS,
+    )
+
+
+def open_index(options: ExperimentOptions, path: Path) -> ShardIndex:
+    """The index of the shards, with the disk cache for those at URLs."""
+    cache = Path(options.cache_dir).expanduser() if options.cache_dir else Path.home() / ".cache" / "omnitune"
+    return ShardIndex.load(path, cache=cache / "shards", cache_bytes=options.data.url_cache_mb * 1_000_000)

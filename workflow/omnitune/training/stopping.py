@@ -1,0 +1,27 @@
+"""A training that is asked to stop: by a signal to its job, or since another of its processes has died."""
+
+import os
+import signal
+import threading
+
+from omnitune.launcher import PEER_LOST, STOP_SIGNALS
+
+
+class StopRequest:
+    """Set by SIGTERM or SIGUSR1, what a preempted or expiring job gets: the training saves after its step and ends.
+
+    A thread waits for the signals, so that they are noticed while the main one sits in a collective. A SIGTERM of the
+    launcher itself means that another process has died: there is nothing to wait for then, and this one ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        threading.Thread(target=self._wait, name="stop-signals", daemon=True).start()
+
+    def _wait(self) -> None:
+        while True:
+            received = signal.sigwaitinfo(STOP_SIGNALS)
+            if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
+                os._exit(PEER_LOST)
+            self.requested = True
