@@ -16,7 +16,7 @@ from tiny import TRANSFORMER
 from omnitune.config import BASE, Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
 from omnitune.evaluation.benchmark import Prompt
-from omnitune.evaluation.generate import describe_weights, generate, load_pipeline
+from omnitune.evaluation.generate import EvaluatedWeights, describe_weights, evaluated_weights, generate, load_pipeline
 from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
 from omnitune.evaluation.metrics import HIGHEST_PSNR, compare_images, score
 from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
@@ -218,3 +218,13 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no image")
     with pytest.raises(ValueError, match=r"x\.png: cannot be read as an image"):
         open_image(tmp_path / "x.png")
+
+
+def test_which_weights_a_converted_checkpoint_means() -> None:
+    base, start, checkpoint = Path("base"), Path("experiments/a/checkpoint-3/transformer_ema"), Path("b/checkpoint-9")
+    assert evaluated_weights(base, base / "transformer", None) == EvaluatedWeights(base, None, None)
+    assert evaluated_weights(base, start, None) == EvaluatedWeights(base, start, None)
+    for suffix in ("", "_ema"):
+        full, lora = checkpoint / f"transformer{suffix}", checkpoint / f"transformer_lora{suffix}"
+        assert evaluated_weights(base, start, full) == EvaluatedWeights(base, full, None)
+        assert evaluated_weights(base, start, lora) == EvaluatedWeights(base, start, lora)

@@ -89,7 +89,7 @@ class SampleDropout(nn.Module):
         return scrambled(scrambled(rows ^ self.key)[:, None] + columns) < self.limit
 
 
-def use_sample_dropout(model: nn.Module, p: float) -> DropoutSeeds:
+def use_sample_dropout(model: Any, p: float) -> DropoutSeeds:
     """Replaces the dropout of a model's adapters by one that belongs to samples.
 
     Args:
