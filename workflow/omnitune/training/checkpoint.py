@@ -149,7 +149,7 @@ class CheckpointSaver:
         device = next(self.model.parameters()).device.type
         options = StateDictOptions(ignore_frozen_params=True, cpu_offload=copy and device != "cpu")
         model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
-        states = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
+        states: Any = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
         if self.average:
             states[AVERAGE_FOLDER] = self.average.average
         return tree_map_only(Tensor, _copied, states) if copy else states

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from omnitune.config.training import TransportOptions
+from omnitune.models.flops import SampleTokens
 
 BINS = 10
 
@@ -167,7 +168,7 @@ def image_tokens(latent: Tensor, patch_size: int) -> int:
     return math.prod(latent.shape[-2:]) // patch_size**2
 
 
-def sample_tokens(sample: Conditioned, patch_size: int) -> int:
-    """Tokens that the model computes on for a sample: of the output image, of the references and of the text."""
-    images = [sample.target, *sample.references]
-    return sum(image_tokens(latent, patch_size) for latent in images) + len(sample.text)
+def sample_tokens(sample: Conditioned, patch_size: int) -> SampleTokens:
+    """Tokens that the model computes on for a sample."""
+    references = tuple(image_tokens(latent, patch_size) for latent in sample.references)
+    return SampleTokens(len(sample.text), references, image_tokens(sample.target, patch_size))

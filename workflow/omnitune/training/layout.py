@@ -1,5 +1,6 @@
 """How processes share a training: which strategy, and how many of them hold one copy of the parameters."""
 
+import json
 import logging
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
     train, world_size = options.train, topology.world_size
     if world_size == 1:
         return Layout("single", 1, 1)
-    strategy, reason = train.parallelism, ""
+    strategy, reason = str(train.parallelism), ""
     if strategy == "auto":
         strategy, reason = _fitting(options, topology, files)
         logger.info("train.parallelism: auto takes %s: %s", strategy, reason)
@@ -60,3 +61,20 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
     if train.cpu_offload and (strategy == "ddp" or not torch.accelerator.is_available()):
         raise ValueError("train.cpu_offload: true needs train.parallelism fsdp or hsdp, and a GPU to offload from.")
     return Layout(strategy, world_size, 1 if strategy == "ddp" else world_size, reason)
+
+
+def _fitting(options: ExperimentOptions, topology: Topology, files: TrainingFiles) -> tuple[str, str]:
+    """The strategy that `auto` stands for, by estimated memory, and why; imported here, as it builds the model's blocks."""
+    from omnitune.data.index import ShardIndex
+    from omnitune.training.estimate import choose_parallelism, device_memory, encoder_bytes_of
+    from omnitune.training.workload import longest_batch
+
+    return choose_parallelism(
+        options,
+        json.loads((files.transformer / "config.json").read_text(encoding="utf-8")),
+        processes=topology.world_size,
+        nodes=topology.nodes,
+        device_bytes=device_memory(topology.processes_per_node),
+        batch=longest_batch(options, ShardIndex.load(files.index), processes=topology.world_size),
+        encoder_bytes=encoder_bytes_of(files.base, options),
+    )

@@ -21,6 +21,7 @@ from omnitune.data.drawn import mixture_report
 from omnitune.data.loader import Sample, training_loader
 from omnitune.files import write_json, write_text
 from omnitune.launcher import MISTAKE, PEER_LOST, die_with_parent, is_first_of_node, launched_rank
+from omnitune.models.flops import ModelFlops
 from omnitune.training import checkpoint as checkpoints
 from omnitune.training import parallel
 from omnitune.training.files import TrainingFiles, lock_experiment
@@ -52,7 +53,7 @@ from omnitune.training.optimizer import (
 from omnitune.training.parallel import COMPUTE_DTYPES, SharedError, together
 from omnitune.training.setup import identity_of, open_data, shared_facts
 from omnitune.training.stopping import StopRequest
-from omnitune.training.timing import StepClock, peak_memory_mb
+from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
 from omnitune.training.validation import Validation, due
 
 logger = logging.getLogger("omnitune")
@@ -105,8 +106,10 @@ class Trainer:
 
     def _setup_model(self) -> None:
         with together():
-            trained = build_model(self.options, self.files.transformer)
+            trained = build_model(self.options, self.files.transformer, self.device)
         self.patch_size = trained.model.config.patch_size
+        self.flops = ModelFlops(trained.model)
+        self.peak = device_peak(self.device, COMPUTE_DTYPES[self.train.mixed_precision])
         self.lora, self.dropout = trained.lora, trained.dropout
         self.model, self.sharding = parallel.prepare(self.accelerator, trained.model, self.layout)
         self.optimizers = build_optimizers(self.model, self.train, trained.learning_rates)
@@ -209,11 +212,12 @@ class Trainer:
         with self.clock.part("data"):
             conditioned = [self.data.conditioner(samples, self.options.seed) for samples in microbatches]
         elements = sum(float(latent_elements(samples).sum()) for samples in conditioned)
-        tokens = sum(sample_tokens(sample, self.patch_size) for samples in conditioned for sample in samples)
-        asked = float(self.stop is not None and self.stop.requested)
-        totals = [elements, tokens, asked, float(self.saver.written)]
+        tokens = [sample_tokens(sample, self.patch_size) for samples in conditioned for sample in samples]
+        flops = self.flops.training(tokens) if self.peak else 0
+        asked = self.stop is not None and self.stop.requested
+        totals = [elements, sum(sample.total for sample in tokens), flops, asked, self.saver.written]
         sums = parallel.sum_over_processes(torch.tensor(totals, dtype=torch.float64, device=self.device)).tolist()
-        global_elements, global_tokens, stops, written = sums
+        global_elements, global_tokens, self.step_flops, stops, written = sums
         if self.saver.pending and written == self.layout.world_size:
             self.saver.complete()
         figures = torch.zeros(2, BINS, device=self.device)
@@ -289,12 +293,14 @@ class Trainer:
     def _speed(self, tokens: int) -> dict[str, float]:
         """Seconds of the step and its parts, rates over all processes, and this process's memory."""
         seconds, parts = self.clock.finish()
+        mfu = {"mfu": round(self.step_flops / (seconds * self.peak * self.layout.world_size), 4)} if self.peak else {}
         return {
             "seconds": round(seconds, 4),
             **{f"{name}_seconds": round(value, 4) for name, value in parts.items()},
             "samples_per_second": round(self.train.global_batch_size / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
             "memory_mb": round(peak_memory_mb(self.device), 1),
+            **mfu,
         }
 
     def _validate(self, step: int, metrics: MetricsLog | None) -> dict[str, Any]:

@@ -18,26 +18,26 @@ class Trained:
     """A model to train, not yet put onto the processes.
 
     Attributes:
-        model: with requires_grad on what is trained.
+        model: the transformer, with requires_grad on what is trained.
         learning_rates: peak learning rates by parameter name, None for train.learning_rate.
         lora: what checkpoints say of the adapter; None without.
         dropout: where samples' seeds are set before a forward; None without LoRA dropout.
     """
 
-    model: OmniGen2Transformer2DModel
+    model: Any
     learning_rates: dict[str, float | None]
     lora: dict[str, Any] | None
     dropout: DropoutSeeds | None
 
 
-def build_model(options: ExperimentOptions, folder: Path) -> Trained:
-    """Loads the starting weights and makes of them what is trained; the same on every process.
+def build_model(options: ExperimentOptions, folder: Path, device: torch.device) -> Trained:
+    """Loads the starting weights and makes of them what is trained on a device; the same on every process.
 
     Raises ValueError where the weights are not those of the options, or names in these fit nothing.
     """
     train = options.train
     torch.manual_seed(options.seed)  # adapters start equal on every process
-    model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
+    model: Any = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
     check_architecture(model, options, folder)
     trained = _with_adapter(model, train) if train.lora_ft else _with_parameter_groups(model, train)
     model.runs_all_modules = True
@@ -47,14 +47,14 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
     if train.fp8:
         from omnitune.models.float8 import convert_to_float8
 
-        convert_to_float8(model)
+        convert_to_float8(model, device)
     if train.compile:
         model.compile_blocks()
     model.train()
     return trained
 
 
-def _with_adapter(model: OmniGen2Transformer2DModel, train: TrainOptions) -> Trained:
+def _with_adapter(model: Any, train: TrainOptions) -> Trained:
     model.requires_grad_(False)
     config = lora_config_of(train, model)
     model.add_adapter(config)
@@ -71,14 +71,14 @@ def _with_adapter(model: OmniGen2Transformer2DModel, train: TrainOptions) -> Tra
     return Trained(model, {}, lora, dropout)
 
 
-def _with_parameter_groups(model: OmniGen2Transformer2DModel, train: TrainOptions) -> Trained:
+def _with_parameter_groups(model: Any, train: TrainOptions) -> Trained:
     rates = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in rates)
     return Trained(model, rates, None, None)
 
 
-def check_architecture(model: OmniGen2Transformer2DModel, options: ExperimentOptions, folder: Path) -> None:
+def check_architecture(model: Any, options: ExperimentOptions, folder: Path) -> None:
     """Raises ValueError if the weights have another architecture than model.arch_opt says."""
     if options.model.arch_opt is None:
         return

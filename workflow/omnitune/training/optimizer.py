@@ -111,8 +111,9 @@ def _prodigy(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
 
 def _muon(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
     # With this adjustment the learning rate and the weight decay of AdamW serve both.
-    keys = {"momentum": train.muon_momentum, "weight_decay": train.adam_weight_decay}
-    return torch.optim.Muon(groups, **keys, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.Muon(
+        groups, momentum=train.muon_momentum, weight_decay=train.adam_weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
 
 
 def _adam_keys(train: TrainOptions) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from omnitune.models.flops import peak_flops
+
 
 class StepClock:
     """Times the parts of a step: on a GPU by events, which do not make the step wait for it."""
@@ -52,3 +54,8 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOPs per second of the device, as model FLOPs utilisation refers to it; None where it is not known."""
+    return peak_flops(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None

@@ -85,8 +85,8 @@ class Validation:
         count = max(self.val.max_samples, self.val.visualization_samples)
         self.samples = read_heldout(path, count, ImageLimits(**options.data.image_limits))
         encoder = self._encoder(base)
-        shift, scale = latent_scaling(base)
-        self.work = [self._conditioned(encoder, *entry, shift, scale) for entry in self._share(self._times())]
+        scaling = latent_scaling(base)
+        self.work = [self._conditioned(encoder, sample, time, scaling) for sample, time in self._share(self._times())]
         self.shown = self._share(self.samples[: self.val.visualization_samples])
         self.texts = [text.float() for text in encoder.texts([sample.instruction for sample in self.shown])]
         self.empty = encoder.texts([""], True)[0].float()
@@ -120,8 +120,9 @@ class Validation:
         return self.rank + position * self.world_size < total
 
     def _conditioned(
-        self, encoder: FrozenEncoder, sample: HeldOut, time: float, shift: float, scale: float
+        self, encoder: FrozenEncoder, sample: HeldOut, time: float, scaling: tuple[float, float]
     ) -> Conditioned:
+        shift, scale = scaling
         modes = [mean for mean, _ in encoder.posteriors([to_tensor(image) for image in sample.images])]
         *references, target = [(mode - shift) * scale for mode in modes]
         seed = seed_of(self.options.seed, "validation", sample.key, str(time))
@@ -161,7 +162,7 @@ class Validation:
         features, mask = pad_text(self.texts)
         seeds = [seed_of(self.options.seed, "sample", sample.key) for sample in self.shown]
         with autocast:
-            images = pipeline(
+            output: Any = pipeline(
                 prompt_embeds=features,
                 prompt_attention_mask=mask,
                 negative_prompt_embeds=self.empty.expand(len(self.shown), -1, -1),
@@ -174,10 +175,10 @@ class Validation:
                 text_guidance_scale=self.val.text_guidance_scale,
                 image_guidance_scale=self.val.image_guidance_scale,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            ).images
+            )
         model.train()
         total = min(self.val.visualization_samples, len(self.samples))
-        for position, (sample, image) in enumerate(zip(self.shown, images, strict=True)):
+        for position, (sample, image) in enumerate(zip(self.shown, output.images, strict=True)):
             if self._is_own(position, total):
                 _write_image(image, folder / f"{sample.key}.png")
         parallel.gather(None)  # all images are there
