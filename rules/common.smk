@@ -25,6 +25,7 @@ from omnitune.config import (
     Project,
     evaluation_folders,
 )
+from omnitune.config.options import CONVERTED
 from omnitune.data.groups import SETTINGS, group_path, grouped
 from omnitune.data.mixture import read_mixture, relevant_files
 from omnitune.storage import is_url, version_of
@@ -169,6 +170,16 @@ def starting_conversion(wildcards):
         if upstream and upstream[0] in PROJECT.experiments
         else []
     )
+
+
+def starting_adapter(wildcards):
+    """The adapter that training goes on from; one of another experiment's must have been converted first."""
+    path = experiment_options(wildcards).train.lora_path
+    if path is None:
+        return []
+    if CONVERTED.fullmatch(path):
+        return f"{path.rstrip('/')}/conversion.json"
+    return f"{path}/pytorch_lora_weights.safetensors" if Path(path).is_dir() else path
 
 
 def pretrained_source(wildcards):

@@ -12,6 +12,7 @@ rule train_experiment:
         encoded=ancient(experiment_encodings),
         base=base_model,
         start=starting_conversion,
+        adapter=starting_adapter,
     output:
         manifest="experiments/{experiment}/train.json",
     log:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -155,6 +156,7 @@ class CheckpointSaver:
         return tree_map_only(Tensor, _copied, states) if copy else states
 
     def _write(self, states: Mapping[str, dict[str, Any]], temporary: Path) -> None:
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process; meant so
         for name, state in states.items():
             dcp.save(state, checkpoint_id=temporary / name, process_group=self._group, no_dist=self._group is None)
 

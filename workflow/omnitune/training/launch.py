@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -88,32 +89,40 @@ def launch_job(
     processes = gpus_per_node or max(options.train.num_processes // nodes, 1)
     topology = Topology(processes, nodes, threads_per_process=max(threads // processes, 1))
     require_processes(options, topology.world_size, str(files.config))
-    if nodes == 1:
+    hosts = slurm_hosts()
+    if nodes == 1 and len(hosts) != 1:
         launch(options, files, topology)
         return
-    job_id = os.environ.get("SLURM_JOB_ID")
-    if job_id is None:
+    if not hosts:
         raise ValueError(
             f"nodes: {nodes} is not allowed outside of SLURM; take --workflow-profile workflow/profiles/slurm, or start "
             "`omnitune train` on each node (see its --help)."
         )
-    command = srun_command(files, topology, job_id)
+    # On a single node as well: SLURM signals the steps of an expiring job (sbatch --signal), not what else runs in it.
+    command = srun_command(files, topology, hosts)
     code = run(command, {**os.environ, FORWARDS_STOP: "1"})
     if code == INTERRUPTED:
         raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
     if code:
         raise ValueError(
-            f"training {options.name} on {nodes} nodes failed with exit code {code}; see the messages above."
+            f"training {options.name} on {nodes} node(s) failed with exit code {code}; see the messages above."
         )
 
 
-def srun_command(files: TrainingFiles, topology: Topology, job_id: str) -> list[str]:
-    """One launcher on each node of a SLURM job; each reads its own number from SLURM_NODEID."""
+def slurm_hosts() -> list[str]:
+    """The nodes of the SLURM job that this process runs in; none outside of one."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if job_id is None or shutil.which("squeue") is None:
+        return []
     names = _output_of(["squeue", "--noheader", "--job", job_id, "--format", "%N"])
-    hosts = _output_of(["scontrol", "show", "hostnames", names]).splitlines()
+    return _output_of(["scontrol", "show", "hostnames", names]).splitlines()
+
+
+def srun_command(files: TrainingFiles, topology: Topology, hosts: list[str]) -> list[str]:
+    """One launcher on each node of this SLURM job; each reads its own number from SLURM_NODEID."""
     if len(hosts) != topology.nodes:
         raise ValueError(
-            f"SLURM gave {len(hosts)} node(s) ({names}) to a training on {topology.nodes}. Set both resources: "
+            f"SLURM gave {len(hosts)} node(s) ({', '.join(hosts)}) to a training on {topology.nodes}. Set both resources: "
             f"--set-resources train_experiment:nodes={topology.nodes} train_experiment:tasks={topology.nodes}"
         )
     address = _address_of(hosts[0])
@@ -122,8 +131,9 @@ def srun_command(files: TrainingFiles, topology: Topology, job_id: str) -> list[
     launcher += ["--num_processes", str(topology.world_size), "--world_size", nodes]
     launcher += ["--num_threads", str(topology.threads_per_process)]
     # Two jobs may share a node, so the port comes from the job's number.
-    launcher += ["--master_addr", address, "--master_port", str(20000 + int(job_id) % 20000)]
-    step = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+    launcher += ["--master_addr", address, "--master_port", str(port)]
+    step = ["srun", "--overlap", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
     return [*step, "--cpus-per-task", str(topology.threads_per_process * topology.processes_per_node), *launcher]
 
 

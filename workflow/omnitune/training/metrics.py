@@ -58,16 +58,18 @@ class MetricsLog:
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, float]:
+    """Figures by the names that trackers show: train/.., val/.., and one for each bin or name of a figure that has several."""
     scalars: dict[str, float] = {}
     for name, value in row.items():
+        shown = f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
         if isinstance(value, list):
             count = len(value)
             bins = {f"{name}/{i / count:.1f}-{(i + 1) / count:.1f}": v for i, v in enumerate(value)}
             scalars |= {key: v for key, v in bins.items() if v is not None}
         elif isinstance(value, dict):
-            scalars |= {f"{name}/{key}": each for key, each in value.items()}
+            scalars |= {f"{shown}/{key}": v for key, v in value.items()}
         elif name != "step" and value is not None:
-            scalars[f"{'val' if name.startswith('val_') else 'train'}/{name}"] = value
+            scalars[shown] = value
     return scalars
 
 
