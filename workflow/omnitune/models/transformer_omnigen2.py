@@ -33,7 +33,9 @@ from .rope import (
 MAX_REFERENCE_IMAGES = 5
 TIME_CHANNELS = 256
 QK_NORM_EPS = 1e-5
-RECOMPILE_LIMIT = 32  # forms of a block: with modulation or without, one sample or more, training or not, first or later
+RECOMPILE_LIMIT = (
+    32  # forms of a block: with modulation or without, one sample or more, training or not, first or later
+)
 
 
 class _ScaledByRows(torch.autograd.Function):
@@ -56,7 +58,7 @@ class _ScaledByRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (grad * table.index_select(0, ids)).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            one_hot = F.one_hot(ids, len(table)).to(grad.dtype)
+            one_hot = (ids[:, None] == torch.arange(table.shape[0], device=ids.device)).to(grad.dtype)
             grad_table = (one_hot.T @ (grad * x).to(grad.dtype)).to(table.dtype)
         return grad_x, grad_table, None
 
@@ -125,9 +127,7 @@ class OmniGen2ModulatedNorm(nn.Module):
 
 
 @torch.compiler.disable
-def attend_per_sample(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
-) -> torch.Tensor:
+def attend_per_sample(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Attention of [tokens, heads, head_dim], sequence by sequence; one call per run of equal lengths.
 
     Not traced by torch.compile, which would compile anew for each list of runs.
@@ -148,7 +148,8 @@ def attend_per_sample(
 def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Attention of [tokens, heads, head_dim] in one call of flash attention; bfloat16 or float16 on CUDA."""
     starts, longest = packing.cu_seqlens, packing.longest
-    return varlen_attn(query, key, value, starts, starts, longest, longest, enable_gqa=key.shape[1] != query.shape[1])
+    grouped = key.shape[1] != query.shape[1]
+    return varlen_attn(query, key, value, starts, starts, longest, longest, enable_gqa=grouped)  # type: ignore[return-value]
 
 
 class OmniGen2Attention(nn.Module):
