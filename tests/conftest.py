@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny import write_tiny
+from trainings import prepare_mixed
 from workplace import Workplace, copy_project
 
 
@@ -28,6 +29,14 @@ def finished(new_workplace: Callable[[str], Workplace]) -> Workplace:
 def workplace(finished: Workplace, tmp_path: Path) -> Workplace:
     """A copy of the finished run."""
     return finished.copy_to(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def mixed(finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """The finished run, and shards and encodings of all three tasks: where tests start trainings of their own names."""
+    place = finished.copy_to(tmp_path_factory.mktemp("mixed") / "project")
+    prepare_mixed(place)
+    return place
 
 
 @pytest.fixture(scope="session")

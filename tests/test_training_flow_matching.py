@@ -9,9 +9,11 @@ import torch
 from omnitune.config.training import TransportOptions
 from omnitune.training.flow_matching import (
     Conditioned,
+    draw_time,
     interpolate,
+    loss_weights,
     pad_text,
-    sample_generator,
+    sample_seed,
     shift_timesteps,
     time_bins,
     training_times,
@@ -50,11 +52,38 @@ def test_shift_refuses_unknown_version() -> None:
         shift_timesteps(torch.tensor([0.5]), 256, "v3")
 
 
-def test_generator_belongs_to_the_sample() -> None:
-    draw = torch.randn(3, generator=sample_generator(1, 2, 3))
-    torch.testing.assert_close(draw, torch.randn(3, generator=sample_generator(1, 2, 3)))
-    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (12, 3, 3)):
-        assert not torch.equal(draw, torch.randn(3, generator=sample_generator(*other)))
+def test_seed_belongs_to_the_sample() -> None:
+    seed = sample_seed(1, 2, 3)
+    assert seed == sample_seed(1, 2, 3)
+    assert 0 <= seed < 2**63
+    assert len({seed, *(sample_seed(*other) for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (12, 3, 3)))}) == 5
+
+
+def draws(transport: TransportOptions, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.stack([draw_time(generator, transport, slot, count) for slot in range(count)])
+    return training_times(raw, torch.full((count,), 256), transport, 256)
+
+
+def test_stratified_times_fall_one_into_each_part() -> None:
+    times = draws(TransportOptions(snr_type="stratified_uniform", do_shift=False), 64)
+    assert (times * 64).long().tolist() == list(range(64))
+
+
+def test_logit_normal_times_have_their_mean_and_deviation() -> None:
+    transport = TransportOptions(snr_type="logit_normal", logit_mean=0.8, logit_std=0.5, do_shift=False)
+    logits = torch.logit(draws(transport, 4000))
+    assert float(logits.mean()) == pytest.approx(0.8, abs=0.03)
+    assert float(logits.std()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_min_snr_weights() -> None:
+    """min(SNR, gamma) on the error of the data, which is (1 - t) times that of the velocity."""
+    times = torch.tensor([0.1, 0.5, 0.9])
+    snr = (times / (1 - times)).square()
+    expected = torch.minimum(snr, torch.tensor(5.0)) * (1 - times).square()
+    torch.testing.assert_close(loss_weights(times, TransportOptions(loss_weighting="min_snr")), expected)
+    assert loss_weights(times, TransportOptions()) == 1.0
 
 
 def test_bins_and_path() -> None:

@@ -75,19 +75,37 @@ def test_logging_key_retrains_nothing(workplace: Workplace) -> None:
 
 
 def test_learning_rate_reshards_nothing(workplace: Workplace) -> None:
-    """And the new training starts over, while the checkpoints of the old one are kept aside."""
-    before = sha256(workplace.root / EXPERIMENT / "checkpoint-12/transformer/diffusion_pytorch_model.safetensors")
+    """The old checkpoints are not gone on from, and not thrown away: the options have to say that training starts over."""
+    weights = "checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
+    before = sha256(workplace.root / EXPERIMENT / weights)
     workplace.edit(OPTIONS, lambda c: c["train"].update(learning_rate=0.002))
     planned = workplace.planned()
     assert {"train_experiment", "convert_checkpoint", "generate_images", "score_images", "build_report"} == set(planned)
-    output = workplace.snakemake("train")
+    output = workplace.snakemake("train", ok=False)
+    assert "experiments/tiny: its checkpoints were trained under other options" in output
     assert "options.train.learning_rate: 0.001 -> 0.002" in output
-    aside = workplace.root / EXPERIMENT / "superseded-1/checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
-    assert sha256(aside) == before
+    assert "set resume_from_checkpoint: null" in output
+    assert "Traceback" not in output
+    workplace.edit(OPTIONS, lambda c: c.update(resume_from_checkpoint=None))
     workplace.snakemake("convert")
-    assert (
-        sha256(workplace.root / EXPERIMENT / "checkpoint-12/transformer/diffusion_pytorch_model.safetensors") != before
-    )
+    assert sha256(workplace.root / EXPERIMENT / "superseded-1" / weights) == before
+    assert sha256(workplace.root / EXPERIMENT / weights) != before
+
+
+def test_keys_that_change_no_weights_go_on(workplace: Workplace) -> None:
+    """Length, logging, checkpointing and topology."""
+    workplace.edit(OPTIONS, lambda c: c["logger"].update(checkpointing_steps=5, log_with=None))
+    changed = {
+        "max_train_steps": 14,
+        "batch_size": 8,
+        "parallelism": "ddp",
+        "max_restarts": 1,
+        "async_checkpoint": True,
+    }
+    workplace.edit(OPTIONS, lambda c: c["train"].update(changed))
+    output = workplace.snakemake("train")
+    assert "going on from experiments/tiny/checkpoint-12" in output
+    assert "strategy single, 1 processes" in output
 
 
 def test_pixel_limit_reshards(workplace: Workplace) -> None:

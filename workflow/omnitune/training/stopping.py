@@ -10,7 +10,8 @@ from omnitune.launcher import PEER_LOST, STOP_SIGNALS
 class StopRequest:
     """Set by SIGTERM or SIGUSR1, what a preempted or expiring job gets: the training saves after its step and ends.
 
-    A thread waits for the signals, so that they are noticed while the main one sits in a collective. A SIGTERM of the
+    A thread waits for the signals, so that they are noticed while the main one sits in a collective; the launcher has blocked
+    them before this process had any thread. A SIGTERM of the
     launcher itself means that another process has died: there is nothing to wait for then, and this one ends at once.
     """
 

@@ -1,0 +1,144 @@
+"""The same numbers whatever a training runs on and whatever interrupts it."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from trainings import (
+    TRAINED,
+    difference,
+    kill,
+    largest_difference,
+    log_of,
+    ranks,
+    rows,
+    start_training,
+    tensors,
+    train,
+    wait_for,
+    write_options,
+)
+from workplace import Workplace
+
+pytestmark = pytest.mark.workflow
+
+LAYOUTS = {
+    "fsdp2": {"batch_size": 4},
+    "accumulated": {"batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    "ddp2": {"batch_size": 4, "parallelism": "ddp"},
+    "fsdp4": {"batch_size": 2, "gradient_checkpointing": True, "gradient_checkpointing_every": 2},
+    "hsdp4": {"batch_size": 2, "parallelism": "hsdp", "hsdp_shard_size": 2},
+    "ddp4": {"batch_size": 2, "parallelism": "ddp"},
+}
+KILLED = {"max_train_steps": 60, "batch_size": 4, "ema_decay": 0.9, "lr_scheduler": "cosine", "max_restarts": 100}
+
+
+@pytest.fixture(scope="module")
+def single(mixed: Workplace) -> Workplace:
+    """Where a training of one process has run; others go on there."""
+    train(mixed, "single", train={"batch_size": 8})
+    return mixed
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_loss_curve_of_any_layout(single: Workplace, name: str) -> None:
+    output = train(single, name, train=LAYOUTS[name])
+    processes = 8 // (LAYOUTS[name]["batch_size"] * LAYOUTS[name].get("gradient_accumulation_steps", 1))
+    assert f"strategy {LAYOUTS[name].get('parallelism', 'fsdp')}, {processes} processes" in output
+    assert difference(rows(single, "single"), rows(single, name)) < 1e-5
+    assert difference(rows(single, "single"), rows(single, name), "grad_norm") < 1e-4
+
+
+def test_lora_dropout_belongs_to_samples(mixed: Workplace) -> None:
+    keys = {"lora_ft": True, "lora_dropout": 0.2, "lora_use_dora": True}
+    one = train(mixed, "lora1", start=TRAINED, train={**keys, "batch_size": 8})
+    train(mixed, "lora2", start=TRAINED, train={**keys, "batch_size": 4, "gradient_checkpointing": True})
+    assert "adapters only" in one
+    assert difference(rows(mixed, "lora1"), rows(mixed, "lora2")) < 1e-5
+    train(mixed, "without", start=TRAINED, train={**keys, "lora_dropout": 0.0, "batch_size": 8})
+    assert difference(rows(mixed, "lora1"), rows(mixed, "without")) > 1e-4
+
+
+def test_resume_at_another_world_size(single: Workplace) -> None:
+    """Weights, optimizer and all: within 1e-6 of one that was never stopped."""
+    train(single, "moved", train={"batch_size": 8, "max_train_steps": 10})
+    output = train(single, "moved", train={"batch_size": 4})
+    assert "going on from experiments/moved/checkpoint-10" in output
+    folder = single.root / "experiments"
+    first, second = (tensors(folder / name / "checkpoint-20") for name in ("single", "moved"))
+    weights = [name for name in first if name.startswith("pytorch_model")]
+    assert weights
+    for name in weights:
+        assert float((first[name] - second[name]).abs().max()) < 1e-6 + 1e-5 * float(first[name].abs().max()), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(mixed: Workplace) -> Path:
+    """The last checkpoint of a training that nothing interrupts."""
+    train(mixed, "uninterrupted", train=KILLED)
+    return mixed.root / "experiments/uninterrupted/checkpoint-60"
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+def test_killed_again_and_again(mixed: Workplace, uninterrupted: Path, background: bool) -> None:
+    """Ten times, at random moments and while a checkpoint is written: one process, which restarts by itself, or all."""
+    name = f"killed{int(background)}"
+    keys = {**KILLED, "async_checkpoint": background}
+    write_options(mixed, name, train=keys, logger={"checkpointing_steps": 3})
+    folder = mixed.root / f"experiments/{name}"
+    chance = random.Random(name)
+    process = start_training(mixed, name)
+    for number in range(10):
+        done = len(rows(mixed, name))
+        inside = number % 2 == 0  # while a checkpoint is being written
+        if inside:
+            alive = wait_for(lambda: any(folder.glob("checkpoint-*.tmp")), process)
+        else:
+            alive = wait_for(lambda done=done: len(rows(mixed, name)) not in {0, done}, process)
+        if not alive:
+            break
+        time.sleep(chance.uniform(0, 0.05 if inside else 1.0))
+        found = ranks(mixed, name)
+        if number % 5 < 3 and found:
+            kill(chance.choice(found))
+            began = time.monotonic()
+            wait_for(lambda found=found: not set(found) & set(ranks(mixed, name)), process)
+            assert time.monotonic() - began < 10, "the other processes live on"
+        else:
+            kill(process.pid)
+            process.wait()
+            wait_for(lambda: not ranks(mixed, name), start_nothing())
+            process = start_training(mixed, name)
+    assert process.wait(timeout=240) == 0, log_of(mixed, name)[-4000:]
+    assert number >= 7, f"the training was over after {number} kills"
+    assert [row["step"] for row in rows(mixed, name)] == list(range(1, 61))
+    assert largest_difference(folder / "checkpoint-60", uninterrupted) == 0
+    assert not list(folder.glob("*.tmp"))
+
+
+class start_nothing:  # noqa: N801
+    """A process that never ends."""
+
+    def poll(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop(mixed: Workplace, uninterrupted: Path, number: signal.Signals) -> None:
+    """Saves after its step, leaves with a code of its own, and goes on from there as if nothing had been."""
+    name = f"asked{int(number)}"
+    write_options(mixed, name, train=KILLED)
+    process = start_training(mixed, name)
+    assert wait_for(lambda: len(rows(mixed, name)) >= 13, process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 75
+    step = len(rows(mixed, name))
+    assert 13 <= step < 60
+    assert (mixed.root / f"experiments/{name}/checkpoint-{step}/trainer_state.json").is_file()
+    assert not (mixed.root / f"experiments/{name}/train.json").exists()
+    assert "was asked to stop and has saved" in log_of(mixed, name)
+    assert start_training(mixed, name).wait(timeout=240) == 0
+    assert f"going on from experiments/{name}/checkpoint-{step}" in log_of(mixed, name)
+    assert largest_difference(mixed.root / f"experiments/{name}/checkpoint-60", uninterrupted) == 0
