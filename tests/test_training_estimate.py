@@ -182,7 +182,7 @@ def test_auto_takes_the_first_strategy_that_fits() -> None:
     assert chosen(24, nodes=1)[0] == "fsdp"
     assert chosen(1)[0] == "fsdp"
     assert chosen(80, processes=1, nodes=1)[0] == "single"
-    assert chosen(1, optimizer="adafactor") == ("ddp", "ddp: optimizer 'adafactor' computes over whole parameters")
+    assert chosen(1, optimizer="adafactor") == ("ddp", "the optimizer 'adafactor' computes over whole parameters")
 
 
 def test_encoders_are_counted_where_training_encodes(tmp_path: Path) -> None:

@@ -180,6 +180,39 @@ def encode(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Options file of the experiment (config/options/*.yml).")],
+    samples_per_second: Annotated[
+        float | None,
+        option("samples_per_second", "Rate over all processes, if not what the experiment's own steps took.", min=1e-9),
+    ] = None,
+    gpu_memory_gb: Annotated[
+        float | None,
+        option("gpu_memory_gb", "Memory of each GPU in 10^9 bytes, if not that of this machine's.", min=0.1),
+    ] = None,
+    nodes: Annotated[int, option("nodes", "Nodes that the processes run on.", min=1)] = 1,
+    index: Annotated[
+        Path | None, option("index", "index.parquet of the shards, if not prepared/{dataset}/shards.")
+    ] = None,
+) -> None:
+    """Say what a training will take, from its options and the shards' index: memory, epochs, disk, hours.
+
+    Needs neither a GPU nor weights. Where it does not fit, says what to change.
+    """
+    from rich.console import Console
+
+    from omnitune.training.plan_report import plan_tables, plan_warnings
+    from omnitune.training.planning import Rate, plan_experiment
+
+    rate = Rate(samples_per_second, "--samples_per_second") if samples_per_second else None
+    found = plan_experiment(config, index, nodes=nodes, gpu_memory_gb=gpu_memory_gb, rate=rate)
+    console = Console()
+    console.print(*plan_tables(found), sep="\n")
+    for warning in plan_warnings(found):
+        console.print(f"Note: {warning}", soft_wrap=True)
+
+
+@app.command()
 def train(
     config: ConfigOption,
     num_processes: Annotated[

@@ -124,14 +124,9 @@ class _Process:
         """Bytes of weights, optimizer and average; on the device, where cpu_offload does not keep them off it."""
         if self.sharded and self.train.cpu_offload:
             return {"weights": 0, "optimizer": 0, "average": 0}
-        matrices = {id(p) for block in _block_modules(self.model) for p in block.parameters() if p.ndim == 2}
-        state = sum(
-            optimizer_bytes(self.train.optimizer_name, _local_shape(p, self.shards), id(p) in matrices)
-            for p in self.trained
-        )
         return {
             "weights": FLOAT * sum(self._local(p) for p in self.model.parameters()),
-            "optimizer": state,
+            "optimizer": optimizer_state(self.model, self.train, self.shards),
             "average": FLOAT * sum(map(self._local, self.trained)) if self.train.ema_decay else 0,
         }
 
@@ -203,8 +198,12 @@ def optimizer_bytes(name: str, shape: tuple[int, ...], block_matrix: bool) -> in
     return 4 * numel if name == "muon" and block_matrix else 8 * numel
 
 
-def _block_modules(model: OmniGen2Transformer2DModel) -> list[Any]:
-    return [unit.module for unit, _ in gradient_reaches(model) if unit.block]
+def optimizer_state(model: OmniGen2Transformer2DModel, train: TrainOptions, shards: int = 1) -> int:
+    """Bytes of the optimizer's state in each of so many processes that share it."""
+    blocks = [unit.module for unit, _ in gradient_reaches(model) if unit.block]
+    matrices = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(optimizer_bytes(train.optimizer_name, _local_shape(p, shards), id(p) in matrices) for p in trained)
 
 
 def _blocks(
@@ -313,7 +312,7 @@ def device_memory(processes: int = 1) -> int:
 
 def gigabytes(size: float) -> str:
     """For a person: 10^9 bytes."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def choose_parallelism(
@@ -336,10 +335,6 @@ def choose_parallelism(
         processes, nodes: on all nodes, and the nodes.
         device_bytes: memory of a process's device.
     """
-    if processes == 1:
-        return "single", "single: there is one process"
-    if options.train.optimizer_name in WHOLE_TENSORS:
-        return "ddp", f"ddp: optimizer {options.train.optimizer_name!r} computes over whole parameters"
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def total(strategy: str, shard_size: int) -> int:
@@ -349,16 +344,23 @@ def choose_parallelism(
     return cheapest_strategy(total, options.train, processes=processes, nodes=nodes, device_bytes=device_bytes)
 
 
+def shard_size_of(strategy: str, train: TrainOptions, processes: int, nodes: int) -> int:
+    """Processes that hold one copy of the parameters between them."""
+    sizes = {"fsdp": processes, "hsdp": train.hsdp_shard_size or processes // nodes}
+    return sizes.get(strategy, 1)
+
+
 def cheapest_strategy(
     total: Callable[[str, int], int], train: TrainOptions, *, processes: int, nodes: int, device_bytes: int
 ) -> tuple[str, str]:
-    """The first strategy that fits, of those that cost more and more communication; `total` gives the bytes of one."""
-    shards = {"ddp": 1, "hsdp": train.hsdp_shard_size or processes // nodes, "fsdp": processes}
-    if nodes == 1:
-        del shards["hsdp"]
+    """The first strategy that fits, of those that exchange more and more; `total` gives the bytes of one. And why."""
+    if processes == 1:
+        return "single", "there is one process"
+    if train.optimizer_name in WHOLE_TENSORS:
+        return "ddp", f"the optimizer {train.optimizer_name!r} computes over whole parameters"
     reasons = []
-    for strategy, shard_size in shards.items():
-        needed = total(strategy, shard_size)
+    for strategy in ("ddp", "hsdp", "fsdp") if nodes > 1 else ("ddp", "fsdp"):
+        needed = total(strategy, shard_size_of(strategy, train, processes, nodes))
         reasons.append(f"{strategy} needs {gigabytes(needed)} of {gigabytes(device_bytes)} per process")
         if needed <= FITS * device_bytes:
             break
