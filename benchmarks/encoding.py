@@ -51,7 +51,7 @@ def options_of(folder: Path, **data: Any) -> ExperimentOptions:
     content = yaml.safe_load(DEMO.read_text())
     content["data"] |= {"data_path": str(folder / "mix.yml"), **data}
     content["train"] |= {"batch_size": content["train"]["global_batch_size"], "max_train_steps": STEPS}
-    content["logger"] = {"log_with": None}
+    content["logger"], content["val"] = {"log_with": None}, {}
     (folder / "options.yml").write_text(yaml.safe_dump(content))
     return ExperimentOptions.load(folder / "options.yml")
 

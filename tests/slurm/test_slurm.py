@@ -1,6 +1,10 @@
-"""The DAG on a real SLURM with two nodes: training across both gives the weights of two local processes."""
+"""A real SLURM with two nodes: training across both, preempted on the way, gives the weights of two local processes."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,33 +17,46 @@ from workplace import Workplace
 
 pytestmark = pytest.mark.slurm
 
-WEIGHTS = "experiments/tiny/checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
+STEPS = 40
+WEIGHTS = f"experiments/tiny/checkpoint-{STEPS}/transformer/diffusion_pytorch_model.safetensors"
 PROFILE = ["--workflow-profile", "workflow/profiles/slurm"]
 TWO_NODES = ["--set-resources", "train_experiment:nodes=2", "train_experiment:tasks=2"]
+TWO_NODES += ["train_experiment:slurm_extra='--signal=USR1@60'"]
+SMALL = ["--default-resources", "slurm_account=none", "slurm_partition=debug", "mem_mb=1000", "runtime=30"]
+FAST = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--latency-wait", "5"]
+
+
+def preempt(place: Workplace, environment: dict[str, str], process: subprocess.Popen[bytes]) -> int:
+    """Signals the training's job as SLURM does before it takes a job's nodes away; gives the job's number."""
+    deadline = time.monotonic() + 600
+    while not (place.root / "experiments/tiny/checkpoint-4/trainer_state.json").is_file():
+        assert process.poll() is None and time.monotonic() < deadline, (place.root / "output").read_text()[-6000:]
+        time.sleep(0.1)
+    command = ["squeue", "--noheader", "--states", "RUNNING", "--format", "%i"]
+    (job,) = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["scancel", "--signal=USR1", job], env=environment, check=True)
+    return int(job)
 
 
 def test_training_across_two_nodes(new_workplace: Callable[[str], Workplace], tmp_path: Path) -> None:
     assert missing_programs() == [], "type tests/install-system-packages.sh"
     place = new_workplace("slurm")
-    write_tiny(place.root)
-    small = ["--default-resources", "slurm_account=none", "slurm_partition=debug", "mem_mb=1000", "runtime=30"]
-    fast = [
-        "--slurm-init-seconds-before-status-checks",
-        "1",
-        "--seconds-between-status-checks",
-        "1",
-        "--latency-wait",
-        "5",
-    ]
-    with slurm_cluster(tmp_path / "slurm") as environment:
-        done = place.run("snakemake", *PROFILE, *TWO_NODES, *small, *fast, environment=environment, timeout=900)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-6000:]
+    write_tiny(place.root, max_train_steps=STEPS)
+    with slurm_cluster(tmp_path / "slurm") as environment, (place.root / "output").open("w") as output:
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        command = ["snakemake", *PROFILE, *TWO_NODES, *SMALL, *FAST]
+        process = subprocess.Popen(command, cwd=place.root, env=environment, stdout=output, stderr=output)
+        job = preempt(place, environment, process)
+        process.wait(timeout=900)
+    text = (place.root / "output").read_text()
+    assert process.returncode == 0, text[-6000:]
+    assert f"SLURM job '{job}' failed" in text, "the preempted job is tried again"
     train = json.loads((place.root / "experiments/tiny/train.json").read_text())
     assert (train["world_size"], train["strategy"]) == (2, "fsdp")
     log = (place.root / "logs/train_experiment/tiny.log").read_text()
-    assert "srun --nodes 2" in log
+    assert "srun --overlap --nodes 2" in log
     assert "strategy fsdp, 2 processes" in log
+    assert "going on from experiments/tiny/checkpoint-" in log
     assert (place.root / "experiments/tiny/report/index.html").is_file()
 
     on_slurm = load_file(place.root / WEIGHTS)

@@ -35,6 +35,7 @@ def launch_command(topology: Topology, layout: Layout, train: TrainOptions, argu
         sharing += ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
         sharing += ["--fsdp_transformer_layer_cls_to_wrap", WRAPPED_BLOCK]
         sharing += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
+        sharing += ["--fsdp_offload_params", str(train.cpu_offload).lower()]  # brings gloo for what is in CPU memory
         sharing += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
     arguments = [*arguments, "--strategy", layout.strategy, "--strategy_reason", layout.reason]
     arguments += ["--world_size", str(layout.world_size), "--shard_size", str(layout.shard_size)]
