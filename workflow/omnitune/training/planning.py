@@ -181,14 +181,6 @@ def plan_training(
     model = planned_model(config, options.train)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     averaged = 2 if options.train.ema_decay else 1
-    remedies = []
-    if memory.total > FITS * machine.device_bytes:
-        largest = PIXELS_PER_TOKEN * max(sample.image for sample in workload.heaviest)
-        for variant in _variants(options, strategy, machine, largest // 2):
-            batch = _largest_batch(variant, options, workload, index, sources)
-            needed = estimate(variant.options, variant.strategy, batch, variant.processes).total
-            if needed < memory.total:
-                remedies.append(Remedy(variant.change, needed))
     return TrainingPlan(
         options=options,
         machine=machine,
@@ -204,7 +196,7 @@ def plan_training(
         checkpoint_bytes=FLOAT * trained * averaged + optimizer_state(model, options.train),
         checkpoints=_kept_checkpoints(options),
         rate=rate,
-        remedies=remedies,
+        remedies=_remedies(options, strategy, memory.total, machine, estimate, workload, index, sources),
     )
 
 
@@ -336,6 +328,29 @@ def _dearer_variants(
     yield _Variant(f"data.max_output_pixels: {pixels}", smaller, strategy, machine.processes)
     if sharded and cuda and not train.cpu_offload:
         yield changed("train.cpu_offload: true", cpu_offload=True)
+
+
+def _remedies(
+    options: ExperimentOptions,
+    strategy: str,
+    needed: int,
+    machine: Machine,
+    estimate: _Estimator,
+    workload: Workload,
+    index: ShardIndex,
+    sources: Sequence[Source],
+) -> list[Remedy]:
+    """The changes that help, where the `needed` bytes do not fit."""
+    if needed <= FITS * machine.device_bytes:
+        return []
+    largest = PIXELS_PER_TOKEN * max(sample.image for sample in workload.heaviest)
+    remedies = []
+    for variant in _variants(options, strategy, machine, largest // 2):
+        batch = _largest_batch(variant, options, workload, index, sources)
+        after = estimate(variant.options, variant.strategy, batch, variant.processes).total
+        if after < needed:
+            remedies.append(Remedy(variant.change, after))
+    return remedies
 
 
 def _largest_batch(
