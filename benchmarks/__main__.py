@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, side by side, as tables with the machine's description; or those that are named.
 
-python -m benchmarks                     # all
+python -m benchmarks                     # all that this machine can run
 python -m benchmarks loading sharding    # two of them
 """
 
@@ -13,14 +13,16 @@ import torch
 from rich.console import Console
 
 TOPICS = ("validation", "sharding", "encoding", "loading", "mixed_batch")
+GPU_TOPICS = ("gpu",)
 
 
 def main() -> None:
     """Runs the benchmarks that the command line names, or all."""
-    topics = sys.argv[1:] or TOPICS
-    unknown = sorted(set(topics) - set(TOPICS))
+    known = TOPICS + GPU_TOPICS
+    topics = sys.argv[1:] or (known if torch.cuda.is_available() else TOPICS)
+    unknown = sorted(set(topics) - set(known))
     if unknown:
-        raise SystemExit(f"no benchmark is called {', '.join(unknown)}; known: {', '.join(TOPICS)}")
+        raise SystemExit(f"no benchmark is called {', '.join(unknown)}; known: {', '.join(known)}")
     console = Console()
     console.print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}, "
