@@ -50,13 +50,14 @@ def test_training_across_two_nodes(new_workplace: Callable[[str], Workplace], tm
         process.wait(timeout=900)
     text = (place.root / "output").read_text()
     assert process.returncode == 0, text[-6000:]
-    assert f"SLURM job '{job}' failed" in text, "the preempted job is tried again"
+    assert f"SLURM-job '{job}' failed" in text and "Trying to restart job" in text
     train = json.loads((place.root / "experiments/tiny/train.json").read_text())
     assert (train["world_size"], train["strategy"]) == (2, "fsdp")
     log = (place.root / "logs/train_experiment/tiny.log").read_text()
     assert "srun --overlap --nodes 2" in log
     assert "strategy fsdp, 2 processes" in log
     assert "going on from experiments/tiny/checkpoint-" in log
+    assert "was asked to stop and has saved" in text
     assert (place.root / "experiments/tiny/report/index.html").is_file()
 
     on_slurm = load_file(place.root / WEIGHTS)

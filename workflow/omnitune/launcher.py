@@ -84,7 +84,8 @@ def launch_environment(topology: Topology, forwards_stop: bool = False) -> dict[
 
     Args:
         topology: where they run.
-        forwards_stop: the launcher sends STOP_SIGNALS on to its processes, which end by themselves, instead of ending.
+        forwards_stop: the launcher sends STOP_SIGNALS on to its processes, which end by themselves, instead of ending; they
+            are blocked in all of them.
     """
     environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
     environment["OMP_NUM_THREADS"] = str(topology.threads_per_process)
@@ -119,10 +120,10 @@ def require_gpus(processes: int, fix: str) -> None:
         raise ValueError(f"{processes} processes are not allowed on a node with {gpus} GPUs: each takes one. {fix}")
 
 
-def run(command: Sequence[str], environment: dict[str, str]) -> int:
+def run(command: Sequence[str], environment: dict[str, str], sends_stop_on: bool = False) -> int:
     """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar.
 
-    With `launch_environment(forwards_stop=True)`, STOP_SIGNALS that arrive here are sent on to it.
+    With `sends_stop_on`, STOP_SIGNALS that arrive here are sent on to it.
     """
     logger.info("starting %s", " ".join(command))
     output = subprocess.PIPE if plain_progress() else None
@@ -132,10 +133,10 @@ def run(command: Sequence[str], environment: dict[str, str]) -> int:
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
         text=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509  (single-threaded)
+        preexec_fn=_block_stop_signals if FORWARDS_STOP in environment else die_with_parent,  # noqa: PLW1509  (single-threaded)
     )
     try:
-        with _sending_on(process) if FORWARDS_STOP in environment else nullcontext():
+        with _sending_on(process) if sends_stop_on else nullcontext():
             for line in process.stdout or ():
                 logger.info("%s", line.rstrip())
             return process.wait()
@@ -143,6 +144,12 @@ def run(command: Sequence[str], environment: dict[str, str]) -> int:
         process.kill()  # SIGTERM may mean something else to it; what it has launched dies with it
         process.wait()
         raise
+
+
+def _block_stop_signals() -> None:
+    """Before any thread of the launcher is there: one that does not block them would die of them, and all with it."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 @contextmanager
@@ -196,7 +203,6 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if FORWARDS_STOP in os.environ:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=_send_on_to_children, daemon=True).start()
     try:
         accelerate()

@@ -10,7 +10,6 @@ from omnitune.config import ExperimentOptions, require_processes
 from omnitune.config.training import TrainOptions
 from omnitune.console import INTERRUPTED, Interrupted
 from omnitune.launcher import (
-    FORWARDS_STOP,
     MISTAKE,
     Topology,
     accelerate_command,
@@ -68,7 +67,7 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
 def _run_with_restarts(command: list[str], options: ExperimentOptions, topology: Topology) -> None:
     environment = launch_environment(topology, forwards_stop=True)
     for attempt in range(options.train.max_restarts + 1):
-        code = run([*command, "--restarted"] if attempt else command, environment)
+        code = run([*command, "--restarted"] if attempt else command, environment, sends_stop_on=True)
         if code == 0:
             return
         if code == MISTAKE or attempt == options.train.max_restarts:
@@ -101,7 +100,7 @@ def launch_job(
         )
     # On a single node as well: SLURM signals the steps of an expiring job (sbatch --signal), not what else runs in it.
     command = srun_command(files, topology, hosts)
-    code = run(command, {**os.environ, FORWARDS_STOP: "1"})
+    code = run(command, dict(os.environ), sends_stop_on=True)
     if code == INTERRUPTED:
         raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
     if code:
