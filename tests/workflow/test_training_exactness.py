@@ -27,7 +27,7 @@ pytestmark = pytest.mark.workflow
 LAYOUTS = {
     "fsdp2": {"batch_size": 4},
     "accumulated": {"batch_size": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
-    "ddp2": {"batch_size": 4, "parallelism": "ddp"},
+    "auto2": {"batch_size": 4, "parallelism": "auto"},  # which takes ddp
     "fsdp4": {"batch_size": 2, "gradient_checkpointing": True, "gradient_checkpointing_every": 2},
     "hsdp4": {"batch_size": 2, "parallelism": "hsdp", "hsdp_shard_size": 2},
     "ddp4": {"batch_size": 2, "parallelism": "ddp"},
@@ -46,7 +46,9 @@ def single(mixed: Workplace) -> Workplace:
 def test_loss_curve_of_any_layout(single: Workplace, name: str) -> None:
     output = train(single, name, train=LAYOUTS[name])
     processes = 8 // (LAYOUTS[name]["batch_size"] * LAYOUTS[name].get("gradient_accumulation_steps", 1))
-    assert f"strategy {LAYOUTS[name].get('parallelism', 'fsdp')}, {processes} processes" in output
+    strategy = LAYOUTS[name].get("parallelism", "fsdp").replace("auto", "ddp")
+    assert f"strategy {strategy}, {processes} processes" in output
+    assert ("train.parallelism: auto takes ddp: ddp needs" in output) == (name == "auto2")
     assert difference(rows(single, "single"), rows(single, name)) < 1e-5
     assert difference(rows(single, "single"), rows(single, name), "grad_norm") < 1e-4
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from omnitune.files import write_json
 from omnitune.training.optimizer import WeightAverage
-from omnitune.training.parallel import together
+from omnitune.training.parallel import local_part, together
 
 logger = logging.getLogger("omnitune")
 
@@ -104,6 +105,7 @@ class CheckpointSaver:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[TrainerState, Future[None]] | None = None
+        self._copy: dict[int, Tensor] = {}
 
     @property
     def written(self) -> bool:
@@ -118,13 +120,10 @@ class CheckpointSaver:
     def save(self, state: TrainerState) -> None:
         """Writes a checkpoint, or starts to; `complete` makes it one. Every process calls it; raises as `complete` does."""
         self.complete()
-        temporary = self._temporary(state.step)
-        with together():
-            if is_main():
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-        states = self._states(copy=self.background)
-        self._pending = state, self._thread.submit(self._write, states, temporary)
+        states = self._states()
+        if self.background:
+            states = self._copied(states)
+        self._pending = state, self._thread.submit(self._write, states, self._temporary(state.step))
         if not self.background:
             wait([self._pending[1]])
 
@@ -145,15 +144,27 @@ class CheckpointSaver:
             if is_main():
                 self._finish(state)
 
-    def _states(self, copy: bool) -> dict[str, dict[str, Any]]:
-        """What goes into each folder; with `copy`, in CPU memory and not to be changed by further steps."""
-        device = next(self.model.parameters()).device.type
-        options = StateDictOptions(ignore_frozen_params=True, cpu_offload=copy and device != "cpu")
+    def _states(self) -> dict[str, dict[str, Any]]:
+        """What goes into each folder."""
+        options = StateDictOptions(ignore_frozen_params=True)
         model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
-        states: Any = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
-        if self.average:
-            states[AVERAGE_FOLDER] = self.average.average
-        return tree_map_only(Tensor, _copied, states) if copy else states
+        states: dict[str, Any] = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
+        return states | ({AVERAGE_FOLDER: self.average.average} if self.average else {})
+
+    @torch.no_grad()
+    def _copied(self, states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The same in CPU memory, not to be changed by further steps; one copy, which the next save takes again."""
+        leaves, structure = tree_flatten(states)
+        tensors = {number: leaf for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        if self._copy.keys() == tensors.keys():
+            torch._foreach_copy_(
+                [local_part(self._copy[k]) for k in tensors], [local_part(t) for t in tensors.values()]
+            )
+        else:
+            self._copy = {
+                k: t.detach().clone() if t.device.type == "cpu" else t.detach().to("cpu") for k, t in tensors.items()
+            }
+        return tree_unflatten([self._copy.get(number, leaf) for number, leaf in enumerate(leaves)], structure)
 
     def _write(self, states: Mapping[str, dict[str, Any]], temporary: Path) -> None:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process; meant so
@@ -177,11 +188,6 @@ class CheckpointSaver:
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}.tmp"
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.clone() if tensor.device.type == "cpu" else tensor.to("cpu")
 
 
 def _sync_folder(path: Path) -> None:

@@ -106,7 +106,7 @@ class Trainer:
 
     def _setup_model(self) -> None:
         with together():
-            trained = build_model(self.options, self.files.transformer, self.device)
+            trained = build_model(self.options, self.files.transformer)
         self.patch_size = trained.model.config.patch_size
         self.flops = ModelFlops(trained.model)
         self.peak = device_peak(self.device, COMPUTE_DTYPES[self.train.mixed_precision])

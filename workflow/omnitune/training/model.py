@@ -30,8 +30,8 @@ class Trained:
     dropout: DropoutSeeds | None
 
 
-def build_model(options: ExperimentOptions, folder: Path, device: torch.device) -> Trained:
-    """Loads the starting weights and makes of them what is trained on a device; the same on every process.
+def build_model(options: ExperimentOptions, folder: Path) -> Trained:
+    """Loads the starting weights and makes of them what is trained; the same on every process.
 
     Raises ValueError where the weights are not those of the options, or names in these fit nothing.
     """
@@ -47,7 +47,7 @@ def build_model(options: ExperimentOptions, folder: Path, device: torch.device) 
     if train.fp8:
         from omnitune.models.float8 import convert_to_float8
 
-        convert_to_float8(model, device)
+        convert_to_float8(model)
     if train.compile:
         model.compile_blocks()
     model.train()
