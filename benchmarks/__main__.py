@@ -12,7 +12,7 @@ import sys
 import torch
 from rich.console import Console
 
-TOPICS = ("validation", "sharding", "encoding", "loading", "mixed_batch")
+TOPICS = ("validation", "sharding", "encoding", "loading", "mixed_batch", "step_loop", "saving")
 GPU_TOPICS = ("gpu",)
 
 

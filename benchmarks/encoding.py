@@ -46,12 +46,23 @@ def prepare(folder: Path) -> int:
     return int(summary["accepted"])
 
 
-def options_of(folder: Path, **data: Any) -> ExperimentOptions:
-    """The demo's options for one process, as a file too; keyword arguments change `data`."""
+def options_of(
+    folder: Path, *, processes: int = 1, train: dict[str, Any] | None = None, every: int = STEPS, **data: Any
+) -> ExperimentOptions:
+    """The demo's options, as a file too.
+
+    Args:
+        folder: of `prepare`.
+        processes: that share the demo's global batch.
+        train: changes of that section.
+        every: steps between checkpoints.
+        data: changes of that section.
+    """
     content = yaml.safe_load(DEMO.read_text())
     content["data"] |= {"data_path": str(folder / "mix.yml"), **data}
-    content["train"] |= {"batch_size": content["train"]["global_batch_size"], "max_train_steps": STEPS}
-    content["logger"], content["val"] = {"log_with": None}, {}
+    batch = content["train"]["global_batch_size"] // processes
+    content["train"] |= {"batch_size": batch, "max_train_steps": STEPS, "async_checkpoint": False, **(train or {})}
+    content["logger"], content["val"] = {"log_with": None, "checkpointing_steps": every}, {}
     (folder / "options.yml").write_text(yaml.safe_dump(content))
     return ExperimentOptions.load(folder / "options.yml")
 
@@ -66,11 +77,17 @@ def training_rate(folder: Path, options: ExperimentOptions, name: str) -> float:
     return float(max(row["samples_per_second"] for row in rows))
 
 
-def encoding_rate(folder: Path, options: ExperimentOptions, samples: int) -> float:
-    """Samples per second of an encoding from nothing, with loading the models."""
+def encode_demo(folder: Path, **data: Any) -> None:
+    """Encodes what `prepare` has sharded; `data` changes that section of the options."""
     files = EncodingFiles(folder / "options.yml", folder / "base", folder / "encoded")
+    index = folder / "shards" / "index.parquet"
+    encode_dataset(options_of(folder, **data), files, index, Topology(1, threads_per_process=THREADS))
+
+
+def encoding_rate(folder: Path, samples: int, precision: str) -> float:
+    """Samples per second of an encoding from nothing, with loading the models."""
     started = time.perf_counter()
-    encode_dataset(options, files, folder / "shards" / "index.parquet", Topology(1, threads_per_process=THREADS))
+    encode_demo(folder, encoded_precision=precision)
     return samples / (time.perf_counter() - started)
 
 
@@ -89,9 +106,8 @@ def tables() -> list[Table]:
             "shards, encoded online", f"{online:.1f}", "1.0", "", bytes_per_sample(folder / "shards", samples)
         )
         for precision in ("fp32", "bf16"):
-            options = options_of(folder, encoded_precision=precision)
-            encoding = encoding_rate(folder, options, samples)
-            rate = training_rate(folder, options, precision)
+            encoding = encoding_rate(folder, samples, precision)
+            rate = training_rate(folder, options_of(folder, encoded_precision=precision), precision)
             size = bytes_per_sample(folder / "encoded", samples)
             result.add_row(f"encoded, {precision}", f"{rate:.1f}", f"{rate / online:.1f}", f"{encoding:.1f}", size)
     return [result]

@@ -87,23 +87,27 @@ def all_trainings():
 
 
 def all_conversions():
-    return [
+    """With the trainings: Snakemake does not miss the train.json of one that failed where its old conversions are left."""
+    conversions = [
         path
         for experiment in PROJECT.experiments
         for path in conversions_of(experiment)
     ]
+    return [*all_trainings(), *conversions]
 
 
 def all_scores():
-    return [
+    scores = [
         path for experiment in PROJECT.experiments for path in scores_of(experiment)
     ]
+    return [*all_trainings(), *scores]
 
 
 def all_reports():
-    return expand(
+    reports = expand(
         "experiments/{experiment}/report/index.html", experiment=PROJECT.experiments
     )
+    return [*all_trainings(), *reports]
 
 
 def conversion_of(experiment, step):

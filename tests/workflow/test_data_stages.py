@@ -20,6 +20,11 @@ def state(folder: Path, pattern: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob(pattern))}
 
 
+def start_over(workplace: Workplace) -> None:
+    """Allows a training whose data has changed, which is refused otherwise."""
+    workplace.edit("config/options/tiny.yml", lambda c: c.update(resume_from_checkpoint=None))
+
+
 def test_appended_rows_rewrite_the_last_shard_alone(workplace: Workplace) -> None:
     """Also where manifests are too large for Snakemake to compare their content."""
     source = workplace.root / "resources/demo/edit.jsonl"
@@ -44,7 +49,7 @@ def test_tars_at_a_url(workplace: Workplace, s3: str) -> None:
         path.unlink()
     workplace.edit("config/config.yaml", lambda c: c.update(shards_url=s3))
     workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(encode=False, url_cache_mb=1))
-    workplace.edit("config/options/tiny.yml", lambda c: c.update(cache_dir="cache"))
+    workplace.edit("config/options/tiny.yml", lambda c: c.update(cache_dir="cache", resume_from_checkpoint=None))
     workplace.snakemake("train")
     index = pq.read_table(workplace.root / SHARDS / "index.parquet").to_pylist()
     assert {row["tar"] for row in index} == {f"{s3}/tiny/{name}" for name in local}
@@ -89,6 +94,7 @@ def test_appended_rows_are_encoded_and_trained_on_in_one_run(workplace: Workplac
         lines = file.readlines()
         file.writelines(lines[:10])
     rows = pq.read_table(workplace.root / SHARDS / "index.parquet").num_rows
+    start_over(workplace)
     planned = workplace.snakemake("train")
     assert planned.count("rule encode_dataset:") == planned.count("rule train_experiment:") == 1
     assert pq.read_table(workplace.root / SHARDS / "index.parquet").num_rows == rows + 10
@@ -101,6 +107,7 @@ def test_appended_rows_are_encoded_and_trained_on_in_one_run(workplace: Workplac
 def test_a_changed_token_limit_reaches_encoding_and_training_in_one_run(workplace: Workplace) -> None:
     """Validation, a checkpoint, runs again before; though all rows stay as they are, and with them the shards."""
     workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(maximum_text_tokens=65))
+    start_over(workplace)
     output = workplace.snakemake("train")
     for rule in ("validate_source", "encode_dataset", "train_experiment"):
         assert output.count(f"rule {rule}:") == 1, rule

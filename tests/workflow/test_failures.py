@@ -161,6 +161,7 @@ def test_two_trainings_at_once(workplace: Workplace) -> None:
 
 def test_diverged_training_stops_and_says_so(workplace: Workplace) -> None:
     """In a message of its own: neither the launcher nor the processes add a traceback."""
+    restart_training(workplace)
     workplace.edit("config/options/tiny.yml", lambda c: c["train"].update(learning_rate=1e30))
     output = workplace.snakemake("train", ok=False)
     assert "The training diverged and stops" in output

@@ -86,6 +86,9 @@ def test_learning_rate_reshards_nothing(workplace: Workplace) -> None:
     assert "options.train.learning_rate: 0.001 -> 0.002" in output
     assert "set resume_from_checkpoint: null" in output
     assert "Traceback" not in output
+    assert "train_experiment" in workplace.planned("convert"), (
+        "the weights of the old training are not taken for new ones"
+    )
     workplace.edit(OPTIONS, lambda c: c.update(resume_from_checkpoint=None))
     workplace.snakemake("convert")
     assert sha256(workplace.root / EXPERIMENT / "superseded-1" / weights) == before

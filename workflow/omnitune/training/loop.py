@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -368,6 +369,7 @@ def main() -> None:
     files = TrainingFiles(**{field.name: arguments[field.name] for field in fields(TrainingFiles)})
     layout = Layout(*(arguments[name] for name in ("strategy", "world_size", "shard_size", "strategy_reason")))
     setup_logging()
+    threading.excepthook = _thread_failed
     if launched_rank():
         logger.setLevel(logging.ERROR)
     try:
@@ -385,6 +387,14 @@ def main() -> None:
         _leave(PEER_LOST)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A thread of a library has ended: TensorBoard's, where the disk is full. Others keep their traceback."""
+    if isinstance(failure.exc_value, OSError):
+        logger.error("a log cannot be written any more: %s", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)
 
 
 def _leave(code: int) -> NoReturn:
