@@ -189,8 +189,8 @@ def losses(project: Path, name: str, **data: Any) -> list[float]:
     trainer.fit()
     kinds = set()
     for step in range(options.train.max_train_steps):
-        for slot, _, row in trainer.batches.slots(step, 0):
-            instruction, drop_prompt, drop_references = trainer.batches.condition(row, step, slot)
+        for slot, _, row in trainer.data.batches.slots(step, 0):
+            instruction, drop_prompt, drop_references = trainer.data.batches.condition(row, step, slot)
             kinds.add((drop_prompt, drop_references, instruction == row.instruction))
     assert kinds == {(False, False, True), (False, False, False), (True, False, False), (True, True, False)}
     rows = (output / "logs" / "metrics.jsonl").read_text().splitlines()
@@ -373,7 +373,7 @@ def test_mistakes_of_processes_are_one_message(changed: Path, capfd: pytest.Capt
     (changed / "shards" / "t2i-00002.tar").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"t2i-00002\.tar: ends early: sample t2i_00000007"):
         encoding(changed)
-    with pytest.raises(ValueError, match="encoding mix failed with exit code 1; its messages stand above"):
+    with pytest.raises(ValueError, match="encoding mix failed with exit code 2; its messages stand above"):
         encoding(changed, topology=TWO)
     output = capfd.readouterr()
     assert "Traceback" not in output.out + output.err

@@ -85,12 +85,17 @@ def uninterrupted(mixed: Workplace) -> Path:
 
 def newest(folder: Path) -> int:
     """Step of the newest whole checkpoint; 0 without any."""
-    return max((int(p.parent.name.split("-")[1]) for p in folder.glob("checkpoint-*/trainer_state.json")), default=0)
+    return max((step for step, path in by_step(folder) if path.suffix != ".tmp"), default=0)
 
 
 def is_saving(folder: Path) -> bool:
     """Whether a checkpoint is being written; what a kill has left of one is removed at the next start."""
-    return any(int(p.name.split("-")[1].split(".")[0]) > newest(folder) for p in folder.glob("checkpoint-*.tmp/*"))
+    return any(step > newest(folder) for step, path in by_step(folder) if path.suffix == ".tmp")
+
+
+def by_step(folder: Path) -> list[tuple[int, Path]]:
+    """Folders of checkpoints, half-written ones too, by their step."""
+    return [(int(path.stem.split("-")[1]), path) for path in folder.glob("checkpoint-*")]
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
