@@ -25,7 +25,6 @@ from omnitune.config import (
     Project,
     evaluation_folders,
 )
-from omnitune.config.options import CONVERTED
 from omnitune.data.groups import SETTINGS, group_path, grouped
 from omnitune.data.mixture import read_mixture, relevant_files
 from omnitune.storage import is_url, version_of
@@ -178,12 +177,24 @@ def starting_conversion(wildcards):
 
 def starting_adapter(wildcards):
     """The adapter that training goes on from; one of another experiment's must have been converted first."""
-    path = experiment_options(wildcards).train.lora_path
+    options = experiment_options(wildcards)
+    path = options.train.lora_path
     if path is None:
         return []
-    if CONVERTED.fullmatch(path):
-        return f"{path.rstrip('/')}/conversion.json"
-    return f"{path}/pytorch_lora_weights.safetensors" if Path(path).is_dir() else path
+    if options.adapter_upstream and options.adapter_upstream[0] in PROJECT.experiments:
+        return conversion_of(*options.adapter_upstream)
+    return (
+        path
+        if path.endswith(".safetensors")
+        else f"{path}/pytorch_lora_weights.safetensors"
+    )
+
+
+def heldout_samples(wildcards):
+    """What training is validated with; the weights do not depend on it."""
+    val = experiment_options(wildcards).val
+    validates = val.validation_steps or val.train_visualization_steps
+    return val.data_path if val.data_path and validates else []
 
 
 def pretrained_source(wildcards):

@@ -13,6 +13,7 @@ rule train_experiment:
         base=base_model,
         start=starting_conversion,
         adapter=starting_adapter,
+        heldout=ancient(heldout_samples),
     output:
         manifest="experiments/{experiment}/train.json",
     log:

@@ -177,6 +177,17 @@ def test_values_out_of_range_name_key_value_and_rule(tmp_path: Path) -> None:
             {"train": {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:9,0.5:4,0.1"}},
             "train.lr_step_rules: the steps of '1:9,0.5:4,0.1' must rise",
         ),
+        ({"train": {"adam_beta2": 1.0}}, "train.adam_beta2: 1.0 is not allowed"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate: inf is not allowed"),
+        (
+            {"train": {"lr_scheduler": "piecewise_constant", "lr_step_rules": "-1:9,nan"}},
+            "train.lr_step_rules: the factors of '-1:9,nan' must be finite",
+        ),
+        ({"train": {"hsdp_shard_size": 2}}, "train.hsdp_shard_size: is for parallelism: 'hsdp', not 'fsdp'"),
+        (
+            {"train": {"optimizer": "prodigy", "global_batch_size": 8}},
+            "train.optimizer: 'prodigy' is not allowed with parallelism: 'fsdp' over several processes",
+        ),
         ({"train": {"lora_path": "a"}}, "train.lora_path: needs lora_ft: true"),
         (
             {"train": {"lora_ft": True, "parameter_groups": [{"pattern": "*"}]}},
@@ -354,3 +365,29 @@ def test_conda_environments_pin_what_the_lock_pins() -> None:
     for path in (PROJECT / "envs").glob("*.yaml"):
         pins = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
         assert dict(pin.split("==") for pin in pins).items() <= lock.items(), path
+
+
+def test_starting_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another experiment's converted adapter, by its folder or file, is what that one will leave."""
+    monkeypatch.chdir(tmp_path)
+    lora = {"lora_ft": True, "max_train_steps": 10}
+
+    def after(path: str, name: str = "second") -> dict[str, object]:
+        return changed(name=name, train={**lora, "lora_path": f"{path}/transformer_lora"})
+
+    first = changed(name="first", train=lora)
+    for start in ("experiments", "./experiments"):
+        loaded = project(tmp_path, first, after(f"{start}/first/checkpoint-10"))
+        assert loaded.experiments["second"].adapter_upstream == ("first", EvaluatedStep(10))
+    file = "experiments/first/checkpoint-10/transformer_lora/pytorch_lora_weights.safetensors"
+    options = ExperimentOptions.model_validate(changed(train={**lora, "lora_path": file}))
+    assert options.adapter_upstream == ("first", EvaluatedStep(10))
+    assert ExperimentOptions.model_validate(after("elsewhere/checkpoint-10")).adapter_upstream is None
+    for content, expected in (
+        (after("experiments/first/checkpoint-7"), "saves no checkpoint at step 7; it saves at 10"),
+        (after("experiments/unknown/checkpoint-7"), "names the experiment 'unknown', which is neither"),
+        (after("experiments/second/checkpoint-7"), "is its own adapter"),
+        (after("experiments/whole/checkpoint-10"), "'whole' trains no LoRA adapter"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            project(tmp_path, first, changed(name="whole", train={"max_train_steps": 10}), content)

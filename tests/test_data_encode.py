@@ -340,7 +340,7 @@ def test_a_killed_encoding_keeps_what_is_finished(changed: Path, encoded: Path) 
     command += ["--num_threads", "1", "--base", str(changed / "base"), "--index", str(changed / "shards/index.parquet")]
     process = subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
-    while not (output / "ic-00000.parquet").exists():
+    while not ((output / "ic-00000.parquet").exists() and list(output.glob(".ic-00001.tar.*"))):
         assert process.poll() is None, process.communicate()[0].decode()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -212,11 +212,13 @@ def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
             load_starting_adapter(model, train)
 
 
-def test_a_file_without_config_says_nothing_of_alpha(tmp_path: Path) -> None:
+def test_alpha_of_a_file_without_config_is_the_rank(tmp_path: Path) -> None:
     save_lora(tmp_path, lora_state_dict(trained()))
-    train = TrainOptions(lora_ft=True, lora_rank=4, lora_alpha=16, lora_path=str(tmp_path))
+    train = TrainOptions(lora_ft=True, lora_rank=4, lora_path=str(tmp_path))
     model = tiny_transformer()
     model.add_adapter(lora_config_of(train, model))
+    with pytest.raises(ValueError, match=r"train\.lora_alpha: 16, but the adapter .* has 4"):
+        load_starting_adapter(model, train.model_copy(update={"lora_alpha": 16}))
     load_starting_adapter(model, train)
     assert torch.equal(
         lora_state_dict(model)["layers.0.attn.to_q.lora_B.weight"],

@@ -154,7 +154,7 @@ def test_state_of_optimizers(name: str, expected: float) -> None:
 def test_state_of_optimizers_is_what_they_have(name: str) -> None:
     from omnitune.training.optimizer import build_optimizers, update
 
-    train = options(optimizer=name).train
+    train = options(optimizer=name, parallelism="auto").train
     model = OmniGen2Transformer2DModel(**TRANSFORMER)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -164,7 +164,7 @@ def test_state_of_optimizers_is_what_they_have(name: str) -> None:
     found = sum(value.nbytes for value in states if torch.is_tensor(value) and value.dim())
     batch = [SampleTokens(4, (), 16)]
     keys: dict[str, Any] = {"strategy": "single", "shard_size": 1, "batch": batch, "device": "cpu"}
-    assert estimate_memory(options(optimizer=name), TRANSFORMER, **keys).optimizer == pytest.approx(found, rel=0.01)
+    assert estimate_memory(options(optimizer=name, parallelism="auto"), TRANSFORMER, **keys).optimizer == pytest.approx(found, rel=0.01)
 
 
 def chosen(gigabytes: float, processes: int = 16, nodes: int = 2, **train: Any) -> tuple[str, str]:
@@ -182,7 +182,10 @@ def test_auto_takes_the_first_strategy_that_fits() -> None:
     assert chosen(24, nodes=1)[0] == "fsdp"
     assert chosen(1)[0] == "fsdp"
     assert chosen(80, processes=1, nodes=1)[0] == "single"
-    assert chosen(1, optimizer="adafactor") == ("ddp", "the optimizer 'adafactor' computes over whole parameters")
+    assert chosen(1, optimizer="adafactor", parallelism="auto") == (
+        "ddp",
+        "the optimizer 'adafactor' computes over whole parameters",
+    )
 
 
 def test_encoders_are_counted_where_training_encodes(tmp_path: Path) -> None:

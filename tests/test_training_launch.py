@@ -111,6 +111,8 @@ STOPPING = """
 import sys, time
 from omnitune.training.stopping import StopRequest
 stop = StopRequest()
+if sys.argv[1:]:
+    stop.defer()
 print("ready", flush=True)
 while not stop.requested:
     time.sleep(0.01)
@@ -119,10 +121,10 @@ sys.exit(0)
 """
 
 
-def start_waiting() -> subprocess.Popen[str]:
+def start_waiting(in_step: bool = True) -> subprocess.Popen[str]:
     """A process that was started as the launcher starts one: with the signals blocked from its first thread on."""
     process = subprocess.Popen(
-        [sys.executable, "-c", STOPPING],
+        [sys.executable, "-c", STOPPING, *(["in a step"] if in_step else [])],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),  # noqa: PLW1509
@@ -141,6 +143,14 @@ def test_stop_signals_set_a_flag(number: signal.Signals) -> None:
     subprocess.run([sys.executable, *other], check=True)
     assert process.stdout.readline() == "asked\n"
     assert process.wait(timeout=20) == 0
+    process.stdout.close()
+
+
+def test_stop_before_the_first_step_ends_at_once() -> None:
+    process = start_waiting(in_step=False)
+    assert process.stdout is not None
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=20) == 75
     process.stdout.close()
 
 

@@ -123,8 +123,12 @@ def test_loss_scale() -> None:
 @pytest.mark.parametrize(
     ("train", "strategy", "expected"),
     [
-        ({"optimizer": "adafactor"}, "fsdp", "'adafactor' is not allowed with train.parallelism: 'fsdp'"),
-        ({"use_8bit_adam": True}, "ddp", "needs a CUDA GPU"),
+        (
+            {"optimizer": "adafactor", "parallelism": "auto"},
+            "fsdp",
+            "'adafactor' is not allowed with train.parallelism: 'fsdp'",
+        ),
+        ({"use_8bit_adam": True, "parallelism": "ddp"}, "ddp", "needs a CUDA GPU"),
     ],
 )
 def test_optimizers_that_cannot_work(train: dict, strategy: str, expected: str) -> None:

@@ -17,7 +17,6 @@ logger = logging.getLogger("omnitune")
 
 
 PLAIN_PROGRESS = "OMNITUNE_PLAIN_PROGRESS"
-CHATTER = ("torchao", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")  # warn when imported
 INTERRUPTED = 75  # exit code of work that was asked to stop and can go on: the temporary failure of sysexits.h
 
 
@@ -39,8 +38,6 @@ def setup_logging(log_file: Path | str | None = None) -> None:
         handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     logger.setLevel(logging.INFO)
-    for name in CHATTER:  # where torchao is installed: of its own kernels, which only GPUs of some kinds have
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

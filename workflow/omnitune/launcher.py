@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -120,10 +120,16 @@ def require_gpus(processes: int, fix: str) -> None:
         raise ValueError(f"{processes} processes are not allowed on a node with {gpus} GPUs: each takes one. {fix}")
 
 
-def run(command: Sequence[str], environment: dict[str, str], sends_stop_on: bool = False) -> int:
+class Stops:
+    """Whether STOP_SIGNALS have come, which `run` then sends on to what it runs."""
+
+    received = False
+
+
+def run(command: Sequence[str], environment: dict[str, str], stops: Stops | None = None) -> int:
     """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar.
 
-    With `sends_stop_on`, STOP_SIGNALS that arrive here are sent on to it.
+    With `stops`, STOP_SIGNALS that arrive here are sent on to it, and noted there.
     """
     logger.info("starting %s", " ".join(command))
     output = subprocess.PIPE if plain_progress() else None
@@ -136,7 +142,7 @@ def run(command: Sequence[str], environment: dict[str, str], sends_stop_on: bool
         preexec_fn=_block_stop_signals if FORWARDS_STOP in environment else die_with_parent,  # noqa: PLW1509  (single-threaded)
     )
     try:
-        with _sending_on(process) if sends_stop_on else nullcontext():
+        with _sending_on(process, stops) if stops else nullcontext():
             for line in process.stdout or ():
                 logger.info("%s", line.rstrip())
             return process.wait()
@@ -153,8 +159,9 @@ def _block_stop_signals() -> None:
 
 
 @contextmanager
-def _sending_on(process: subprocess.Popen[str]) -> Iterator[None]:
+def _sending_on(process: subprocess.Popen[str], stops: Stops) -> Iterator[None]:
     def send(number: int, frame: object) -> None:
+        stops.received = True
         logger.info("%s received: training is asked to save and stop", signal.Signals(number).name)
         process.send_signal(signal.SIGUSR1)  # the one of the two that srun sends on as well
 
@@ -193,7 +200,8 @@ def _send_on_to_children() -> None:
     signal.sigwait(STOP_SIGNALS)
     while True:
         for child in psutil.Process().children():
-            child.send_signal(signal.SIGUSR1)
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGUSR1)
         time.sleep(1.0)
 
 

@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A group of keys. Unknown keys are errors: a misspelt key must never be a silently ignored one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=False)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -171,8 +171,14 @@ class ArchOptions(Section):
 
 
 CONVERTED = re.compile(
-    r"experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?/?"
+    r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
+    r"(/(pytorch_lora_weights\.safetensors)?)?"
 )
+
+
+def _converted_by(path: str | None) -> tuple[str, EvaluatedStep] | None:
+    match = CONVERTED.fullmatch(path or "")
+    return (match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"]))) if match else None
 
 
 class ModelOptions(Section):
@@ -203,7 +209,7 @@ class ModelOptions(Section):
 
     @model_validator(mode="after")
     def _base_is_not_an_adapter(self) -> Self:
-        match = CONVERTED.fullmatch(self.pretrained_model_path.removeprefix("./"))
+        match = CONVERTED.fullmatch(self.pretrained_model_path)
         if match and match["lora"]:
             raise ValueError(
                 f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base weights; "
@@ -221,8 +227,7 @@ class ModelOptions(Section):
     @property
     def upstream(self) -> tuple[str, EvaluatedStep] | None:
         """(experiment, step or its average) when training starts from another experiment's converted checkpoint."""
-        match = CONVERTED.fullmatch(self.pretrained_model_path.removeprefix("./"))
-        return (match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"]))) if match else None
+        return _converted_by(self.pretrained_model_path)
 
 
 class ValOptions(Section):
@@ -322,7 +327,7 @@ class ExperimentOptions(Section):
         Literal["latest"] | None,
         Field(
             description="`latest`: an interrupted training goes on from its newest checkpoint, and refuses to under changed "
-            "options. null: it starts over; older checkpoints are kept in superseded-{n}/."
+            "options. null: under changed options it starts over; older checkpoints are kept in superseded-{n}/."
         ),
     ] = "latest"
 
@@ -341,6 +346,11 @@ class ExperimentOptions(Section):
     def evaluated_steps(self) -> list[int]:
         """Steps that are converted and evaluated."""
         return self.checkpoint_steps if self.val.evaluate_checkpoints == "all" else self.checkpoint_steps[-1:]
+
+    @property
+    def adapter_upstream(self) -> tuple[str, EvaluatedStep] | None:
+        """(experiment, step or its average) when training goes on from another experiment's converted adapter."""
+        return _converted_by(self.train.lora_path)
 
     @property
     def evaluated(self) -> list[EvaluatedStep]:

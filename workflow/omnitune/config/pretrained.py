@@ -63,10 +63,17 @@ def starting_weights(options: ExperimentOptions, experiments: Mapping[str, Exper
         name, step = source.model.upstream
         if name in seen:
             raise ConfigError(f"experiments start from each other in a circle: {' -> '.join([*seen, name])}.")
-        following = _experiment(name, experiments, source)
-        _check_upstream(following, step, source)
+        key = f"model.pretrained_model_path: {source.model.pretrained_model_path!r}"
+        following = _experiment(name, experiments, source, key)
+        if following.train.lora_ft:
+            raise ConfigError(
+                f"experiment {source.name!r}: {key}: {name!r} trains a LoRA adapter and leaves no `transformer` folder."
+            )
+        _check_upstream(following, step, source, key)
         seen.append(name)
         source = following
+    if options.adapter_upstream:
+        _check_adapter(options, experiments)
     model = model_name(source.model)
     base = PRETRAINED_ROOT / model
     transformer = base / "transformer"
@@ -93,23 +100,38 @@ def evaluation_folders(experiment: Path, options: ExperimentOptions, shared: boo
     return folders
 
 
-def _experiment(name: str, experiments: Mapping[str, ExperimentOptions], by: ExperimentOptions) -> ExperimentOptions:
+def _check_adapter(options: ExperimentOptions, experiments: Mapping[str, ExperimentOptions]) -> None:
+    """Raises ConfigError for an adapter to start from that its experiment will not leave, or not in this form."""
+    assert options.adapter_upstream
+    name, step = options.adapter_upstream
+    key = f"train.lora_path: {options.train.lora_path!r}"
+    if name == options.name:
+        raise ConfigError(
+            f"experiment {name!r}: {key} is its own adapter; resume_from_checkpoint goes on from checkpoints."
+        )
+    upstream = _experiment(name, experiments, options, key)
+    if not upstream.train.lora_ft:
+        raise ConfigError(f"experiment {options.name!r}: {key}: {name!r} trains no LoRA adapter (train.lora_ft).")
+    _check_upstream(upstream, step, options, key)
+
+
+def _experiment(
+    name: str, experiments: Mapping[str, ExperimentOptions], by: ExperimentOptions, key: str
+) -> ExperimentOptions:
     if name in experiments:
         return experiments[name]
     resolved = EXPERIMENTS_ROOT / name / "options.yml"
     if resolved.is_file():
         return ExperimentOptions.load(resolved)
     raise ConfigError(
-        f"experiment {by.name!r}: model.pretrained_model_path: {by.model.pretrained_model_path!r} names the experiment "
-        f"{name!r}, which is neither in `experiments` (known: {', '.join(sorted(experiments))}) nor in {resolved}."
+        f"experiment {by.name!r}: {key} names the experiment {name!r}, which is neither in `experiments` "
+        f"(known: {', '.join(sorted(experiments))}) nor in {resolved}."
     )
 
 
-def _check_upstream(upstream: ExperimentOptions, start: EvaluatedStep, by: ExperimentOptions) -> None:
+def _check_upstream(upstream: ExperimentOptions, start: EvaluatedStep, by: ExperimentOptions, key: str) -> None:
     step = start.number
-    where = f"experiment {by.name!r}: model.pretrained_model_path: {by.model.pretrained_model_path!r}"
-    if upstream.train.lora_ft:
-        raise ConfigError(f"{where}: {upstream.name!r} trains a LoRA adapter and leaves no `transformer` folder.")
+    where = f"experiment {by.name!r}: {key}"
     if start.ema and not upstream.train.ema_decay:
         raise ConfigError(f"{where}: {upstream.name!r} keeps no average of its weights. Set train.ema_decay there.")
     if step not in upstream.checkpoint_steps:

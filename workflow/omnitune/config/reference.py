@@ -79,6 +79,8 @@ _SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="), ("multiple_of", 
 
 def _type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0], arguments[1])
     if origin is Literal:
         return " or ".join(f"`{json.dumps(a)}`" for a in arguments)
     if origin in {typing.Union, types.UnionType}:

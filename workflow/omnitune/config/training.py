@@ -1,13 +1,14 @@
 """The sections `transport` and `train` of an experiment's options: the objective and the optimisation."""
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from omnitune.config.base import PositiveInt, Probability, Section
+from omnitune.config.base import PositiveInt, Section
 
 # Keys of `train` that change no weights, but for rounding: how the work is cut over processes and time, and what is checked.
 TOPOLOGY = {"batch_size", "gradient_accumulation_steps", "dataloader_num_workers", "parallelism", "hsdp_shard_size"}
@@ -20,6 +21,7 @@ TOPOLOGY |= {
 }
 RUNNING = {"max_train_steps", "max_restarts", "max_nonfinite_steps", "async_checkpoint", "set_grads_to_none"}
 RUNNING |= {"resume_from_checkpoint"}
+WHOLE_TENSORS = ("adamw_8bit", "adafactor", "prodigy")  # optimizers over whole parameters, which FSDP cuts
 
 
 class TransportOptions(Section):
@@ -208,8 +210,8 @@ class TrainOptions(Section):
             description='piecewise_constant: factors and the steps they end before, then the last factor: "1:100,0.1:200,0.01".'
         ),
     ] = None
-    adam_beta1: Annotated[Probability, Field(description="AdamW, Prodigy: decay of the first moment.")] = 0.9
-    adam_beta2: Annotated[Probability, Field(description="AdamW, Prodigy: decay of the second moment.")] = 0.95
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, description="AdamW, Prodigy: decay of the first moment.")] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW, Prodigy: decay of the second moment.")] = 0.95
     adam_weight_decay: Annotated[float, Field(ge=0, description="All optimizers: weight decay.")] = 0.01
     adam_epsilon: Annotated[float, Field(gt=0, description="AdamW, Prodigy: epsilon.")] = 1e-8
     muon_momentum: Annotated[float, Field(ge=0, lt=1, description="Muon: momentum.")] = 0.95
@@ -301,6 +303,13 @@ class TrainOptions(Section):
             _check_step_rules(self.lr_step_rules)
         if self.lora_ft and self.parameter_groups:
             raise ValueError("parameter_groups: is for training without LoRA; choose adapters with lora_target_modules")
+        if self.hsdp_shard_size and self.parallelism not in {"hsdp", "auto"}:
+            raise ValueError(f"hsdp_shard_size: is for parallelism: 'hsdp', not {self.parallelism!r}")
+        if self.optimizer_name in WHOLE_TENSORS and self.parallelism in {"fsdp", "hsdp"} and self.num_processes > 1:
+            raise ValueError(
+                f"optimizer: {self.optimizer_name!r} is not allowed with parallelism: {self.parallelism!r} over several "
+                "processes: it computes over whole parameters, which are cut there; take 'adamw' or 'muon', or parallelism: 'ddp'"
+            )
         lora = [key for key in ("lora_target_modules", "lora_path") if getattr(self, key)]
         if lora and not self.lora_ft:
             raise ValueError(f"{lora[0]}: needs lora_ft: true")
@@ -327,10 +336,12 @@ def _check_step_rules(rules: str) -> None:
     *steps, last = rules.split(",")
     try:
         pairs = [(float(factor), int(step)) for factor, step in (rule.split(":") for rule in steps)]
-        float(last)
+        factors = [*(factor for factor, _ in pairs), float(last)]
     except ValueError:
         raise ValueError(
             f'lr_step_rules: {rules!r} does not read as "factor:step,..,factor", such as "1:100,0.1"'
         ) from None
+    if not all(math.isfinite(factor) and factor >= 0 for factor in factors):
+        raise ValueError(f"lr_step_rules: the factors of {rules!r} must be finite and not negative")
     if [step for _, step in pairs] != sorted({step for _, step in pairs}):
         raise ValueError(f"lr_step_rules: the steps of {rules!r} must rise")

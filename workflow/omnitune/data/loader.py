@@ -1,6 +1,7 @@
 """Load training samples in the order of the plan, from any step on: from shards, or from what was encoded of them."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from omnitune.data.balance import deal, waste
 from omnitune.data.index import IndexRow, ShardIndex
 from omnitune.data.plan import MixturePlan
 from omnitune.data.sample import draw_condition
+from omnitune.launcher import die_with_parent
 
 if TYPE_CHECKING:
     from omnitune.data.encoded import EncodedIndex, EncodedSample
@@ -202,11 +204,22 @@ class _ErrorsAsValues(Dataset[list[Sample] | Exception]):
 
 
 class _Loader(DataLoader[list[Sample]]):
+    """Fetches each microbatch in a thread while the one before it is computed, whether it is read here or by a worker."""
+
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
-        for samples in super().__iter__():
-            if isinstance(samples, Exception):
-                raise samples
-            yield samples
+        found = super().__iter__()
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            coming = reader.submit(next, found, None)
+            while (samples := coming.result()) is not None:
+                coming = reader.submit(next, found, None)
+                if isinstance(samples, Exception):
+                    raise samples
+                yield samples
+
+
+def _start_worker(number: int) -> None:
+    """Of a reader process: a trainer that is killed must not leave it behind, as it shares the experiment's lock."""
+    die_with_parent()
 
 
 def _as_is(samples: list[Sample]) -> list[Sample]:
@@ -227,5 +240,6 @@ def training_loader(
         sampler=_StepOrder(first_step, last_step, batches.gradient_accumulation_steps),
         num_workers=num_workers,
         collate_fn=_as_is,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own, as a loader draws a seed and must not move the trainer's numbers
     )

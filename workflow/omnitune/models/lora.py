@@ -265,8 +265,9 @@ def _require_same_adapter(
     for key, asked, found in (
         ("lora_use_dora", train.lora_use_dora, any(name.endswith(MAGNITUDE) for name in tensors)),
         ("lora_rank", train.lora_rank, ranks[0] if len(ranks) == 1 else ranks),
-        ("lora_use_rslora", train.lora_use_rslora, config.get("use_rslora", train.lora_use_rslora)),
-        ("lora_alpha", alpha, config.get("alpha_pattern") or config.get("lora_alpha", alpha)),
+        ("lora_use_rslora", train.lora_use_rslora, config.get("use_rslora", False)),
+        # as read_lora reads a file that does not say: alpha is the rank
+        ("lora_alpha", alpha, config.get("alpha_pattern") or config.get("lora_alpha", train.lora_rank)),
     ):
         if asked != found:
             raise ValueError(

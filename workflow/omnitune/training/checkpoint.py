@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from omnitune.files import write_json
 from omnitune.training.optimizer import WeightAverage
-from omnitune.training.parallel import local_part, together
+from omnitune.training.parallel import SharedError, local_part, together
 
 logger = logging.getLogger("omnitune")
 
@@ -63,6 +63,17 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Complete training checkpoints of an experiment's folder, by step."""
     found = {int(m[1]): p for p in Path(folder).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
     return {step: found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()}
+
+
+def require_steps(folder: Path, steps: Iterable[int]) -> None:
+    """Raises ValueError for a checkpoint to be evaluated that is not there, since it was not saved or was removed before."""
+    missing = [str(step) for step in steps if step not in list_checkpoints(folder)]
+    if missing:
+        raise ValueError(
+            f"{folder}: val.evaluate_checkpoints asks for step {', '.join(missing)}, of which no checkpoint is left: this "
+            "training ran with another logger.checkpointing_steps or logger.checkpoints_total_limit. Set them back, or "
+            "val.evaluate_checkpoints: last, or give the experiment another name to train it again."
+        )
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -147,7 +158,13 @@ class CheckpointSaver:
     def _states(self) -> dict[str, dict[str, Any]]:
         """What goes into each folder."""
         options = StateDictOptions(ignore_frozen_params=True)
+        fresh = [optimizer for optimizer in self.optimizers if not optimizer.state]
         model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
+        if fresh:  # all steps were skipped: torch has taken one with gradients of zero, which must not count
+            for state in (state for each in fresh for state in each.state.values()):
+                if isinstance(state.get("step"), Tensor):
+                    state["step"].zero_()
+            model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
         states: dict[str, Any] = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
         return states | ({AVERAGE_FOLDER: self.average.average} if self.average else {})
 
@@ -174,7 +191,7 @@ class CheckpointSaver:
     def _finish(self, state: TrainerState) -> None:
         temporary, final = self._temporary(state.step), self.folder / f"checkpoint-{state.step}"
         write_json(temporary / STATE_FILE, vars(state))
-        for path in temporary.iterdir():
+        for path in (*temporary.iterdir(), temporary):
             if path.is_dir():
                 _sync_folder(path)
         if final.exists():  # what conversion left here belonged to weights of an earlier training
@@ -224,7 +241,7 @@ def load_checkpoint(
 ) -> None:
     """Loads weights, optimizers and average in place, at the same or another number of processes.
 
-    Raises ValueError where a file of it is missing or damaged.
+    Raises SharedError where a file of it is missing or damaged.
     """
     options = StateDictOptions(ignore_frozen_params=True)
     model_state, optimizer_state = get_state_dict(model, optimizers, options=options)
@@ -235,7 +252,7 @@ def load_checkpoint(
         try:
             dcp.load(state, checkpoint_id=checkpoint / name)
         except (CheckpointException, OSError) as error:
-            raise ValueError(
+            raise SharedError(
                 f"{checkpoint / name}: cannot be read, a file is missing or damaged: {reason_of(error)}. "
                 f"Remove {checkpoint} to go on from an earlier checkpoint."
             ) from error
@@ -271,28 +288,37 @@ def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:
             else "of a stopped training; a newer one is there"
         )
         logger.info("removing checkpoint-%d (%s)", step, reason)
-        _remove(checkpoints[step])
+        try:
+            _remove(checkpoints[step])
+        except OSError as error:  # no reason to stop: the new one is whole
+            logger.warning("%s cannot be removed: %s", checkpoints[step], error)
 
 
-def find_resumable(folder: Path, identity: dict[str, Any], last_step: int, resume: bool = True) -> Path | None:
-    """The newest checkpoint not beyond `last_step`; without `resume`, all are set aside, into `superseded-{n}/`.
+def find_resumable(folder: Path, identity: dict[str, Any], last_step: int, start_over: bool = False) -> Path | None:
+    """The newest checkpoint not beyond `last_step`. Those beyond it are set aside, into `superseded-{n}/`.
+
+    With `start_over`, checkpoints of other options are set aside as well. Those of the same options are not: a training that
+    starts over gets to the same weights, and one that was preempted must not lose what it has done.
 
     Raises:
-        ValueError: where it belongs to other options, naming the keys that differ.
+        ValueError: where they belong to other options, naming the keys that differ.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return None
-    if not resume:
-        _set_aside(folder)
-        return None
     differences = differing_keys(read_state(checkpoints[max(checkpoints)]).identity, identity)
-    if differences:
+    if differences and not start_over:
         raise ValueError(
             "\n  - ".join([f"{folder}: its checkpoints were trained under other options:", *differences])
             + "\nUndo the change or give the experiment another name. To start it over, set resume_from_checkpoint: null; "
             f"the old checkpoints are then kept in {folder}/superseded-{_next_number(folder)}."
         )
+    if differences:
+        _set_aside(folder, [*checkpoints.values(), folder / "logs"], "resume_from_checkpoint: null, and other options")
+        return None
+    beyond = [path for step, path in checkpoints.items() if step > last_step]
+    if beyond:
+        _set_aside(folder, beyond, f"train.max_train_steps: {last_step}")
     usable = [step for step in checkpoints if step <= last_step]
     return checkpoints[max(usable)] if usable else None
 
@@ -313,14 +339,10 @@ def _next_number(folder: Path) -> int:
     return 1 + max((int(p.name.rsplit("-", 1)[1]) for p in folder.glob("superseded-*")), default=0)
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(folder: Path, paths: Iterable[Path], reason: str) -> None:
     target = folder / f"superseded-{_next_number(folder)}"
     target.mkdir()
-    for path in [*list_checkpoints(folder).values(), folder / "logs"]:
-        if path.exists():
-            path.rename(target / path.name)
-    logger.warning(
-        "resume_from_checkpoint: null: training starts over; the checkpoints that were in %s are kept in %s",
-        folder,
-        target,
-    )
+    names = [path.name for path in paths if path.exists()]
+    for name in names:
+        (folder / name).rename(target / name)
+    logger.warning("%s: %s of %s are kept in %s", reason, ", ".join(names), folder, target)

@@ -11,6 +11,7 @@ from omnitune.config.training import TrainOptions
 from omnitune.console import INTERRUPTED, Interrupted
 from omnitune.launcher import (
     MISTAKE,
+    Stops,
     Topology,
     accelerate_command,
     launch_environment,
@@ -65,11 +66,16 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
 
 
 def _run_with_restarts(command: list[str], options: ExperimentOptions, topology: Topology) -> None:
-    environment = launch_environment(topology, forwards_stop=True)
+    environment, stops = launch_environment(topology, forwards_stop=True), Stops()
     for attempt in range(options.train.max_restarts + 1):
-        code = run([*command, "--restarted"] if attempt else command, environment, sends_stop_on=True)
+        code = run(command, environment, stops)
         if code == 0:
             return
+        if stops.received and code != MISTAKE:
+            raise Interrupted(
+                f"training {options.name} was asked to stop and ended without saving (exit code {code}); start it again to "
+                "go on from its newest checkpoint."
+            )
         if code == MISTAKE or attempt == options.train.max_restarts:
             raise ValueError(f"training {options.name} failed with exit code {code}; its messages stand above.")
         left = options.train.max_restarts - attempt - 1
@@ -100,7 +106,7 @@ def launch_job(
         )
     # On a single node as well: SLURM signals the steps of an expiring job (sbatch --signal), not what else runs in it.
     command = srun_command(files, topology, hosts)
-    code = run(command, dict(os.environ), sends_stop_on=True)
+    code = run(command, dict(os.environ), Stops())
     if code == INTERRUPTED:
         raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
     if code:
@@ -147,4 +153,4 @@ def _output_of(command: list[str]) -> str:
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"{' '.join(command)} failed; training on several nodes needs a SLURM job: {error}") from None
+        raise ValueError(f"{' '.join(command)} failed, by which a job asks SLURM for its nodes: {error}") from None

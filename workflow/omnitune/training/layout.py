@@ -44,6 +44,12 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
         ValueError: for what cannot work.
     """
     train, world_size = options.train, topology.world_size
+    offloads = torch.accelerator.is_available() and world_size > 1 and train.parallelism != "ddp"
+    if train.cpu_offload and not offloads:
+        raise ValueError(
+            "train.cpu_offload: true needs several processes, train.parallelism fsdp or hsdp, and GPUs to offload from. "
+            "Set it to false."
+        )
     if world_size == 1:
         return Layout("single", 1, 1)
     strategy, reason = str(train.parallelism), ""
@@ -52,14 +58,13 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
         logger.info("train.parallelism: auto takes %s: %s", strategy, reason)
     if strategy == "hsdp":
         size = train.hsdp_shard_size or topology.processes_per_node
-        if world_size % size or size == world_size:
+        if world_size % size or size in {1, world_size}:
             raise ValueError(
                 f"train.hsdp_shard_size: {size} is not allowed with {world_size} processes: they must make "
-                "two or more replicas of equal size. Start several nodes, change it, or take train.parallelism: fsdp."
+                "two or more replicas of equal size, each of two or more processes. "
+                "Start several nodes, change it, or take train.parallelism: fsdp."
             )
         return Layout(strategy, world_size, size, reason)
-    if train.cpu_offload and (strategy == "ddp" or not torch.accelerator.is_available()):
-        raise ValueError("train.cpu_offload: true needs train.parallelism fsdp or hsdp, and a GPU to offload from.")
     return Layout(strategy, world_size, 1 if strategy == "ddp" else world_size, reason)
 
 

@@ -72,7 +72,6 @@ class Trainer:
         options: of the experiment.
         files: what is read and written.
         layout: how processes share the work; as the launcher decided.
-        resume: whether to go on from checkpoints.
         stop: says when to save and leave.
     """
 
@@ -82,11 +81,10 @@ class Trainer:
         files: TrainingFiles,
         layout: Layout = ONE_PROCESS,
         *,
-        resume: bool = True,
         stop: StopRequest | None = None,
     ) -> None:
         self.options, self.train, self.files, self.layout = options, options.train, files, layout
-        self.resume, self.stop = resume, stop
+        self.stop = stop
         self.accelerator = parallel.build_accelerator(self.train, layout)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
@@ -153,6 +151,7 @@ class Trainer:
             return False
         with together():
             if self.main:
+                checkpoints.require_steps(self.files.output, self.options.evaluated_steps)
                 write_json(self.files.output / "train.json", self._manifest())
         return True
 
@@ -162,7 +161,8 @@ class Trainer:
         with together():
             if self.main:
                 checkpoints.remove_leftovers(folder)
-                found = checkpoints.find_resumable(folder, self.identity, self.train.max_train_steps, self.resume)
+                start_over = self.options.resume_from_checkpoint is None
+                found = checkpoints.find_resumable(folder, self.identity, self.train.max_train_steps, start_over)
                 (folder / "train.json").unlink(missing_ok=True)
                 text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
                 write_text(folder / "options.yml", text)
@@ -180,21 +180,26 @@ class Trainer:
         return state.step
 
     def _fit(self, done: int, last: int) -> bool:
-        metrics = MetricsLog(self.options, self.files.output / "logs", done + 1) if self.main else None
+        with together():
+            metrics = MetricsLog(self.options, self.files.output / "logs", done + 1) if self.main else None
         loader = training_loader(self.data.batches, done, last, self.train.dataloader_num_workers)
         microbatches = iter(loader)
         progress = Progress(f"train {self.options.name}", last, "steps", done) if self.main else nullcontext()
+        stopping = False
         with progress as bar:
             for step in range(done, last):
+                if self.stop:
+                    self.stop.defer()
                 self.clock.start()
                 with self.clock.part("data", on_device=False):
                     samples = [next(microbatches) for _ in range(self.train.gradient_accumulation_steps)]
-                row, stopping = self._step(step, samples)
+                row, asked = self._step(step, samples)
+                stopping = asked and step + 1 < last
                 scheduled = step + 1 in self.options.checkpoint_steps
                 if scheduled or stopping:
                     with self.clock.part("save", on_device=False):
                         self._save(step + 1, scheduled)
-                row |= self._speed(row["tokens"]) | self._validate(step + 1, metrics)
+                row |= self._speed(row["tokens"])
                 if metrics and isinstance(bar, Progress):
                     metrics.write(row)
                     bar.advance(1, _summary(row))
@@ -202,11 +207,12 @@ class Trainer:
                     self.saver.complete()  # only now, so that no checkpoint is ahead of the log
                 if stopping:
                     logger.info("stopped after step %d of %d; the next start goes on from there", step + 1, last)
-                    return False
+                    break
+                self._validate(step + 1, metrics)
             self.saver.complete()
         if metrics:
             metrics.close()
-        return True
+        return not stopping
 
     def _step(self, step: int, microbatches: list[list[Sample]]) -> tuple[dict[str, Any], bool]:
         """One optimizer step over the global batch; returns its figures, and whether to stop after it."""
@@ -276,8 +282,10 @@ class Trainer:
             self.loss_scale.succeeded()
             self.nonfinite.finite()
         else:
-            row = _finite_only(row) | {"skipped": True}
-            if not (math.isfinite(loss) and self.loss_scale.overflowed()):
+            row["skipped"] = True
+            if math.isfinite(loss) and self.loss_scale.overflowed():
+                self.nonfinite.overflowed()
+            else:
                 self.nonfinite.skipped(step + 1, loss, grad_norm, learning_rate)
         clear_gradients(self.optimizers)
         return row
@@ -304,21 +312,21 @@ class Trainer:
             **mfu,
         }
 
-    def _validate(self, step: int, metrics: MetricsLog | None) -> dict[str, Any]:
-        """Held-out loss and images, where they are due after this step; every process takes part."""
+    def _validate(self, step: int, metrics: MetricsLog | None) -> None:
+        """Held-out loss, in a row of its own, and images, where they are due; every process takes part."""
         if self.validation is None:
-            return {}
+            return
         val, last = self.options.val, self.train.max_train_steps
-        row = {}
         if due(step, val.validation_steps, last):
             row = self.validation.losses(self.model, self._autocast())
+            if metrics:
+                metrics.write({"step": step, **row})
             logger.info("step %d: held-out loss %.4f", step, row["val_loss"])
         if due(step, val.train_visualization_steps, last):
             folder = self.files.output / "logs" / "samples" / f"{step:08d}"
             images = self.validation.draw(self.model, self._autocast(), folder)
             if metrics:
                 metrics.write_images(step, images)
-        return row
 
     def _manifest(self) -> dict[str, Any]:
         last, data = self.train.max_train_steps, self.data
@@ -338,18 +346,8 @@ class Trainer:
         }
 
 
-def _finite_only(row: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a step that JSON can hold: null in place of what is no number."""
-    return {
-        key: [v if v is not None and math.isfinite(v) else None for v in value]
-        if isinstance(value, list)
-        else (value if math.isfinite(value) else None)
-        for key, value in row.items()
-    }
-
-
 def _summary(row: dict[str, Any]) -> str:
-    loss = "skipped" if row["loss"] is None or row.get("skipped") else f"loss {row['loss']:.4f}"
+    loss = "skipped" if row.get("skipped") else f"loss {row['loss']:.4f}"
     return f"{loss}, {row['samples_per_second']:.1f} samples/s"
 
 
@@ -364,7 +362,6 @@ def main() -> None:
     parser.add_argument("--world_size", type=int, required=True)
     parser.add_argument("--shard_size", type=int, required=True)
     parser.add_argument("--strategy_reason", default="")
-    parser.add_argument("--restarted", action="store_true")
     arguments = vars(parser.parse_args())
     files = TrainingFiles(**{field.name: arguments[field.name] for field in fields(TrainingFiles)})
     layout = Layout(*(arguments[name] for name in ("strategy", "world_size", "shard_size", "strategy_reason")))
@@ -374,8 +371,7 @@ def main() -> None:
         logger.setLevel(logging.ERROR)
     try:
         options = ExperimentOptions.load(files.config)
-        resume = arguments["restarted"] or options.resume_from_checkpoint is not None
-        Trainer(options, files, layout, resume=resume, stop=stop).fit()
+        Trainer(options, files, layout, stop=stop).fit()
     except (ValueError, OSError) as error:
         if is_first_of_node() or not isinstance(error, SharedError):
             logger.error("Error: %s", error)
@@ -383,10 +379,12 @@ def main() -> None:
     except RuntimeError as error:
         if not parallel.is_connection_error(error):
             raise
+        logger.error("process %d lost the others: %s", launched_rank(), str(error).splitlines()[0])
         time.sleep(PEER_LOST_SECONDS)
         _leave(PEER_LOST)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    _leave(0)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -398,7 +396,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends this process at once: threads and process groups may wait for processes that are gone."""
+    """Ends this process at once: threads and groups may wait for processes that are gone, and Python's own end takes 2 s."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)

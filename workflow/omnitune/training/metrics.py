@@ -1,6 +1,7 @@
 """Figures of each training step: logs/metrics.jsonl, TensorBoard and, if asked for, wandb."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the figures of one step; `row` has "step" and numbers, lists of numbers for bins, or numbers by name."""
+        row = finite_only(row)
         self.file.write(json.dumps(row) + "\n")
         scalars = _flatten(row)
         for name, value in scalars.items():
@@ -57,6 +59,15 @@ class MetricsLog:
             self.wandb.finish()
 
 
+def finite_only(value: Any) -> Any:
+    """Figures that JSON can hold: null in place of what is no number, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {key: finite_only(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite_only(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _flatten(row: dict[str, Any]) -> dict[str, float]:
     """Figures by the names that trackers show: train/.., val/.., and one for each bin or name of a figure that has several."""
     scalars: dict[str, float] = {}
@@ -67,7 +78,7 @@ def _flatten(row: dict[str, Any]) -> dict[str, float]:
             bins = {f"{name}/{i / count:.1f}-{(i + 1) / count:.1f}": v for i, v in enumerate(value)}
             scalars |= {key: v for key, v in bins.items() if v is not None}
         elif isinstance(value, dict):
-            scalars |= {f"{shown}/{key}": v for key, v in value.items()}
+            scalars |= {f"{shown}/{key}": v for key, v in value.items() if v is not None}
         elif name != "step" and value is not None:
             scalars[shown] = value
     return scalars
@@ -89,14 +100,20 @@ def _keep_rows_before(path: Path, first_step: int) -> None:
 def _start_wandb(options: ExperimentOptions, folder: Path) -> Any:
     import wandb
 
-    return wandb.init(
-        project=options.logger.project_name,
-        name=options.name,
-        dir=str(folder),
-        config=options.model_dump(mode="json"),
-        resume="allow",
-        id=options.name,
-    )
+    starts = len(list(folder.parent.glob("superseded-*")))  # a run of its own for each time it starts over
+    try:
+        return wandb.init(
+            project=options.logger.project_name,
+            name=options.name,
+            dir=str(folder),
+            config=options.model_dump(mode="json"),
+            resume="allow",
+            id=f"{options.name}-{starts}" if starts else options.name,
+        )
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"logger.log_with: 'wandb' does not start: {error}. Type `wandb login`, or set WANDB_MODE=offline."
+        ) from None
 
 
 def check_trackers(options: ExperimentOptions) -> None:

@@ -39,6 +39,10 @@ class NonFinite:
         """After a step that was taken."""
         self.in_row = 0
 
+    def overflowed(self) -> None:
+        """After a step that was skipped since float16 overflowed at this scale of the loss; that is no divergence."""
+        self.total += 1
+
     def skipped(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
         """After a step that was skipped; every process calls it. Raises SharedError past the limit."""
         self.in_row += 1

@@ -9,12 +9,10 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from omnitune.config.training import TrainOptions
+from omnitune.config.training import WHOLE_TENSORS, TrainOptions
 from omnitune.models import OmniGen2TransformerBlock
 from omnitune.training.layout import SHARDED
 from omnitune.training.parallel import local_part
-
-WHOLE_TENSORS = ("adamw_8bit", "adafactor", "prodigy")  # compute over whole parameters, which FSDP cuts
 
 
 def check_optimizer(train: TrainOptions, strategy: str) -> None:

@@ -86,7 +86,10 @@ class Validation:
         self.samples = read_heldout(path, count, ImageLimits(**options.data.image_limits))
         encoder = self._encoder(base)
         scaling = latent_scaling(base)
-        self.work = [self._conditioned(encoder, sample, time, scaling) for sample, time in self._share(self._times())]
+        work = self._share(self._times())
+        own = {sample.key: sample for sample, _ in work}
+        encoded = {key: self._encoded(encoder, sample, scaling) for key, sample in own.items()}
+        self.work = [self._conditioned(sample, time, *encoded[sample.key]) for sample, time in work]
         self.shown = self._share(self.samples[: self.val.visualization_samples])
         self.texts = [text.float() for text in encoder.texts([sample.instruction for sample in self.shown])]
         self.empty = encoder.texts([""], True)[0].float()
@@ -119,15 +122,20 @@ class Validation:
         """Whether the share's item stands for itself, and does not fill up the last round."""
         return self.rank + position * self.world_size < total
 
-    def _conditioned(
-        self, encoder: FrozenEncoder, sample: HeldOut, time: float, scaling: tuple[float, float]
-    ) -> Conditioned:
+    def _encoded(
+        self, encoder: FrozenEncoder, sample: HeldOut, scaling: tuple[float, float]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Latents [C, h, w] of its images, the output last, and the features [L, C] of its instruction."""
         shift, scale = scaling
         modes = [mean for mean, _ in encoder.posteriors([to_tensor(image) for image in sample.images])]
-        *references, target = [(mode - shift) * scale for mode in modes]
+        return [(mode - shift) * scale for mode in modes], encoder.texts([sample.instruction])[0].float()
+
+    def _conditioned(
+        self, sample: HeldOut, time: float, latents: list[torch.Tensor], text: torch.Tensor
+    ) -> Conditioned:
+        *references, target = latents
         seed = seed_of(self.options.seed, "validation", sample.key, str(time))
         noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(seed)).to(target)
-        text = encoder.texts([sample.instruction])[0].float()
         return Conditioned(target, references, text, noise, torch.tensor(time), seed, sample.task_type)
 
     @torch.no_grad()
