@@ -164,7 +164,9 @@ def test_state_of_optimizers_is_what_they_have(name: str) -> None:
     found = sum(value.nbytes for value in states if torch.is_tensor(value) and value.dim())
     batch = [SampleTokens(4, (), 16)]
     keys: dict[str, Any] = {"strategy": "single", "shard_size": 1, "batch": batch, "device": "cpu"}
-    assert estimate_memory(options(optimizer=name, parallelism="auto"), TRANSFORMER, **keys).optimizer == pytest.approx(found, rel=0.01)
+    assert estimate_memory(options(optimizer=name, parallelism="auto"), TRANSFORMER, **keys).optimizer == pytest.approx(
+        found, rel=0.01
+    )
 
 
 def chosen(gigabytes: float, processes: int = 16, nodes: int = 2, **train: Any) -> tuple[str, str]:

@@ -1,6 +1,10 @@
 """Omnitune: fine-tune OmniGen2 as a Snakemake workflow."""
 
+import gc
 import logging
+
+# Importing the libraries makes millions of objects that stay; looking for garbage among them would take a second.
+gc.set_threshold(50_000, *gc.get_threshold()[1:])
 
 # Where torchao is installed, importing diffusers warns of its kernels, which only GPUs of some kinds have.
 for _name in ("torchao", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree"):
