@@ -184,9 +184,12 @@ def test_values_out_of_range_name_key_value_and_rule(tmp_path: Path) -> None:
             "train.lr_step_rules: the factors of '-1:9,nan' must be finite",
         ),
         ({"train": {"hsdp_shard_size": 2}}, "train.hsdp_shard_size: is for parallelism: 'hsdp', not 'fsdp'"),
-        (
-            {"train": {"optimizer": "prodigy", "global_batch_size": 8}},
-            "train.optimizer: 'prodigy' is not allowed with parallelism: 'fsdp' over several processes",
+        *(
+            (
+                {"train": {"optimizer": name, "global_batch_size": 8, "parallelism": parallelism}},
+                f"train.optimizer: '{name}' is not allowed with parallelism: '{parallelism}' over several processes",
+            )
+            for name, parallelism in (("prodigy", "fsdp"), ("adafactor", "hsdp"), ("adamw_8bit", "fsdp"))
         ),
         ({"train": {"lora_path": "a"}}, "train.lora_path: needs lora_ft: true"),
         (
@@ -383,6 +386,11 @@ def test_starting_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     options = ExperimentOptions.model_validate(changed(train={**lora, "lora_path": file}))
     assert options.adapter_upstream == ("first", EvaluatedStep(10))
     assert ExperimentOptions.model_validate(after("elsewhere/checkpoint-10")).adapter_upstream is None
+    whole = "experiments/first/checkpoint-10/transformer"
+    options = ExperimentOptions.model_validate(changed(train={**lora, "lora_path": whole}))
+    assert options.adapter_upstream is None
+    model = {"pretrained_model_path": f"{whole}/pytorch_lora_weights.safetensors"}
+    assert ExperimentOptions.model_validate(changed(model=model)).model.upstream is None
     for content, expected in (
         (after("experiments/first/checkpoint-7"), "saves no checkpoint at step 7; it saves at 10"),
         (after("experiments/unknown/checkpoint-7"), "names the experiment 'unknown', which is neither"),

@@ -176,6 +176,8 @@ def check_compiled(kernel: str, adapter: bool) -> None:
     model.gradient_checkpointing_every = 2
     names = list(model.state_dict())
     model.compile_blocks()
+    settings = [layer.config for layer in model.modules() if isinstance(layer, Float8Linear)]
+    assert all(config.emulate and config.pad_inner_dim for config in settings)
     assert list(model.state_dict()) == names
     for samples in (slice(0, 5), slice(0, 4)):
         assert_close(learn(model, some_of(ragged_batch(), samples)), learn(eager, some_of(ragged_batch(), samples)))
@@ -252,6 +254,8 @@ def test_float8(adapter: bool) -> None:
     layers = {f"feed_forward.linear_{i}" for i in (1, 2, 3)} | {f"attn.{name}" for name in TARGET_MODULES}
     assert names == layers
     assert len(converted) == 7 * sum(isinstance(module, OmniGen2TransformerBlock) for module in model.modules())
+    settings = [layer.config for layer in model.modules() if isinstance(layer, Float8Linear)]
+    assert all(config.emulate and config.pad_inner_dim for config in settings)
     assert list(model.state_dict()) == list(plain.state_dict())
     expected = learn(plain, ragged_batch())
     ours, theirs = (torch.cat([x.flatten() for x in found]) for found in (learn(model, ragged_batch()), expected))

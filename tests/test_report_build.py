@@ -382,12 +382,11 @@ def test_time_memory_and_parallelism_of_the_training(tmp_path: Path) -> None:
         for step in range(1, 6)
     ]
     rows[-1] |= {"seconds": 4.0, "save_seconds": 2.0}
-    text = visible(build_training(tmp_path, rows, strategy="ddp", strategy_reason="it fits <b>", restarts=2))
+    text = visible(build_training(tmp_path, rows, strategy="ddp", strategy_reason="it fits <b>"))
     for expected in (
         "Tokens per second 3 k (median)",
         "Share of the peak FLOPs 40.0 % (median)",
         "Most memory of a process 2 GB",
-        "Restarts 2",
         "Parallelism: it fits &lt;b&gt;.",
         "waiting for data 0.1000 4.2 %",
         "forward 0.5000 20.8 %",

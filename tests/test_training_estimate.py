@@ -182,6 +182,7 @@ def test_auto_takes_the_first_strategy_that_fits() -> None:
     assert strategy == "hsdp"
     assert reason.split("; ")[1].startswith("hsdp needs ")
     assert chosen(24, nodes=1)[0] == "fsdp"
+    assert chosen(24, processes=2)[0] == "fsdp", "one process per node makes no replicas"
     assert chosen(1)[0] == "fsdp"
     assert chosen(80, processes=1, nodes=1)[0] == "single"
     assert chosen(1, optimizer="adafactor", parallelism="auto") == (

@@ -40,10 +40,24 @@ def test_layouts(train: dict, topology: Topology, expected: Layout) -> None:
     assert choose_layout(options(**train), topology, FILES) == expected
 
 
-@pytest.mark.parametrize(("topology", "size"), [(Topology(4), None), (Topology(6), 4), (Topology(4), 8)])
+@pytest.mark.parametrize(
+    ("topology", "size"), [(Topology(4), None), (Topology(6), 4), (Topology(4), 8), (Topology(4), 1)]
+)
 def test_replicas_must_be_equal_and_several(topology: Topology, size: int | None) -> None:
     with pytest.raises(ValueError, match=r"train\.hsdp_shard_size"):
         choose_layout(options(parallelism="hsdp", hsdp_shard_size=size), topology, FILES)
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "auto"])
+def test_only_shards_are_offloaded(parallelism: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where auto has found that every process can hold all parameters, and where there is one process."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("omnitune.training.layout._fitting", lambda *_: ("ddp", "it fits"))
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match=r"train\.cpu_offload: true needs several processes"):
+            choose_layout(options(parallelism=parallelism, cpu_offload=True), Topology(processes), FILES)
+    sharded = options(parallelism="fsdp", cpu_offload=True)
+    assert choose_layout(sharded, Topology(2), FILES) == Layout("fsdp", 2, 2)
 
 
 def test_command_of_a_node() -> None:

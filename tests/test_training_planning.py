@@ -215,7 +215,7 @@ def test_mistakes_are_named(project: Path) -> None:
     assert "no samples of 'other'" in str(error)
     write_options(project, parallelism="hsdp")
     (project / "mix.yml").write_text(yaml.safe_dump({"data": [{"path": "t2i.jsonl", "type": "t2i"}]}))
-    assert "'hsdp' is not allowed with 2 processes in groups of 2" in str(run().exception)
+    assert "train.hsdp_shard_size: 2 is not allowed with 2 processes on 1 node(s)" in str(run().exception)
     content = yaml.safe_load((project / "options.yml").read_text())
     del content["model"]["arch_opt"]
     (project / "options.yml").write_text(yaml.safe_dump(content))

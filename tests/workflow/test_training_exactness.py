@@ -22,6 +22,8 @@ from trainings import (
 )
 from workplace import Workplace
 
+from omnitune.training.checkpoint import list_checkpoints
+
 pytestmark = pytest.mark.workflow
 
 LAYOUTS = {
@@ -85,17 +87,12 @@ def uninterrupted(mixed: Workplace) -> Path:
 
 def newest(folder: Path) -> int:
     """Step of the newest whole checkpoint; 0 without any."""
-    return max((step for step, path in by_step(folder) if path.suffix != ".tmp"), default=0)
+    return max(list_checkpoints(folder), default=0)
 
 
 def is_saving(folder: Path) -> bool:
     """Whether a checkpoint is being written; what a kill has left of one is removed at the next start."""
-    return any(step > newest(folder) for step, path in by_step(folder) if path.suffix == ".tmp")
-
-
-def by_step(folder: Path) -> list[tuple[int, Path]]:
-    """Folders of checkpoints, half-written ones too, by their step."""
-    return [(int(path.stem.split("-")[1]), path) for path in folder.glob("checkpoint-*")]
+    return any(int(path.stem.split("-")[1]) > newest(folder) for path in folder.glob("checkpoint-*.tmp"))
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])

@@ -200,6 +200,7 @@ def test_float16_scales_its_loss(mixed: Workplace, fit: Fit) -> None:
     )
     assert trainer.loss_scale.value == 2.0**58  # halved twice, which is no reason to stop
     assert [row["skipped"] for row in rows(mixed, "overflown")] == [True, True]
+    assert trainer.nonfinite.total == 2
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,11 @@ def require_gpus(processes: int, fix: str) -> None:
         raise ValueError(f"{processes} processes are not allowed on a node with {gpus} GPUs: each takes one. {fix}")
 
 
+@dataclass
 class Stops:
     """Whether STOP_SIGNALS have come, which `run` then sends on to what it runs."""
 
-    received = False
+    received: bool = False
 
 
 def run(command: Sequence[str], environment: dict[str, str], stops: Stops | None = None) -> int:

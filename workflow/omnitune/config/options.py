@@ -172,13 +172,15 @@ class ArchOptions(Section):
 
 CONVERTED = re.compile(
     r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
-    r"(/(pytorch_lora_weights\.safetensors)?)?"
+    r"(?(lora)(/(pytorch_lora_weights\.safetensors)?)?|/?)"
 )
 
 
-def _converted_by(path: str | None) -> tuple[str, EvaluatedStep] | None:
+def _converted_by(path: str | None, lora: bool) -> tuple[str, EvaluatedStep] | None:
     match = CONVERTED.fullmatch(path or "")
-    return (match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"]))) if match else None
+    if match is None or bool(match["lora"]) != lora:
+        return None
+    return match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"]))
 
 
 class ModelOptions(Section):
@@ -227,7 +229,7 @@ class ModelOptions(Section):
     @property
     def upstream(self) -> tuple[str, EvaluatedStep] | None:
         """(experiment, step or its average) when training starts from another experiment's converted checkpoint."""
-        return _converted_by(self.pretrained_model_path)
+        return _converted_by(self.pretrained_model_path, lora=False)
 
 
 class ValOptions(Section):
@@ -350,7 +352,7 @@ class ExperimentOptions(Section):
     @property
     def adapter_upstream(self) -> tuple[str, EvaluatedStep] | None:
         """(experiment, step or its average) when training goes on from another experiment's converted adapter."""
-        return _converted_by(self.train.lora_path)
+        return _converted_by(self.train.lora_path, lora=True)
 
     @property
     def evaluated(self) -> list[EvaluatedStep]:

@@ -234,17 +234,23 @@ def _modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
     return {name.rsplit(".lora_", 1)[0] for name in tensors}
 
 
+def starting_adapter_file(train: TrainOptions) -> Path:
+    """The file at train.lora_path; raises ValueError where there is none."""
+    assert train.lora_path is not None
+    path = Path(train.lora_path)
+    path = path / WEIGHT_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"train.lora_path: {path} does not exist. Name a {WEIGHT_NAME} or the folder that holds one.")
+    return path
+
+
 def load_starting_adapter(model: Any, train: TrainOptions) -> None:
     """Load the published adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
 
     Raises:
         ValueError: where there is none, or where rank, alpha, targets or kind differ from the options.
     """
-    assert train.lora_path is not None
-    path = Path(train.lora_path)
-    path = path / WEIGHT_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"train.lora_path: {path} does not exist. Name a {WEIGHT_NAME} or the folder that holds one.")
+    path = starting_adapter_file(train)
     tensors, config = read_lora(path)
     own = lora_state_dict(model)
     _require_same_adapter(path, tensors, config or {}, own, train)

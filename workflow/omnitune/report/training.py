@@ -38,7 +38,6 @@ def _facts(train: Row, metrics: Sequence[Row]) -> list[tuple[str, str]]:
         ("Tokens per second", f"{short(median(tokens))} (median)" if tokens else None),
         ("Share of the peak FLOPs", f"{100 * median(used):.1f} % (median)" if used else None),
         ("Most memory of a process", short(1e6 * max(memory), "B") if memory else None),
-        ("Restarts", train.get("restarts")),
     ]
     return [(label, str(value)) for label, value in facts if value is not None]
 

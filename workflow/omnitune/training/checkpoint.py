@@ -161,9 +161,8 @@ class CheckpointSaver:
         fresh = [optimizer for optimizer in self.optimizers if not optimizer.state]
         model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
         if fresh:  # all steps were skipped: torch has taken one with gradients of zero, which must not count
-            for state in (state for each in fresh for state in each.state.values()):
-                if isinstance(state.get("step"), Tensor):
-                    state["step"].zero_()
+            for state in [state for each in fresh for state in each.state.values() if "step" in state]:
+                state["step"].zero_()
             model, optimizer = get_state_dict(self.model, self.optimizers, options=options)
         states: dict[str, Any] = {MODEL_FOLDER: model, OPTIMIZER_FOLDER: optimizer}
         return states | ({AVERAGE_FOLDER: self.average.average} if self.average else {})

@@ -12,13 +12,12 @@ import torch
 from safetensors import safe_open
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import TrainOptions, trained_names
+from omnitune.config.training import WHOLE_TENSORS, TrainOptions, trained_names
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.flops import SampleTokens, Unit, gradient_reaches, is_trained
 from omnitune.models.lora import lora_config_of
 from omnitune.training.footprint import Compute, Footprint, block_footprint, ends_footprint
-from omnitune.training.layout import SHARDED
-from omnitune.training.optimizer import WHOLE_TENSORS
+from omnitune.training.layout import SHARDED, shard_size_of, sharded_strategies
 from omnitune.training.parallel import COMPUTE_DTYPES
 
 FITS = 0.85  # of a device's memory; the rest is for CUDA, NCCL and what the allocator cannot use
@@ -344,12 +343,6 @@ def choose_parallelism(
     return cheapest_strategy(total, options.train, processes=processes, nodes=nodes, device_bytes=device_bytes)
 
 
-def shard_size_of(strategy: str, train: TrainOptions, processes: int, nodes: int) -> int:
-    """Processes that hold one copy of the parameters between them."""
-    sizes = {"fsdp": processes, "hsdp": train.hsdp_shard_size or processes // nodes}
-    return sizes.get(strategy, 1)
-
-
 def cheapest_strategy(
     total: Callable[[str, int], int], train: TrainOptions, *, processes: int, nodes: int, device_bytes: int
 ) -> tuple[str, str]:
@@ -359,7 +352,7 @@ def cheapest_strategy(
     if train.optimizer_name in WHOLE_TENSORS:
         return "ddp", f"the optimizer {train.optimizer_name!r} computes over whole parameters"
     reasons = []
-    for strategy in ("ddp", "hsdp", "fsdp") if nodes > 1 else ("ddp", "fsdp"):
+    for strategy in ("ddp", *sharded_strategies(train, processes, nodes)):
         needed = total(strategy, shard_size_of(strategy, train, processes, nodes))
         reasons.append(f"{strategy} needs {gigabytes(needed)} of {gigabytes(device_bytes)} per process")
         if needed <= FITS * device_bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from omnitune.config import ExperimentOptions
+from omnitune.config.training import TrainOptions
 from omnitune.launcher import Topology
 from omnitune.training.files import TrainingFiles
 
@@ -44,28 +45,40 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
         ValueError: for what cannot work.
     """
     train, world_size = options.train, topology.world_size
-    offloads = torch.accelerator.is_available() and world_size > 1 and train.parallelism != "ddp"
-    if train.cpu_offload and not offloads:
+    strategy, reason = "single" if world_size == 1 else str(train.parallelism), ""
+    if strategy == "auto":
+        strategy, reason = _fitting(options, topology, files)
+        logger.info("train.parallelism: auto takes %s: %s", strategy, reason)
+    if train.cpu_offload and (strategy not in SHARDED or not torch.accelerator.is_available()):
         raise ValueError(
             "train.cpu_offload: true needs several processes, train.parallelism fsdp or hsdp, and GPUs to offload from. "
             "Set it to false."
         )
-    if world_size == 1:
-        return Layout("single", 1, 1)
-    strategy, reason = str(train.parallelism), ""
-    if strategy == "auto":
-        strategy, reason = _fitting(options, topology, files)
-        logger.info("train.parallelism: auto takes %s: %s", strategy, reason)
-    if strategy == "hsdp":
-        size = train.hsdp_shard_size or topology.processes_per_node
-        if world_size % size or size in {1, world_size}:
-            raise ValueError(
-                f"train.hsdp_shard_size: {size} is not allowed with {world_size} processes: they must make "
-                "two or more replicas of equal size, each of two or more processes. "
-                "Start several nodes, change it, or take train.parallelism: fsdp."
-            )
-        return Layout(strategy, world_size, size, reason)
-    return Layout(strategy, world_size, 1 if strategy == "ddp" else world_size, reason)
+    return Layout(strategy, world_size, shard_size_of(strategy, train, world_size, topology.nodes), reason)
+
+
+def shard_size_of(strategy: str, train: TrainOptions, processes: int, nodes: int) -> int:
+    """Processes that hold one copy of the parameters between them; raises ValueError where they make no replicas."""
+    if strategy != "hsdp":
+        return processes if strategy == "fsdp" else 1
+    size = train.hsdp_shard_size or processes // nodes
+    if not _makes_replicas(size, processes):
+        raise ValueError(
+            f"train.hsdp_shard_size: {size} is not allowed with {processes} processes on {nodes} node(s): they must make two or "
+            "more replicas of equal size, each of two or more processes. Start several nodes, change it, or take "
+            "train.parallelism: fsdp."
+        )
+    return size
+
+
+def sharded_strategies(train: TrainOptions, processes: int, nodes: int) -> tuple[str, ...]:
+    """The strategies that cut the parameters and are possible here, the one that exchanges less first."""
+    size = train.hsdp_shard_size or processes // nodes
+    return SHARDED[::-1] if nodes > 1 and _makes_replicas(size, processes) else ("fsdp",)
+
+
+def _makes_replicas(size: int, processes: int) -> bool:
+    return processes % size == 0 and 1 < size < processes
 
 
 def _fitting(options: ExperimentOptions, topology: Topology, files: TrainingFiles) -> tuple[str, str]:

@@ -92,7 +92,7 @@ class Trainer:
             parallel.check_engaged(self.accelerator, layout)
             require_processes(options, layout.world_size, "options")
             check_trackers(options)
-            check_optimizer(self.train, layout.strategy)
+            check_optimizer(self.train)
             self._lock = lock_experiment(files.output) if self.main else None
             self.identity = identity_of(options, files)
         parallel.require_agreement(shared_facts(options, self.identity, layout))

@@ -30,7 +30,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes the figures of one step; `row` has "step" and numbers, lists of numbers for bins, or numbers by name."""
-        row = finite_only(row)
+        row = _finite_only(row)
         self.file.write(json.dumps(row) + "\n")
         scalars = _flatten(row)
         for name, value in scalars.items():
@@ -59,12 +59,12 @@ class MetricsLog:
             self.wandb.finish()
 
 
-def finite_only(value: Any) -> Any:
+def _finite_only(value: Any) -> Any:
     """Figures that JSON can hold: null in place of what is no number, in lists and mappings too."""
     if isinstance(value, dict):
-        return {key: finite_only(v) for key, v in value.items()}
+        return {key: _finite_only(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [finite_only(v) for v in value]
+        return [_finite_only(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,23 +9,16 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from omnitune.config.training import WHOLE_TENSORS, TrainOptions
+from omnitune.config.training import TrainOptions
 from omnitune.models import OmniGen2TransformerBlock
-from omnitune.training.layout import SHARDED
 from omnitune.training.parallel import local_part
 
 
-def check_optimizer(train: TrainOptions, strategy: str) -> None:
-    """Raises ValueError where the optimizer cannot work here, before anything is loaded."""
-    name = train.optimizer_name
-    if name in WHOLE_TENSORS and strategy in SHARDED:
-        raise ValueError(
-            f"train.optimizer: {name!r} is not allowed with train.parallelism: {strategy!r}: it computes over whole parameters, "
-            "which are cut there. Take 'adamw' or 'muon', or train.parallelism: 'ddp'."
-        )
-    if name == "adamw_8bit":
+def check_optimizer(train: TrainOptions) -> None:
+    """Raises ValueError where a library or device for the optimizer is missing, before anything is loaded."""
+    if train.optimizer_name == "adamw_8bit":
         _require_8bit()
-    if name == "prodigy":
+    if train.optimizer_name == "prodigy":
         try:
             import pytorch_optimizer  # noqa: F401
         except ImportError:

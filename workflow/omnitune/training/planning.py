@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from omnitune.config import ExperimentOptions, starting_weights
+from omnitune.config.training import WHOLE_TENSORS
 from omnitune.data.index import ShardIndex
 from omnitune.data.mixture import Source, read_mixture
 from omnitune.models.flops import ModelFlops, SampleTokens
@@ -24,10 +25,8 @@ from omnitune.training.estimate import (
     model_config,
     optimizer_state,
     planned_model,
-    shard_size_of,
 )
-from omnitune.training.layout import SHARDED
-from omnitune.training.optimizer import WHOLE_TENSORS
+from omnitune.training.layout import SHARDED, shard_size_of, sharded_strategies
 from omnitune.training.workload import PIXELS_PER_TOKEN, Kinds, Workload, count_kinds, read_workload
 
 
@@ -242,12 +241,6 @@ def _strategy(
     """The strategy, and why where it is not the one that the options name."""
     train, processes = options.train, machine.processes
     if processes > 1 and train.parallelism != "auto":
-        size = shard_size_of(train.parallelism, train, processes, machine.nodes)
-        if train.parallelism == "hsdp" and (processes % size or size == processes):
-            raise ValueError(
-                f"train.parallelism: 'hsdp' is not allowed with {processes} processes in groups of {size}: they must make two "
-                "or more replicas of equal size. Give --nodes, or set train.hsdp_shard_size."
-            )
         return train.parallelism, ""
     return cheapest_strategy(
         lambda strategy, _: estimate(options, strategy, batch).total,
@@ -308,7 +301,7 @@ def _variants(options: ExperimentOptions, strategy: str, machine: Machine, pixel
         yield changed(accumulated, batch_size=half, gradient_accumulation_steps=steps)
         yield changed(f"{smaller} with {2 * processes} processes", 2 * processes, batch_size=half)
     if strategy == "ddp" and train.optimizer_name not in WHOLE_TENSORS:
-        for other in ("hsdp", "fsdp") if machine.nodes > 1 else ("fsdp",):
+        for other in sharded_strategies(train, processes, machine.nodes):
             yield _Variant(f"train.parallelism: {other}", options, other, processes)
     yield from _dearer_variants(options, strategy, machine, pixels, changed)
 

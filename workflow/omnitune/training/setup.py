@@ -17,7 +17,7 @@ from omnitune.data.plan import MixturePlan
 from omnitune.files import sha256_of
 from omnitune.models.components import MANIFEST
 from omnitune.models.encoder import FrozenEncoder, latent_scaling
-from omnitune.models.lora import WEIGHT_NAME
+from omnitune.models.lora import starting_adapter_file
 from omnitune.training.conditioning import Conditioner
 from omnitune.training.files import TrainingFiles
 from omnitune.training.layout import Layout
@@ -37,11 +37,7 @@ def identity_of(options: ExperimentOptions, files: TrainingFiles) -> dict[str, A
     base_weights = sha256_of(base) if base.is_file() else None
     identity = {"options": options.identity, "base": base_weights, "starting_weights": start, "data": data}
     if options.train.lora_path:
-        adapter = Path(options.train.lora_path)
-        file = adapter / WEIGHT_NAME if adapter.is_dir() else adapter
-        if not file.is_file():
-            raise ValueError(f"train.lora_path: {file} does not exist.")
-        identity["starting_adapter"] = sha256_of(file)
+        identity["starting_adapter"] = sha256_of(starting_adapter_file(options.train))
     return identity
 
 
