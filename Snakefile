@@ -8,53 +8,67 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-PARTS = "common pretrained validate shard encode train convert evaluate report"
+PARTS = "common inputs pretrained validate shard encode train convert evaluate report"
 
 for part in PARTS.split():
 
     include: f"rules/{part}.smk"
 
 
+BASES = all_outputs([*map(PROJECT.based, PROJECT.models), *all_drawn()])
+VALIDATED = [*BASES, *all_outputs(map(PROJECT.validated, PROJECT.sources))]
+SHARDED = [*all_tars(), *all_outputs(map(PROJECT.indexed, PROJECT.sources))]
+ENCODED = [*BASES, *SHARDED, *all_encodings()]
+ADMITTED = all_outputs(map(PROJECT.admitted, PROJECT.experiments))
+TRAINED = [
+    *ENCODED,
+    *ADMITTED,
+    *all_outputs(map(PROJECT.trained, PROJECT.experiments)),
+]
+CONVERTED = [*TRAINED, *all_outputs(starmap(PROJECT.converted, all_evaluated()))]
+LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
+EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored())]
+
+
 rule all:
     default_target: True
     input:
-        all_tars,
-        all_conversions(),
-        all_reports(),
+        *VALIDATED,
+        *EVALUATED,
+        expand(paths.REPORT, experiment=PROJECT.experiments),
 
 
 rule validate:
     input:
-        all_summaries(),
+        *VALIDATED,
 
 
 rule shard:
     input:
-        all_tars,
-        all_indexes(),
+        *SHARDED,
 
 
 rule encode:
     input:
-        all_encodings,
+        *ENCODED,
 
 
 rule train:
     input:
-        all_tars,
-        all_trainings(),
+        *TRAINED,
 
 
 rule convert:
     input:
-        all_conversions(),
+        *CONVERTED,
 
 
 rule evaluate:
     input:
-        all_scores(),
+        *EVALUATED,
 
 
 rule report:
     input:
-        all_reports(),
+        *EVALUATED,
+        expand(paths.REPORT, experiment=PROJECT.experiments),

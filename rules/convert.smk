@@ -1,14 +1,13 @@
 """From a training checkpoint to the published weight format."""
 
 
-rule convert_checkpoint:
+checkpoint convert_checkpoint:
+    # The identity says nothing of a checkpoint that its own state does not; by it a dry run knows what a training leads to.
     input:
-        options=ancient(options_file),
-        train="experiments/{experiment}/train.json",
-        base=base_model,
-        start=starting_conversion,
+        checkpoint=get_checkpoint,
+        identity=get_identity,
     output:
-        manifest="experiments/{experiment}/checkpoint-{step}/{weights}/conversion.json",
+        manifest=paths.CONVERSION,
     log:
         "logs/convert_checkpoint/{experiment}/{step}-{weights}.log",
     benchmark:
@@ -20,7 +19,9 @@ rule convert_checkpoint:
         mem_mb=4000,
         runtime=120,
     params:
-        transformer=starting_transformer,
-        format_version=2,
+        transformer=lambda wildcards: str(
+            PROJECT.starts[wildcards.experiment].transformer
+        ),
+        format="format: 3",
     script:
         "../scripts/convert_checkpoint.py"

@@ -1,42 +1,14 @@
 """Encoded data (data.encode): VAE posteriors and text features, stored once for all trainings."""
 
 
-localrules:
-    set_encoding,
-
-
-rule set_encoding:
-    # A file, as for shards: the training must notice a change, and takes the encoded groups as `ancient`.
-    input:
-        after=ancient("prepared/{dataset}/validation/summary.json"),
-    output:
-        settings="prepared/{dataset}/encoded/{model}/settings.json",
-    log:
-        "logs/set_encoding/{dataset}/{model}.log",
-    conda:
-        "../envs/data.yaml"
-    threads: 1
-    resources:
-        mem_mb=500,
-        runtime=10,
-    params:
-        settings=encoding_settings,
-    script:
-        "../scripts/write_settings.py"
-
-
 rule encode_dataset:
     # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be made
-    # again. Shards are `ancient` as for the index: they are functions of their plan and the settings, named here.
+    # again.
     input:
-        options=ancient(encoding_options),
-        plan="prepared/{dataset}/shards/plans/{source}-{group}.sha256",
-        sharding="prepared/{dataset}/shards/settings.json",
-        settings="prepared/{dataset}/encoded/{model}/settings.json",
-        shards=ancient(group_shards),
-        base="resources/pretrained/{model}/manifest.json",
+        digests=get_group_digests,
+        base=get_encoding_base,
     output:
-        index="prepared/{dataset}/encoded/{model}/groups/{source}-{group}.parquet",
+        index=paths.ENCODED_GROUP,
     log:
         "logs/encode_dataset/{dataset}/{model}/{source}-{group}.log",
     benchmark:
@@ -50,6 +22,7 @@ rule encode_dataset:
         # With GPUs: gpus_per_node=N, one process for each, and on SLURM gres="gpu:N" as well.
         gpus_per_node=0,
     params:
-        format_version=1,
+        **key_params(DataOptions, get_data, "encodings", "shards", prefix="data."),
+        format="format: 1",
     script:
         "../scripts/encode_dataset.py"

@@ -1,13 +1,41 @@
 """Images of the held-out prompts by the base and by each checkpoint, and their scores."""
 
 
+localrules:
+    prepare_benchmark,
+
+
+checkpoint prepare_benchmark:
+    # What the benchmark was read as: what images depend on, and what scores depend on beside them.
+    input:
+        prompts=get_prompts,
+        images=get_prompt_images,
+    output:
+        protocol=paths.PROTOCOL,
+        scoring=paths.SCORING,
+    log:
+        "logs/prepare_benchmark/{benchmark}.log",
+    retries: 0
+    conda:
+        "../envs/evaluate.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        **key_params(Benchmark, get_benchmark, "images", "scores"),
+        format="format: 1",
+    script:
+        "../scripts/prepare_benchmark.py"
+
+
 rule generate_images:
     input:
-        weights=evaluated_weights,
-        base=base_model,
-        prompts=benchmark_prompts,
+        weights=get_weights,
+        base=get_base,
+        protocol=get_protocol,
     output:
-        part="experiments/{experiment}/evaluation/{step}/{benchmark}/parts/{part}.jsonl",
+        part=paths.PART,
     log:
         "logs/generate_images/{experiment}/{step}-{benchmark}-{part}.log",
     benchmark:
@@ -19,20 +47,21 @@ rule generate_images:
         mem_mb=4000,
         runtime=480,
     params:
-        settings=benchmark_protocol,
-        transformer=starting_transformer,
-        format_version=1,
+        **key_params(Benchmark, get_benchmark, "parts"),
+        transformer=get_starting_transformer,
+        format="format: 2",
     script:
         "../scripts/generate_images.py"
 
 
-rule score_images:
+checkpoint score_images:
     input:
-        parts=benchmark_parts,
-        prompts=benchmark_prompts,
+        parts=get_parts,
+        protocol=get_protocol,
+        scoring=get_scoring,
     output:
-        scores="experiments/{experiment}/evaluation/{step}/{benchmark}/scores.json",
-        generations="experiments/{experiment}/evaluation/{step}/{benchmark}/generations.jsonl",
+        scores=paths.SCORES,
+        generations=paths.GENERATIONS,
     log:
         "logs/score_images/{experiment}/{step}-{benchmark}.log",
     benchmark:
@@ -44,7 +73,7 @@ rule score_images:
         mem_mb=2000,
         runtime=120,
     params:
-        settings=benchmark_settings,
-        format_version=2,
+        transformer=get_starting_transformer,
+        format="format: 3",
     script:
         "../scripts/score_images.py"

@@ -3,11 +3,11 @@
 DEMO_TASKS = ["t2i", "edit", "in_context", "background"]
 
 
-rule prepare_pretrained:
+checkpoint prepare_pretrained:
     input:
-        local=local_pretrained,
+        local=get_local_base,
     output:
-        manifest="resources/pretrained/{model}/manifest.json",
+        manifest=paths.BASE_MANIFEST,
     log:
         "logs/prepare_pretrained/{model}.log",
     benchmark:
@@ -19,17 +19,16 @@ rule prepare_pretrained:
         mem_mb=4000,
         runtime=240,
     params:
-        source=pretrained_keys,
-        cache_dir=download_cache,
-        format_version=1,
+        **key_params(ModelOptions, get_base_source, "base"),
+        format="format: 1",
     script:
         "../scripts/prepare_pretrained.py"
 
 
-rule prepare_demo_data:
+checkpoint prepare_demo_data:
     output:
-        training=expand("resources/demo/{task}.jsonl", task=DEMO_TASKS),
-        heldout=expand("resources/demo/heldout/{task}.jsonl", task=DEMO_TASKS),
+        training=expand(f"{paths.DEMO}/{{task}}.jsonl", task=DEMO_TASKS),
+        heldout=expand(f"{paths.DEMO}/heldout/{{task}}.jsonl", task=DEMO_TASKS),
     log:
         "logs/prepare_demo_data.log",
     benchmark:
@@ -41,6 +40,6 @@ rule prepare_demo_data:
         mem_mb=1000,
         runtime=30,
     params:
-        format_version=1,
+        format="format: 1",
     script:
         "../scripts/prepare_demo_data.py"

@@ -3,17 +3,14 @@
 
 rule build_report:
     input:
-        train="experiments/{experiment}/train.json",
-        summary=validation_summary,
-        rejected=validation_rejected,
-        index=experiment_index,
-        encoded=experiment_encodings,
-        conversions=experiment_conversions,
-        scores=experiment_scores,
-        prompts=all_prompts,
+        train=get_training,
+        validation=get_validation,
+        conversions=get_conversions,
+        protocols=get_protocols,
+        scores=get_scores,
     output:
         html=report(
-            "experiments/{experiment}/report/index.html",
+            paths.REPORT,
             caption="../workflow/report/experiment.rst",
             category="Experiments",
             labels={"experiment": "{experiment}"},
@@ -29,9 +26,7 @@ rule build_report:
         mem_mb=2000,
         runtime=60,
     params:
-        options=resolved_options,
-        benchmarks=all_benchmarks,
-        evaluations=experiment_evaluations,
-        format_version=3,
+        evaluations=get_evaluation_folders,
+        format="format: 4",
     script:
         "../scripts/build_report.py"

@@ -1,21 +1,44 @@
 """Training: several processes, on one node or many, with checkpoints that survive a killed job."""
 
 
-rule train_experiment:
+localrules:
+    prepare_training,
+
+
+checkpoint prepare_training:
+    # What the training is a function of: options, data and starting weights. Refuses a training whose checkpoints are of
+    # another: a job that has begun would have lost its train.json.
+    input:
+        index=get_index,
+        encodings=get_encodings,
+        base=get_base,
+        start=get_starting_weights,
+        adapter=get_starting_adapter,
+    output:
+        identity=paths.IDENTITY,
+    log:
+        "logs/prepare_training/{experiment}.log",
+    retries: 0
+    conda:
+        "../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        **key_params(ExperimentOptions, get_options, "weights"),
+        mixture=get_ratios,
+        format="format: 1",
+    script:
+        "../scripts/prepare_training.py"
+
+
+checkpoint train_experiment:
     # The checkpoints are not declared: Snakemake would delete them when a job fails, and they are what it goes on from.
     input:
-        options=ancient(options_file),
-        mixture=experiment_mixture,
-        index=experiment_index,
-        shards=ancient(experiment_shards),
-        encoding=experiment_encoding,
-        encoded=ancient(experiment_encodings),
-        base=base_model,
-        start=starting_conversion,
-        adapter=starting_adapter,
-        heldout=ancient(heldout_samples),
+        identity=get_identity,
     output:
-        manifest="experiments/{experiment}/train.json",
+        manifest=paths.TRAINED,
     log:
         "logs/train_experiment/{experiment}.log",
     benchmark:
@@ -33,10 +56,7 @@ rule train_experiment:
         gpus_per_node=0,
         mpi="",
     params:
-        weights_depend_on=training_keys,
-        base=base_folder,
-        encoded=encoded_folder,
-        transformer=starting_transformer,
-        format_version=1,
+        **key_params(ExperimentOptions, get_options, "checkpoints"),
+        format="format: 1",
     script:
         "../scripts/train_experiment.py"

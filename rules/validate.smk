@@ -3,12 +3,12 @@
 
 rule validate_source:
     input:
-        samples=local_files,
-        tokenizer=dataset_base_manifest,
+        samples=get_local_samples,
+        tokenizer=get_tokenizer,
     output:
-        samples="prepared/{dataset}/validation/sources/{source}/samples.parquet",
-        rejected="prepared/{dataset}/validation/sources/{source}/rejected.jsonl",
-        summary="prepared/{dataset}/validation/sources/{source}/summary.json",
+        samples=f"{paths.VALIDATED_SOURCE}/{paths.SAMPLES}",
+        rejected=f"{paths.VALIDATED_SOURCE}/{paths.REJECTED}",
+        summary=f"{paths.VALIDATED_SOURCE}/{paths.SUMMARY}",
     log:
         "logs/validate_source/{dataset}/{source}.log",
     benchmark:
@@ -20,23 +20,22 @@ rule validate_source:
         mem_mb=2000,
         runtime=720,
     params:
-        files=source_files,
-        versions=url_versions,
-        tokenizer=dataset_base,
-        checks=validation_checks,
-        format_version=2,
+        **key_params(DataOptions, get_data, "samples", prefix="data."),
+        files=get_source_files,
+        versions=get_url_versions,
+        format="format: 2",
     script:
         "../scripts/validate_source.py"
 
 
 checkpoint validate_dataset:
     input:
-        sources=validated_sources,
+        sources=get_validated_sources,
     output:
-        samples="prepared/{dataset}/validation/samples.parquet",
-        rejected="prepared/{dataset}/validation/rejected.jsonl",
-        summary="prepared/{dataset}/validation/summary.json",
-        shards=directory("prepared/{dataset}/validation/shards"),
+        samples=f"{paths.VALIDATION}/{paths.SAMPLES}",
+        rejected=f"{paths.VALIDATION}/{paths.REJECTED}",
+        summary=f"{paths.VALIDATION}/{paths.SUMMARY}",
+        shards=directory(paths.MANIFESTS),
     log:
         "logs/validate_dataset/{dataset}.log",
     benchmark:
@@ -48,8 +47,7 @@ checkpoint validate_dataset:
         mem_mb=2000,
         runtime=60,
     params:
-        max_reject_fraction=max_reject_fraction,
-        cut=shard_cut,
-        format_version=2,
+        **key_params(DataOptions, get_data, "manifests", prefix="data."),
+        format="format: 2",
     script:
         "../scripts/validate_dataset.py"

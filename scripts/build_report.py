@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from omnitune.config import Benchmark, EvaluatedStep, ExperimentOptions
 from omnitune.console import job
 from omnitune.evaluation.benchmark import read_prompts
+from omnitune.paths import EvaluatedStep
+from omnitune.project import Project
 from omnitune.report.build import BenchmarkEntry, build_report
 
 with job(snakemake.log[0]):
-    protocols = {name: Benchmark(**settings) for name, settings in snakemake.params.benchmarks.items()}
+    protocols = Project.load(snakemake.config).benchmarks
     build_report(
         Path(snakemake.input.train).parent,
-        Path(snakemake.input.summary).parents[1],
+        Path(snakemake.input.validation[0]).parents[1],
         [BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in protocols.items()],
         Path(snakemake.output.html),
-        options=ExperimentOptions(**snakemake.params.options),
         evaluations={EvaluatedStep.parse(step): Path(folder) for step, folder in snakemake.params.evaluations.items()},
     )

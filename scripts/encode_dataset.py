@@ -2,21 +2,16 @@
 
 from pathlib import Path
 
-from omnitune.config import ExperimentOptions
 from omnitune.console import job
 from omnitune.data.encode import EncodingFiles, encode
 from omnitune.launcher import Topology
+from omnitune.project import Project
 
 with job(snakemake.log[0]):
+    options, config = Project.load(snakemake.config).encoding(snakemake.wildcards.dataset, snakemake.wildcards.model)
     files = EncodingFiles(
-        config=Path(snakemake.input.options),
-        base=Path(snakemake.input.base).parent,
-        output=Path(snakemake.output.index).parents[1],
+        config=config, base=Path(snakemake.input.base).parent, output=Path(snakemake.output.index).parents[1]
     )
+    shards = [Path(path).parents[1] / f"{Path(path).stem}.parquet" for path in snakemake.input.digests]
     processes = max(snakemake.resources.gpus_per_node, 1)
-    encode(
-        ExperimentOptions.load(files.config),
-        files,
-        [Path(path) for path in snakemake.input.shards],
-        Topology(processes, threads_per_process=max(snakemake.threads // processes, 1)),
-    )
+    encode(options, files, shards, Topology(processes, threads_per_process=max(snakemake.threads // processes, 1)))

@@ -2,22 +2,19 @@
 
 from pathlib import Path
 
-from omnitune.config import Benchmark, EvaluatedStep
 from omnitune.console import job
-from omnitune.evaluation.generate import evaluated_weights, generate_part
+from omnitune.evaluation.generate import generate_part
+from omnitune.evaluation.weights import evaluated_weights
+from omnitune.paths import EvaluatedStep
+from omnitune.project import Project
 
 with job(snakemake.log[0]):
-    wildcards = snakemake.wildcards
-    folder = Path(snakemake.output.part).parents[1]
-    weights = snakemake.input.get("weights")
+    wildcards, weights = snakemake.wildcards, snakemake.input.get("weights")
+    tuned = Path(weights).parent if EvaluatedStep.parse(wildcards.step).number else None
     generate_part(
-        Benchmark(**snakemake.params.settings),
-        evaluated_weights(
-            base=Path(snakemake.input.base).parent,
-            start=Path(snakemake.params.transformer),
-            tuned=Path(weights).parent if EvaluatedStep.parse(wildcards.step).number else None,
-        ),
-        folder,
+        Project.load(snakemake.config).benchmarks[wildcards.benchmark],
+        evaluated_weights(Path(snakemake.input.base).parent, Path(snakemake.params.transformer), tuned),
+        Path(snakemake.output.part).parents[1],
         part=int(wildcards.part),
         threads=snakemake.threads,
         name=f"{wildcards.benchmark} {wildcards.experiment}-{wildcards.step}",

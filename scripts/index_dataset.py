@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from omnitune.console import job
+from omnitune.data.digests import write_shard_digests
 from omnitune.data.shard import write_index
 
 with job(snakemake.log[0]):
-    write_index([Path(path) for path in snakemake.input.parts], Path(snakemake.output.index))
+    parts = [Path(path) for path in snakemake.input.parts]
+    write_shard_digests(parts, Path(snakemake.output.digests))
+    write_index(parts, Path(snakemake.output.index))

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from omnitune.config.options import ModelOptions
 from omnitune.console import job
 from omnitune.pretrained import prepare_pretrained
+from omnitune.project import Project
 
 with job(snakemake.log[0]):
-    prepare_pretrained(
-        ModelOptions(**snakemake.params.source),
-        Path(snakemake.output.manifest).parent,
-        cache_dir=snakemake.params.cache_dir or None,
-    )
+    project, model = Project.load(snakemake.config), snakemake.wildcards.model
+    folder = Path(snakemake.output.manifest).parent
+    prepare_pretrained(project.base_source(model), folder, cache_dir=project.download_cache(model))

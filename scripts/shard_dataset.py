@@ -1,14 +1,13 @@
 """Write one tar and its index."""
 
-import json
 from pathlib import Path
 
 from omnitune import storage
+from omnitune.config.affects import read_key_lines
 from omnitune.console import job
 from omnitune.data.shard import ImageLimits, write_shard
 
 with job(snakemake.log[0]):
-    settings = json.loads(Path(snakemake.input.settings).read_text())
-    tar = storage.join(settings["tars"], f"{snakemake.wildcards.source}-{snakemake.wildcards.shard}.tar")
-    limits = ImageLimits(**settings["limits"])
-    write_shard(Path(snakemake.input.manifest), tar, Path(snakemake.output.index), limits)
+    keys, manifest = read_key_lines(snakemake.params), Path(snakemake.input.digest).with_suffix(".jsonl")
+    tar = storage.join(keys["tars"], f"{manifest.stem}.tar")
+    write_shard(manifest, tar, Path(snakemake.output.index), ImageLimits.from_keys(keys))

@@ -1,24 +1,15 @@
 """Train an experiment on the nodes of this job."""
 
-from pathlib import Path
-
-from omnitune.config import ExperimentOptions
 from omnitune.console import job
+from omnitune.project import Project
 from omnitune.training.files import TrainingFiles
 from omnitune.training.launch import launch_job
 
 with job(snakemake.log[0]):
-    files = TrainingFiles(
-        config=Path(snakemake.input.options),
-        base=Path(snakemake.params.base),
-        transformer=Path(snakemake.params.transformer),
-        index=Path(snakemake.input.index),
-        encoded=Path(snakemake.params.encoded),
-        output=Path(snakemake.output.manifest).parent,
-    )
+    project, name = Project.load(snakemake.config), snakemake.wildcards.experiment
     launch_job(
-        ExperimentOptions.load(files.config),
-        files,
+        project.experiments[name],
+        TrainingFiles.of_workflow(project.experiments[name], project.options_files[name], project.starts[name]),
         nodes=snakemake.resources.nodes,
         gpus_per_node=snakemake.resources.gpus_per_node,
         threads=snakemake.threads,

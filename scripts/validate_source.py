@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from omnitune.config.affects import read_key_lines
 from omnitune.console import job
 from omnitune.data.validate import Checks, validate_source
 
@@ -10,6 +11,6 @@ with job(snakemake.log[0]):
         snakemake.wildcards.source,
         snakemake.params.files,
         Path(snakemake.output.samples).parent,
-        Checks(**snakemake.params.checks, tokenizer=snakemake.params.tokenizer),
+        Checks.from_keys(read_key_lines(snakemake.params), tokenizer=str(Path(snakemake.input.tokenizer).parent)),
         workers=snakemake.threads,
     )

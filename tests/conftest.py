@@ -1,10 +1,12 @@
 """Projects to run in, fresh copies and copies of one finished run; and an S3 service."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from lab import draw_images, first_lab, write_lab
 from tiny import write_tiny
 from trainings import prepare_mixed
 from workplace import Workplace, copy_project
@@ -21,6 +23,17 @@ def finished(new_workplace: Callable[[str], Workplace]) -> Workplace:
     """The small experiment after `snakemake --cores 2`. Not to be changed: use `workplace`."""
     place = new_workplace("finished")
     write_tiny(place.root)
+    place.snakemake()
+    return place
+
+
+@pytest.fixture(scope="session")
+def lab_run(new_workplace: Callable[[str], Workplace]) -> Workplace:
+    """The lab after `snakemake --cores 2`. Not to be changed: copy it."""
+    place = new_workplace("lab")
+    shutil.rmtree(place.root / "config")
+    write_lab(first_lab(), place.root)
+    draw_images(place.root)
     place.snakemake()
     return place
 

@@ -6,21 +6,20 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from projects import changed, write
 
 from omnitune.config import (
-    BASE,
     Benchmark,
     ConfigError,
-    EvaluatedStep,
     ExperimentOptions,
     Mixture,
-    Project,
     WorkflowConfig,
     evaluation_folders,
     load_config,
 )
 from omnitune.config.options import require_processes
 from omnitune.config.reference import reference_files
+from omnitune.paths import BASE, EvaluatedStep, weights_name
 
 pytestmark = pytest.mark.unit
 
@@ -99,20 +98,6 @@ logger:
 cache_dir:
 resume_from_checkpoint: latest
 """
-MINIMAL = {"name": "x", "data": {"data_path": "mix.yml"}, "model": {"pretrained_model_path": "demo"}}
-
-
-def write(path: Path, content: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    return path
-
-
-def changed(**sections: object) -> dict[str, object]:
-    content = {key: dict(value) if isinstance(value, dict) else value for key, value in MINIMAL.items()}
-    for key, value in sections.items():
-        content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
-    return content
 
 
 def problem(tmp_path: Path, **sections: object) -> str:
@@ -130,7 +115,7 @@ def test_published_file_loads_as_it_is(tmp_path: Path) -> None:
     assert options.data.max_input_pixels == [1048576, 1048576, 589824, 262144]
     assert options.logger.trackers == ["wandb", "tensorboard"]
     assert options.train.num_processes == 8
-    assert options.weights_folder() == "transformer_lora"
+    assert weights_name(options.train.lora_ft) == "transformer_lora"
     assert options.checkpoint_steps == [1000, 2000, 3000, 4000]
 
 
@@ -237,43 +222,9 @@ def test_identity_is_what_decides_the_weights() -> None:
         {"data": {"max_reject_fraction": 0.5}},
     ):
         assert ExperimentOptions.model_validate(changed(**same)).identity == base
+    assert base["train.learning_rate"] == 8e-7, "keys stand by their full names"
     for other in ({"train": {"learning_rate": 1.0}}, {"seed": 1}, {"data": {"max_output_pixels": 4096}}):
         assert ExperimentOptions.model_validate(changed(**other)).identity != base
-
-
-def project(tmp_path: Path, *contents: dict[str, object]) -> Project:
-    paths = [str(write(tmp_path / f"{i}.yml", content)) for i, content in enumerate(contents)]
-    return Project.load({"experiments": paths})
-
-
-def test_experiments_may_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    first = changed(name="first", train={"max_train_steps": 10})
-    second = changed(name="second", model={"pretrained_model_path": "experiments/first/checkpoint-10/transformer"})
-    start = project(tmp_path, second, first).starts["second"]
-    assert start.model == "demo"
-    assert start.base == Path("resources/pretrained/demo")
-    assert start.transformer == Path("experiments/first/checkpoint-10/transformer")
-    assert start.upstream == ("first", EvaluatedStep(10))
-
-
-def test_experiments_may_start_from_an_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    first = changed(name="first", train={"max_train_steps": 10, "ema_decay": 0.9})
-    path = "experiments/first/checkpoint-10/transformer_ema"
-    second = changed(name="second", model={"pretrained_model_path": path})
-    loaded = project(tmp_path, second, first)
-    start = loaded.starts["second"]
-    assert start.transformer == Path(path)
-    assert start.upstream == ("first", EvaluatedStep(10, ema=True))
-    folders = evaluation_folders(Path("experiments/second"), loaded.experiments["second"], shared=True)
-    assert folders[BASE] == Path("experiments/first/evaluation/10-ema")
-    assert start.upstream[1] in loaded.experiments["first"].evaluated
-    with pytest.raises(ConfigError, match="'first' keeps no average of its weights"):
-        project(tmp_path, second, changed(name="first", train={"max_train_steps": 10}))
-    with pytest.raises(ValueError, match="is a LoRA adapter"):
-        lora = "experiments/first/checkpoint-10/transformer_lora_ema"
-        ExperimentOptions.model_validate(changed(model={"pretrained_model_path": lora}))
 
 
 def test_averages_are_evaluated_beside_the_weights() -> None:
@@ -283,7 +234,7 @@ def test_averages_are_evaluated_beside_the_weights() -> None:
     )
     assert options.evaluated_steps == [5, 10]
     assert list(map(str, options.evaluated)) == ["5", "5-ema", "10", "10-ema"]
-    assert options.weights_folder(ema=True) == "transformer_lora_ema"
+    assert weights_name(options.train.lora_ft, ema=True) == "transformer_lora_ema"
     assert list(map(str, evaluation_folders(Path("x"), options))) == ["0", "5", "5-ema", "10", "10-ema"]
     plain = ExperimentOptions.model_validate(changed(train={"max_train_steps": 10}))
     assert plain.evaluated == [EvaluatedStep(10)]
@@ -299,40 +250,9 @@ def test_names_of_evaluated_steps() -> None:
             EvaluatedStep.parse(text)
 
 
-def test_impossible_starts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def after(name: str, step: int) -> dict[str, object]:
-        return {"pretrained_model_path": f"experiments/{name}/checkpoint-{step}/transformer"}
-
-    first = changed(name="first", train={"max_train_steps": 10})
-    with pytest.raises(ConfigError, match="saves no checkpoint at step 7; it saves at 10"):
-        project(tmp_path, first, changed(name="second", model=after("first", 7)))
-    with pytest.raises(ConfigError, match="neither in `experiments`"):
-        project(tmp_path, changed(name="second", model=after("unknown", 7)))
-    with pytest.raises(ConfigError, match="in a circle: a -> b -> a"):
-        a = changed(name="a", model=after("b", 4000))
-        project(tmp_path, a, changed(name="b", model=after("a", 4000)))
-    with pytest.raises(ConfigError, match="trains a LoRA adapter"):
-        lora = changed(name="first", train={"lora_ft": True, "max_train_steps": 10})
-        project(tmp_path, lora, changed(name="second", model=after("first", 10)))
-    limited = {"checkpointing_steps": 5, "checkpoints_total_limit": 1}
-    with pytest.raises(ConfigError, match=r"may remove its checkpoint at step 5 .* Set val\.evaluate_checkpoints: all"):
-        project(tmp_path, {**first, "logger": limited}, changed(name="second", model=after("first", 5)))
-    with pytest.raises(ConfigError, match="pretrained_revision: has no effect"):
-        project(tmp_path, first, changed(name="second", model={**after("first", 10), "pretrained_revision": "main"}))
-
-
 def test_a_path_into_another_project_is_no_experiment_of_this_one() -> None:
     model = {"pretrained_model_path": "/elsewhere/experiments/first/checkpoint-10/transformer"}
     assert ExperimentOptions.model_validate(changed(model=model)).model.upstream is None
-
-
-def test_experiments_that_share_a_data_set_agree(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"share the data set 'mix'.*max_side_length: 2048 and 512"):
-        project(tmp_path, changed(name="a"), changed(name="b", data={"max_side_length": 512}))
-    with pytest.raises(ConfigError, match="is also the name in"):
-        project(tmp_path, changed(name="a"), changed(name="a"))
 
 
 def test_reference_and_schemas_are_in_step() -> None:
@@ -368,34 +288,3 @@ def test_conda_environments_pin_what_the_lock_pins() -> None:
     for path in (PROJECT / "envs").glob("*.yaml"):
         pins = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
         assert dict(pin.split("==") for pin in pins).items() <= lock.items(), path
-
-
-def test_starting_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another experiment's converted adapter, by its folder or file, is what that one will leave."""
-    monkeypatch.chdir(tmp_path)
-    lora = {"lora_ft": True, "max_train_steps": 10}
-
-    def after(path: str, name: str = "second") -> dict[str, object]:
-        return changed(name=name, train={**lora, "lora_path": f"{path}/transformer_lora"})
-
-    first = changed(name="first", train=lora)
-    for start in ("experiments", "./experiments"):
-        loaded = project(tmp_path, first, after(f"{start}/first/checkpoint-10"))
-        assert loaded.experiments["second"].adapter_upstream == ("first", EvaluatedStep(10))
-    file = "experiments/first/checkpoint-10/transformer_lora/pytorch_lora_weights.safetensors"
-    options = ExperimentOptions.model_validate(changed(train={**lora, "lora_path": file}))
-    assert options.adapter_upstream == ("first", EvaluatedStep(10))
-    assert ExperimentOptions.model_validate(after("elsewhere/checkpoint-10")).adapter_upstream is None
-    whole = "experiments/first/checkpoint-10/transformer"
-    options = ExperimentOptions.model_validate(changed(train={**lora, "lora_path": whole}))
-    assert options.adapter_upstream is None
-    model = {"pretrained_model_path": f"{whole}/pytorch_lora_weights.safetensors"}
-    assert ExperimentOptions.model_validate(changed(model=model)).model.upstream is None
-    for content, expected in (
-        (after("experiments/first/checkpoint-7"), "saves no checkpoint at step 7; it saves at 10"),
-        (after("experiments/unknown/checkpoint-7"), "names the experiment 'unknown', which is neither"),
-        (after("experiments/second/checkpoint-7"), "is its own adapter"),
-        (after("experiments/whole/checkpoint-10"), "'whole' trains no LoRA adapter"),
-    ):
-        with pytest.raises(ConfigError, match=expected):
-            project(tmp_path, first, changed(name="whole", train={"max_train_steps": 10}), content)

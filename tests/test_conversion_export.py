@@ -13,8 +13,11 @@ from tiny import TRANSFORMER
 
 from omnitune.config import ExperimentOptions
 from omnitune.conversion import convert, read_checkpoint, verify
+from omnitune.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import TARGET_MODULES, published_name
+from omnitune.paths import STATE_FILE, weights_name
+from omnitune.training.states import TrainerState
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +114,7 @@ def test_full_checkpoint_becomes_a_folder_with_the_same_outputs(tmp_path: Path, 
     files = {"config.json", "conversion.json", "diffusion_pytorch_model.safetensors"}
     assert {path.name for path in target.iterdir()} == files
     assert report == json.loads((target / "conversion.json").read_text())
+    assert report["checkpoint_sha256"] is None, "the checkpoint says nothing of itself"
     assert report["keys"] == len(model.state_dict())
     assert report["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert str(tmp_path) not in (target / "conversion.json").read_text()
@@ -280,7 +284,7 @@ def test_the_average_is_converted_beside_the_weights(tmp_path: Path, lora: bool)
     options = options_for(lora=lora, alpha=8, ema_decay=0.9)
     reports = {}
     for ema in (False, True):
-        target = tmp_path / "checkpoint-3" / options.weights_folder(ema)
+        target = tmp_path / "checkpoint-3" / weights_name(lora, ema)
         reports[ema] = convert(options, tmp_path / "checkpoint-3", target, start_of(tmp_path), ema=ema)
         assert reports[ema]["ema"] == ema
     file = "pytorch_lora_weights.safetensors" if lora else "diffusion_pytorch_model.safetensors"
@@ -295,6 +299,30 @@ def test_a_checkpoint_without_average_says_so(tmp_path: Path) -> None:
     write_checkpoint(random_model().state_dict(), tmp_path / "checkpoint-3", "bin")
     with pytest.raises(ValueError, match=r"holds no averaged weights \(ema_0\).* set train.ema_decay above 0"):
         convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "out", start_of(tmp_path), ema=True)
+
+
+def test_a_conversion_is_bound_to_the_checkpoint_that_training_saved(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-3"
+    state = random_model().state_dict()
+    write_checkpoint(state, checkpoint, "distributed")
+    write_distributed(state, checkpoint / "ema_0")
+    files = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in checkpoint.glob("*/*")}
+    identity: dict[str, Any] = {"options": {}, "data": {}}
+    (checkpoint / STATE_FILE).write_text(json.dumps(vars(TrainerState(3, identity, None, files=files))))
+    asked, options = sha256_of(checkpoint / STATE_FILE), options_for(ema_decay=0.9)
+    report = convert(options, checkpoint, checkpoint / "transformer", start_of(tmp_path))
+    assert report["checkpoint_sha256"] == asked
+    name = next(name for name in files if name.startswith("pytorch_model_fsdp_0/__"))
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"checkpoint-3/{name}: is not what training has saved"):
+        convert(options, checkpoint, checkpoint / "transformer", start_of(tmp_path))
+    report = convert(options, checkpoint, checkpoint / "transformer_ema", start_of(tmp_path), ema=True)
+    assert report["checkpoint_sha256"] == asked, "the average lies in files of its own"
+    (tmp_path / "train.json").write_text(json.dumps({"states": {"3": "0" * 64}}))
+    with pytest.raises(ValueError, match=r"checkpoint-3: is not the checkpoint that .*train\.json names"):
+        convert(options, checkpoint, checkpoint / "transformer_ema", start_of(tmp_path), ema=True)
+    assert (checkpoint / "transformer_ema/conversion.json").is_file(), "what was converted stays"
 
 
 def broken_states() -> dict[str, tuple[bool, dict[str, torch.Tensor], str]]:

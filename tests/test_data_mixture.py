@@ -1,5 +1,6 @@
 """Mixture files: nesting, ratios, names, and errors that name what to change."""
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnitune.config import ConfigError
-from omnitune.data.mixture import Source, read_mixture, relevant_files
+from omnitune.data.mixture import Source, read_mixture
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +37,6 @@ def test_ratios_multiply_along_nested_files_and_sum_to_one(tmp_path: Path) -> No
     sources = read_mixture(write_mixture(tmp_path / "mix.yml", *entries))
     assert ratios(sources) == pytest.approx({"a": 1 / 16, "b": 3 / 16, "c": 3 / 4})
     assert sum(source.ratio for source in sources) == pytest.approx(1, abs=1e-12)
-    assert relevant_files(tmp_path / "mix.yml") == [tmp_path / "mix.yml", inner]
 
 
 def test_the_published_header_is_read(tmp_path: Path) -> None:
@@ -52,7 +52,11 @@ def test_paths_count_from_the_working_directory_then_from_the_file(tmp_path: Pat
     beside = touch(tmp_path / "sub" / "beside.jsonl")
     entries = [{"path": name} for name in ("here.jsonl", "beside.jsonl", "nowhere.jsonl")]
     sources = read_mixture(write_mixture(tmp_path / "sub" / "mix.yml", *entries))
-    assert [source.files for source in sources] == [(Path("here.jsonl"),), (beside,), (Path("nowhere.jsonl"),)]
+    assert {source.name: source.files for source in sources} == {
+        "here": (Path("here.jsonl"),),
+        "beside": (beside,),
+        "nowhere": (Path("nowhere.jsonl"),),
+    }
     assert sources[2].places(Path("nowhere.jsonl")) == [Path("nowhere.jsonl"), tmp_path / "sub" / "nowhere.jsonl"]
 
 
@@ -90,6 +94,27 @@ def test_names_that_no_folder_tells_apart_still_differ(tmp_path: Path) -> None:
     names = [source.name for source in read_mixture(write_mixture(tmp_path / "mix.yml", *entries))]
     assert len({name.lower() for name in names}) == 4
     assert all(name.replace("_", "").isalnum() and name.isascii() for name in names)
+
+
+def test_the_order_of_entries_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Ratios neither, to the last bit: trainings are bound to them. Nor which of two names a file goes by."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("p", "q"):
+        touch(tmp_path / folder / "x.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(touch(tmp_path / "real.jsonl"))
+    write_mixture(tmp_path / "inner.yml", *({"path": f"p/{name}.jsonl", "ratio": 0.1} for name in "xyz"))
+    entries: list[dict] = [
+        {"path": "inner.yml", "ratio": 0.7},
+        {"path": "q/x.jsonl", "ratio": 0.3, "type": "edit"},
+        {"path": "real.jsonl", "ratio": 0.2, "type": "t2i"},
+        {"path": "link.jsonl", "ratio": 0.1, "type": "edit"},
+        {"path": "link.jsonl", "ratio": 0.6, "type": "edit"},
+    ]
+    first = read_mixture(write_mixture(tmp_path / "mix.yml", *entries))
+    assert [source.name for source in first] == ["link", "p_x", "q_x", "y", "z"]
+    assert (first[0].ratio, first[0].type) == (pytest.approx(0.9 / 1.9), "edit+t2i")
+    for order in itertools.permutations(entries):
+        assert read_mixture(write_mixture(tmp_path / "mix.yml", *order)) == first
 
 
 def test_a_circle_is_named(tmp_path: Path) -> None:
@@ -132,14 +157,12 @@ def test_a_pattern_is_one_source_of_its_matches_in_order(tmp_path: Path, monkeyp
         touch(tmp_path / name)
     entries = [{"path": name} for name in ("**/part-*.jsonl", "a/*", "a/part-[0-9].jsonl", "a/[x].jsonl")]
     sources = read_mixture(write_mixture(tmp_path / "mix.yml", *entries))
-    files = [[str(file) for file in source.files] for source in sources]
-    assert files == [
-        ["a/part-1.jsonl", "a/part-10.jsonl", "b/part-2.jsonl"],
-        ["a/[x].jsonl", "a/part-1.jsonl", "a/part-10.jsonl", "a/rest.jsonl"],
-        ["a/part-1.jsonl"],
-        ["a/[x].jsonl"],
-    ]
-    assert [source.name for source in sources] == ["part", "a", "part_0_9", "x"]
+    assert {source.name: [str(file) for file in source.files] for source in sources} == {
+        "part": ["a/part-1.jsonl", "a/part-10.jsonl", "b/part-2.jsonl"],
+        "a": ["a/[x].jsonl", "a/part-1.jsonl", "a/part-10.jsonl", "a/rest.jsonl"],
+        "part_0_9": ["a/part-1.jsonl"],
+        "x": ["a/[x].jsonl"],
+    }
 
 
 def test_a_pattern_is_also_looked_for_beside_the_mixture(tmp_path: Path, monkeypatch) -> None:
@@ -189,7 +212,7 @@ def write_tree(folder: Path, tree: list, number: list[int]) -> Path:
 
 
 def shares(tree: list, share: float = 1.0) -> dict[str, float]:
-    """The same as `read_mixture`, for trees: leaves in the order in which they are first named."""
+    """The same as `read_mixture`, for trees."""
     found: dict[str, float] = {}
     total = sum(ratio for ratio, _ in tree)
     for ratio, inner in tree:
@@ -206,7 +229,7 @@ def test_ratios_of_any_nesting(tree: list) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sources = read_mixture(write_tree(Path(folder), tree, [0]))
     expected = shares(tree)
-    assert [source.name for source in sources] == list(expected)
+    assert [source.name for source in sources] == sorted(expected)
     assert ratios(sources) == pytest.approx(expected, rel=1e-9)
     assert sum(source.ratio for source in sources) == pytest.approx(1, abs=1e-9)
     assert all(source.ratio > 0 for source in sources)

@@ -16,6 +16,7 @@ from pictures import encoded, opened, picture
 from omnitune import storage
 from omnitune.config import ConfigError
 from omnitune.data import shard
+from omnitune.data.digests import read_sources, write_shard_digests
 from omnitune.data.shard import ImageLimits, shard_dataset, write_index, write_shard
 from omnitune.data.validate import validate_mixture
 
@@ -86,6 +87,37 @@ def test_appended_rows_leave_earlier_shards_alone(validated: Path, tmp_path: Pat
     after = hashes(tmp_path / "out")
     changed = [name for name in before if before[name] != after[name]]
     assert changed == ["a-00002.parquet", "a-00002.tar", "index.arrow", "index.parquet"]
+
+
+def test_the_index_says_what_each_source_comes_to_however_it_is_cut(validated: Path, tmp_path: Path) -> None:
+    shard_dataset(validated, tmp_path / "one", LIMITS, progress=False)
+    validate_mixture(tmp_path / "mix.yml", tmp_path / "again", progress=False, samples_per_shard=7)
+    shard_dataset(tmp_path / "again", tmp_path / "two", LIMITS, progress=False)
+    one, two = (read_sources(tmp_path / name / "index.parquet") for name in ("one", "two"))
+    assert one == two
+    assert one["a"]["samples"] == 12
+    metadata = [pq.read_schema(tmp_path / name / "index.parquet").metadata[b"shards"] for name in ("one", "two")]
+    assert metadata[0] != metadata[1]
+    with pa.memory_map(str(tmp_path / "one" / "index.arrow")) as mapped, pa.ipc.open_file(mapped) as reader:
+        assert reader.schema.metadata == pq.read_schema(tmp_path / "one" / "index.parquet").metadata
+    shard_dataset(validated, tmp_path / "three", ImageLimits(32 * 32, 32 * 32, 80), progress=False)
+    assert read_sources(tmp_path / "three" / "index.parquet")["a"]["sha256"] != one["a"]["sha256"]
+
+
+def test_an_index_that_says_nothing_of_its_sources_is_named(validated: Path, tmp_path: Path) -> None:
+    [part, *_] = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    for path in (part, tmp_path / "a.jsonl", tmp_path / "nothing.parquet"):  # no such metadata, no parquet, no file
+        with pytest.raises(ConfigError, match=rf"{path.name}: cannot be read as an index .*--forcerun index_dataset"):
+            read_sources(path)
+
+
+def test_each_tar_has_a_digest_that_is_small_enough_to_compare(validated: Path, tmp_path: Path) -> None:
+    parts = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    write_shard_digests(parts, tmp_path / "digests")
+    tars = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").glob("*.tar")}
+    assert {path.name: path.read_text() for path in (tmp_path / "digests").iterdir()} == {
+        f"{name}.sha256": f"{sha256}\n" for name, sha256 in tars.items()
+    }
 
 
 def test_webdataset_alone_reads_the_shards(validated: Path, tmp_path: Path) -> None:
@@ -245,6 +277,8 @@ def test_tars_at_urls_have_the_bytes_of_local_ones(s3: str, validated: Path, tmp
     for k in range(3):
         there = storage.read_bytes(f"{s3}/same/a-0000{k}.tar")
         assert there == (tmp_path / "here" / f"a-0000{k}.tar").read_bytes()
+    indexes = [read_sources(tmp_path / name / "index.parquet") for name in ("here", "there")]
+    assert indexes[0] == indexes[1]
 
 
 def test_places_that_cannot_be_written_are_one_message(s3: str, validated: Path, tmp_path: Path) -> None:

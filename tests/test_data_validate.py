@@ -27,7 +27,7 @@ from omnitune.config import ConfigError
 from omnitune.data import decode
 from omnitune.data.decode import Depth, ImageRefused, inspect_image
 from omnitune.data.images import ImageLimits
-from omnitune.data.lines import MAX_LINE_BYTES
+from omnitune.data.lines import MAX_LINE_BYTES, count_rows
 from omnitune.data.merge import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
 from omnitune.data.places import image_places
 from omnitune.data.sample import Refused, check_row, decode_line, draw_condition, remove_cliche
@@ -293,6 +293,7 @@ def test_bom_crlf_and_blank_lines_are_accepted(folder: Path) -> None:
     file = write_lines(folder / "a.jsonl", first, b"", b"  ", GOOD_ROW, b'{"task_type": "\xe9"}', end=b"\r\n")
     summary = validate_source("a", [file], folder / "out", progress=False)
     assert (summary["rows"], summary["accepted"], summary["blank_lines"]) == (3, 2, 2)
+    assert count_rows(file) == 3, "what a validation calls rows, known without one"
     assert summary["reasons"] == {"not_utf8": 1}
     assert pq.read_table(folder / "out" / "samples.parquet")["ordinal"].to_pylist() == [1, 4]
 
@@ -557,6 +558,7 @@ def test_long_lines_are_refused_and_counted_as_one(folder: Path) -> None:
     assert ledger[0]["row"] == long.decode()[:2000]
     assert pq.read_table(folder / "out" / "samples.parquet")["line"].to_pylist() == [1, 3, 5]
     assert (summary["rows"], summary["accepted"]) == (6, 3)
+    assert count_rows(file) == 6
 
 
 def test_ledgers_stay_small_whatever_a_row_holds(folder: Path) -> None:

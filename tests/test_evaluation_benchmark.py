@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.benchmark import part_of, prompt_seed, protocol_fingerprint, read_prompts
+from omnitune.evaluation.benchmark import (
+    part_of,
+    prompt_images,
+    prompt_seed,
+    protocol_fingerprint,
+    read_prompts,
+    write_protocol,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -95,6 +102,41 @@ def test_the_fingerprint_sees_what_decides_images_and_nothing_else(tmp_path: Pat
         assert protocol_fingerprint(benchmark.model_copy(update=change), prompts) != first
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "a.png")
     assert protocol_fingerprint(benchmark, prompts) != first
+
+
+def test_what_images_and_scores_depend_on_is_written_apart(tmp_path: Path) -> None:
+    """Two files, so that another expectation draws no image anew, and neither does another number of parts."""
+    expect = {"shape": "circle", "color": "red", "position": "left", "size": "small", "background": "grey"}
+    benchmark = write_prompts(tmp_path, [row(expect=expect, output_image="a.png"), row(key="k2")])
+    prompts = read_prompts(benchmark, tmp_path)
+
+    def written(**changes: Any) -> tuple[bytes, bytes]:
+        other, own = benchmark.model_copy(update=changes), read_prompts(benchmark, tmp_path)
+        write_protocol(other, own, tmp_path / "out/protocol.json", tmp_path / "out/scoring.json")
+        return (tmp_path / "out/protocol.json").read_bytes(), (tmp_path / "out/scoring.json").read_bytes()
+
+    protocol, scoring = written()
+    assert json.loads(protocol)["fingerprint"] == protocol_fingerprint(benchmark, prompts)
+    assert json.loads(protocol)["settings"]["num_inference_steps"] == 50
+    assert json.loads(scoring)["prompts"][0] == {"key": "k1", "task_type": "edit", "expect": expect}
+    assert str(tmp_path).encode() not in protocol + scoring
+    assert written(parts=3, batch_size=2, prompts="elsewhere") == (protocol, scoring)
+    images, scores = written(seed=1)
+    assert images != protocol and scores == scoring
+    images, scores = written(check="demo_scene")
+    assert images == protocol and scores != scoring
+    write_prompts(tmp_path, [row(expect={**expect, "color": "blue"}, output_image="a.png"), row(key="k2")])
+    images, scores = written()
+    assert images == protocol and scores != scoring
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "a.png")
+    assert written()[0] != protocol
+
+
+def test_images_of_prompts_are_named_once(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "b.png")
+    rows = [row(input_images=["b.png", "a.png"], output_image="a.png"), row(key="k2", task_type="t2i", input_images=[])]
+    prompts = read_prompts(write_prompts(tmp_path, rows), tmp_path)
+    assert prompt_images(prompts) == [tmp_path / "b.png", tmp_path / "a.png"]
 
 
 def test_seeds_belong_to_prompts() -> None:

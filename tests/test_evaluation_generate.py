@@ -13,13 +13,17 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from tiny import TRANSFORMER
 
-from omnitune.config import BASE, Benchmark
+from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
 from omnitune.evaluation.benchmark import Prompt
-from omnitune.evaluation.generate import EvaluatedWeights, describe_weights, evaluated_weights, generate, load_pipeline
+from omnitune.evaluation.generate import generate, generate_part, load_pipeline
 from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
 from omnitune.evaluation.metrics import HIGHEST_PSNR, compare_images, score
+from omnitune.evaluation.results import read_generations, read_scores
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
+from omnitune.files import is_whole, sha256_of
 from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
+from omnitune.paths import BASE
 
 pytestmark = pytest.mark.unit
 
@@ -76,6 +80,10 @@ def protocol(**changes: Any) -> Benchmark:
     return Benchmark(prompts="unused.jsonl", loss_timesteps=3, **{**settings, **changes})
 
 
+def described(base: Path, transformer: Path | None = None) -> dict[str, Any]:
+    return describe_weights(EvaluatedWeights(base, transformer, None))
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -83,7 +91,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def test_images_do_not_depend_on_batches_and_parts(
     base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    weights = describe_weights(base)
+    weights = described(base)
     whole = generate(protocol(batch_size=3), prompts, pipeline, tmp_path / "whole", weights=weights)
     cut = protocol(parts=2)
     for part in range(2):
@@ -117,7 +125,7 @@ def test_a_killed_run_goes_on_where_it_was(
         seen.extend(prompt.key for prompt in batch)
         return real(job, batch)
 
-    weights = describe_weights(base)
+    weights = described(base)
     arguments = (protocol(), prompts, pipeline, tmp_path / "run")
     monkeypatch.setattr(module, "_generate_batch", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -128,6 +136,68 @@ def test_a_killed_run_goes_on_where_it_was(
     generate(*arguments, weights=weights)
     assert seen == ["t2i-1", "t2i-2"]
     assert [row["key"] for row in read_rows(tmp_path / "run/parts/0.jsonl")] == ["edit-1", "t2i-1", "t2i-2"]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the prompts that are drawn from now on."""
+    module = sys.modules[generate.__module__]
+    real: Callable[..., Any] = module._generate_batch
+    drawn: list[str] = []
+
+    def generate_batch(job: Any, batch: list[Prompt]) -> Any:
+        drawn.extend(prompt.key for prompt in batch)
+        return real(job, batch)
+
+    monkeypatch.setattr(module, "_generate_batch", generate_batch)
+    return drawn
+
+
+def test_a_lost_part_is_made_again_from_the_images_that_are_there(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held stands in generations.jsonl."""
+    output, weights, settings = tmp_path / "run", described(base), protocol(parts=2)
+
+    def run(part: int, **changes: Any) -> Path:
+        return generate(settings, prompts, pipeline, output, part=part, **{"weights": weights, **changes})
+
+    parts = [run(part) for part in range(2)]
+    assert all(is_whole(row) for part in parts for row in read_rows(part))
+    score(settings, prompts, parts, output, name="mine", step=BASE, weights=weights)
+    first = {path: path.read_bytes() for path in [*parts, *output.glob("images/*")]}
+    drawn = recorded(monkeypatch)
+    parts[0].unlink()
+    run(0)
+    assert drawn == []
+    (output / "images/t2i-2.png").unlink()
+    (output / "images/t2i-1.png").write_bytes(b"another")
+    run(0)
+    run(1)
+    assert drawn == ["t2i-2", "t2i-1"]
+    assert {path: path.read_bytes() for path in first} == first
+    drawn.clear()
+    generations = output / "generations.jsonl"
+    generations.write_text(generations.read_text().replace("make the circle red.", "make the circle blue."))
+    run(0)
+    assert drawn == ["edit-1"], "a row that was changed is none"
+    run(1, weights={**weights, "sha256": "other"})
+    assert drawn == ["edit-1", "t2i-1"], "nor is one of other weights"
+
+
+def test_changed_weights_are_refused_before_they_are_loaded(base: Path, tmp_path: Path) -> None:
+    converted = tmp_path / "checkpoint-3/transformer"
+    build_pipeline(seed=5).transformer.save_pretrained(converted)
+    facts = {path.name: {"sha256": sha256_of(path)} for path in converted.iterdir()}
+    (converted / "conversion.json").write_text(json.dumps({"files": facts}))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"key": "k", "task_type": "t2i", "instruction": "x"}))
+    settings = protocol().model_copy(update={"prompts": str(tmp_path / "prompts.jsonl")})
+    weights = EvaluatedWeights(base, converted, None)
+    part = generate_part(settings, weights, tmp_path / "run", part=0, threads=1, name="x")
+    assert read_rows(part)[0]["weights"] == describe_weights(weights)
+    file = next(converted.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(ValueError, match=rf"{file.name}: is not what was converted .*Convert again: snakemake"):
+        generate_part(settings, weights, tmp_path / "run", part=0, threads=1, name="x")
 
 
 def test_heldout_loss_is_the_training_loss_at_fixed_times(pipeline: OmniGen2Pipeline, prompts: list[Prompt]) -> None:
@@ -154,24 +224,52 @@ def test_other_weights_are_loaded_and_described(base: Path, tmp_path: Path) -> N
     loaded = load_pipeline(base, tmp_path / "transformer", dtype="fp32", scheduler="dpmsolver++", device="cpu")
     assert torch.equal(loaded.transformer.x_embedder.weight, other.x_embedder.weight)
     assert type(loaded.scheduler).__name__ == "OmniGen2DPMSolverScheduler"
-    plain, changed = describe_weights(base), describe_weights(base, tmp_path / "transformer")
+    plain, changed = described(base), described(base, tmp_path / "transformer")
     assert plain["sha256"] != changed["sha256"]
     assert not changed["transformer"].startswith("/")
     with pytest.raises(ValueError, match="dtype: 'fp8' is not allowed"):
         load_pipeline(base, dtype="fp8")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds neither"):
-        describe_weights(base, tmp_path / "empty")
+        described(base, tmp_path / "empty")
+    assert plain["pipeline_sha256"] is None, "the base has no manifest"
+
+
+def test_weights_are_known_by_the_manifests_beside_them(tmp_path: Path) -> None:
+    """Of a base model that the workflow has made, and of a conversion: their files need not be read."""
+    base, converted, lora = tmp_path / "base", tmp_path / "c/transformer", tmp_path / "c/transformer_lora"
+    for folder in (base, converted, lora):
+        folder.mkdir(parents=True)
+    hashes = {"vae/a": "1", "transformer/a": "2"}
+    (base / "manifest.json").write_text(json.dumps(hashes))
+    for folder in (converted, lora):
+        (folder / "conversion.json").write_text(json.dumps({"files": {}, "source": folder.name}))
+    start, full = EvaluatedWeights(base, None, None), EvaluatedWeights(base, converted, None)
+    adapted, both = EvaluatedWeights(base, None, lora), EvaluatedWeights(base, converted, lora)
+    assert (start.converted, adapted.converted, both.converted) == ([], [lora], [converted, lora])
+    first = {weights: describe_weights(weights) for weights in (start, full, adapted, both)}
+    assert len({found["sha256"] for found in first.values()}) == 4
+    assert {found["pipeline_sha256"] for found in first.values()} == {sha256_of(base / "manifest.json")}
+    (base / "manifest.json").write_text(json.dumps({**hashes, "vae/a": "3"}))
+    again = {weights: describe_weights(weights) for weights in first}
+    assert all(again[weights]["sha256"] == first[weights]["sha256"] for weights in first)
+    assert all(again[weights]["pipeline_sha256"] != first[weights]["pipeline_sha256"] for weights in first)
+    (base / "manifest.json").write_text(json.dumps({**hashes, "transformer/a": "3"}))
+    other = {weights for weights in first if describe_weights(weights)["sha256"] != first[weights]["sha256"]}
+    assert other == {start, adapted}
 
 
 def test_scores_sum_up_what_was_generated(
     base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    part = generate(protocol(), prompts, pipeline, output, weights=describe_weights(base))
-    scores = score(protocol(), prompts, [part], output, name="mine", step=BASE)
+    weights = described(base)
+    part = generate(protocol(), prompts, pipeline, output, weights=weights)
+    scores = score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
     text = (output / "scores.json").read_bytes()
-    assert json.loads(text) == scores
+    assert json.loads(text) == scores == read_scores(output)
+    assert list(read_generations(output, scores)) == ["edit-1", "t2i-1", "t2i-2"]
+    assert scores["weights"] == weights
     assert scores["prompts"] == 3
     assert set(scores["means"]) == {"psnr", "ssim", "loss"}
     assert scores["means"]["psnr"] == pytest.approx(
@@ -181,25 +279,39 @@ def test_scores_sum_up_what_was_generated(
     assert scores["by_task_type"]["edit"]["loss"] == scores["per_prompt"][0]["loss"]
     assert [time for time, _ in scores["loss_by_time"]] == loss_times(protocol())
     assert len(read_rows(output / "generations.jsonl")) == 3
-    score(protocol(), prompts, [part], output, name="mine", step=BASE)
+    score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
     assert (output / "scores.json").read_bytes() == text
 
 
 def test_scores_refuse_what_is_incomplete_or_of_another_protocol(
     base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    output = tmp_path / "run"
-    part = generate(protocol(), prompts[:2], pipeline, output, weights=describe_weights(base))
-    with pytest.raises(ValueError, match="made under another protocol"):
-        score(protocol(), prompts, [part], output, name="mine", step=BASE)
+    output, weights = tmp_path / "run", described(base)
+    part = generate(protocol(), prompts[:2], pipeline, output, weights=weights)
+
+    def scored(prompts: list[Prompt], parts: list[Path], weights: dict[str, Any] = weights) -> dict[str, Any]:
+        return score(protocol(), prompts, parts, output, name="mine", step=BASE, weights=weights)
+
+    again = rf"Draw the images again: snakemake --cores 2 --force {part}"
+    with pytest.raises(ValueError, match=rf"made under another protocol .*{again}"):
+        scored(prompts, [part])
     with pytest.raises(ValueError, match="2 of 2 prompts have no image"):
-        score(protocol(), prompts[:2], [], output, name="mine", step=BASE)
+        scored(prompts[:2], [])
+    with pytest.raises(
+        ValueError, match=rf"0\.jsonl:1: made with other weights than those that are there now\. {again}"
+    ):
+        scored(prompts[:2], [part], {**weights, "sha256": "other"})
+    text = part.read_text()
+    part.write_text(text.replace("a red circle.", "a red square."))
+    with pytest.raises(ValueError, match=rf"0\.jsonl:2: was changed after it was written\. {again}"):
+        scored(prompts[:2], [part])
+    part.write_text(text)
     (output / "images/t2i-1.png").write_bytes((output / "images/edit-1.png").read_bytes())
-    with pytest.raises(ValueError, match="its sha256 differs"):
-        score(protocol(), prompts[:2], [part], output, name="mine", step=BASE)
+    with pytest.raises(ValueError, match=rf"t2i-1\.png: .*its SHA-256 differs.*Draw it again: .*--force {part}"):
+        scored(prompts[:2], [part])
     (output / "images/t2i-1.png").unlink()
     with pytest.raises(ValueError, match=r"t2i-1\.png: is missing"):
-        score(protocol(), prompts[:2], [part], output, name="mine", step=BASE)
+        scored(prompts[:2], [part])
     assert not (output / "scores.json").exists()
 
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import json
 import os
 import platform
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from omnitune.files import atomic_path, lock
+from omnitune.files import atomic_path, is_whole, lock, portable, sealed
 
 pytestmark = pytest.mark.unit
 
@@ -37,3 +38,21 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
     with lock(tmp_path / "lock", "held"), pytest.raises(ValueError, match="held"):
         lock(tmp_path / "lock", "held")
     lock(tmp_path / "lock", "held").close()
+
+
+def test_a_seal_is_broken_by_any_change() -> None:
+    content = {"b": [1, 2.5, None], "a": {"x": "ü"}}
+    whole = sealed(content)
+    assert is_whole(whole) and {**whole, "seal": None} == {**content, "seal": None}
+    assert sealed(whole) == whole
+    assert is_whole(json.loads(json.dumps(whole))) and is_whole(dict(reversed(whole.items())))
+    for broken in (content, {**whole, "a": {"x": "u"}}, {**whole, "c": 1}, {**whole, "seal": "0" * 64}):
+        assert not is_whole(broken)
+    del whole["b"]
+    assert not is_whole(whole)
+
+
+def test_paths_say_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable(Path("a/b/c")) == portable(tmp_path / "a/b/c") == "a/b/c"
+    assert portable(tmp_path.parent / "other/b/c") == "b/c"

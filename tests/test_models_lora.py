@@ -203,7 +203,8 @@ def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
         ("lora_use_dora", False, "train.lora_use_dora: False, but the adapter .* has True"),
         ("lora_use_rslora", True, "train.lora_use_rslora: True, but the adapter .* has False"),
         ("lora_target_modules", ["to_q", "to_k"], "only asked for: .*to_k; only in the adapter: none"),
-        ("lora_path", str(tmp_path / "lost"), "train.lora_path: .*lost does not exist"),
+        ("lora_path", str(tmp_path / "lost"), rf"train\.lora_path: .*lost/{FILE} does not exist"),
+        ("lora_path", str(tmp_path / "lost.safetensors"), r"train\.lora_path: .*lost\.safetensors does not exist"),
     ):
         train = TrainOptions(**{**asked, "lora_path": str(tmp_path), key: value})
         model = tiny_transformer()

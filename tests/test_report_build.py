@@ -13,7 +13,9 @@ import yaml
 from PIL import Image, ImageDraw
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.benchmark import Prompt
+from omnitune.evaluation.benchmark import Prompt, protocol_fingerprint
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
+from omnitune.files import sealed, sha256_of
 from omnitune.report import BenchmarkEntry, build_report
 from omnitune.report.build import choose_examples
 from omnitune.report.collect import judge
@@ -21,7 +23,7 @@ from omnitune.report.collect import judge
 pytestmark = pytest.mark.unit
 
 ATTACK = "<script>document.title = 'owned'</script> & \"quotes\""
-WEIGHTS = {"base": "resources/pretrained/demo", "transformer": None, "lora": None, "sha256": "ab" * 32}
+WEIGHTS = {"base": "resources/pretrained/made_up", "transformer": None, "lora": None, "sha256": "ab" * 32}
 COLOURS = ("crimson", "seagreen", "royalblue", "goldenrod")
 
 
@@ -112,14 +114,20 @@ def write_encoded(folder: Path) -> None:
 
 
 def write_evaluation(
-    experiment: Path, entry: BenchmarkEntry, step: int | str, quality: float, checked: bool = True
+    experiment: Path,
+    entry: BenchmarkEntry,
+    step: int | str,
+    quality: float,
+    checked: bool = True,
+    **changes: Any,
 ) -> None:
+    """An evaluation of weights that are not here; `changes` are of its scores."""
     folder = experiment / "evaluation" / str(step) / entry.name
     generations, per_prompt = [], []
     for number, prompt in enumerate(entry.prompts):
         good = number / len(entry.prompts) < quality
-        draw(folder / f"images/{prompt.key}.png", COLOURS[number % 4] if good else "black")
-        generations.append({"key": prompt.key, "image": f"images/{prompt.key}.png"})
+        image = draw(folder / f"images/{prompt.key}.png", COLOURS[number % 4] if good else "black")
+        generations.append({"key": prompt.key, "image": f"images/{prompt.key}.png", "sha256": sha256_of(image)})
         row: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
         if prompt.target:
             row |= {"psnr": 10 + 20 * quality, "ssim": quality, "loss": 2 - quality}
@@ -130,11 +138,12 @@ def write_evaluation(
     means = {measure: float(np.mean([row[measure] for row in per_prompt])) for measure in measures}
     by_time = [[(i + 0.5) / 4, (2 - quality) * (1 + i / 4)] for i in range(4)] if "loss" in means else []
     tasks = {prompt.task_type: means for prompt in entry.prompts}
-    scores = {"benchmark": entry.name, "step": step, "protocol": "cd" * 32, "weights": WEIGHTS, "means": means}
-    save_json(
-        folder / "scores.json", {**scores, "by_task_type": tasks, "loss_by_time": by_time, "per_prompt": per_prompt}
-    )
     save_rows(folder / "generations.jsonl", generations)
+    protocol = protocol_fingerprint(entry.benchmark, entry.prompts)
+    scores = {"benchmark": entry.name, "step": step, "protocol": protocol, "weights": WEIGHTS, "means": means}
+    scores |= {"by_task_type": tasks, "loss_by_time": by_time, "per_prompt": per_prompt}
+    scores |= {"generations_sha256": sha256_of(folder / "generations.jsonl"), **changes}
+    save_json(folder / "scores.json", sealed(scores))
 
 
 def write_options(experiment: Path, encode: bool = False, **train: Any) -> None:
@@ -288,14 +297,82 @@ def test_missing_or_incomparable_scores_are_errors(tmp_path: Path) -> None:
         build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
     write_options(experiment)
     write_evaluation(experiment, entry, 0, 0.5)
-    with pytest.raises(ValueError, match=r"scores\.json: is missing"):
+    with pytest.raises(ValueError, match=r"120/scenes/scores\.json: cannot be read \(.*No such file.*--force"):
         build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
-    write_evaluation(experiment, entry, 120, 0.5)
-    scores = experiment / "evaluation/120/scenes/scores.json"
-    scores.write_text(scores.read_text().replace("cd" * 32, "00" * 32))
+    write_evaluation(experiment, entry, 120, 0.5, protocol="00" * 32)
     with pytest.raises(ValueError, match="under different protocols"):
         build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
+    write_evaluation(experiment, entry, 0, 0.5, protocol="00" * 32)
+    with pytest.raises(
+        ValueError, match=r"0/scenes: was evaluated under another protocol than benchmark 'scenes' is now"
+    ):
+        build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
+
+
+def test_files_that_were_edited_are_no_part_of_a_report(tmp_path: Path) -> None:
+    entry = BenchmarkEntry("scenes", Benchmark(prompts="p.jsonl"), write_prompts(tmp_path / "p", 2))
+    experiment = tmp_path / "run"
+    write_options(experiment)
+    for step in (0, 120):
+        write_evaluation(experiment, entry, step, 0.5)
+    folder = experiment / "evaluation/120/scenes"
+
+    def build() -> Path:
+        return build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
+
+    for path, problem in (
+        (folder / "scores.json", r"scores\.json: was changed after it was written\. Score again"),
+        (folder / "generations.jsonl", r"generations\.jsonl: was changed after it was written\. Score again"),
+        (folder / "images/t2i-000.png", r"t2i-000\.png: is not the image that was drawn .*Draw it again"),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b"0", b"1") if path.suffix != ".png" else before[:-1])
+        with pytest.raises(ValueError, match=problem):
+            build()
+        assert not (tmp_path / "index.html").exists()
+        path.write_bytes(before)
+    assert build().exists()
+
+
+def test_scores_of_weights_that_are_others_now_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = BenchmarkEntry("scenes", Benchmark(prompts="p.jsonl"), write_prompts(tmp_path / "p", 2))
+    experiment, base = Path("run"), Path("base")
+    converted = experiment / "checkpoint-120/transformer"
+    write_options(experiment)
+    save_json(base / "manifest.json", {"transformer/a": "1"})
+    save_json(converted / "conversion.json", {"files": {}})
+    for step, transformer in ((0, None), (120, converted)):
+        weights = describe_weights(EvaluatedWeights(base, transformer, None))
+        write_evaluation(experiment, entry, step, 0.5, weights=weights)
+
+    def build() -> Path:
+        return build_report(experiment, Path("prepared"), [entry], Path("index.html"))
+
+    assert build().exists()
+    save_json(converted / "conversion.json", {"files": {}, "changed": True})
+    with pytest.raises(
+        ValueError, match=r"120/scenes: was evaluated with other weights than .*\(step 120\)\. Evaluate"
+    ):
+        build()
+    save_json(base / "manifest.json", {"transformer/a": "2"})
+    with pytest.raises(ValueError, match=r"0/scenes: was evaluated with other weights than are there now \(base\)"):
+        build()
+
+
+def test_weights_of_another_checkpoint_than_the_trained_one_are_refused(tmp_path: Path) -> None:
+    write_options(tmp_path / "run")
+    converted = tmp_path / "run/checkpoint-120/transformer"
+    for states, problem in (({"120": "a"}, False), ({}, False), ({"120": "b"}, True)):
+        save_json(tmp_path / "run/train.json", {"states": states})
+        save_json(converted / "conversion.json", {"files": {}, "checkpoint_sha256": "a"})
+        if not problem:
+            build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html")
+            continue
+        expected = rf"checkpoint-120/transformer: was converted from another .*--force {converted}/conversion\.json"
+        with pytest.raises(ValueError, match=expected):
+            build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html")
 
 
 def test_examples_are_chosen_by_key_and_spread_over_task_types() -> None:

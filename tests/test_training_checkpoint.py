@@ -1,4 +1,4 @@
-"""Which checkpoints stay, which are gone on from, and what a saved one holds."""
+"""What a saved checkpoint holds, and that nothing else is loaded for it."""
 
 import json
 from pathlib import Path
@@ -7,85 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from omnitune.training import checkpoint as checkpoints
+from omnitune.files import sha256_of
+from omnitune.paths import STATE_FILE
+from omnitune.training.checkpoint import MODEL_FOLDER, OPTIMIZER_FOLDER, CheckpointSaver, load_checkpoint
 from omnitune.training.optimizer import WeightAverage
+from omnitune.training.parallel import SharedError
+from omnitune.training.states import TrainerState, read_state
 
 pytestmark = pytest.mark.unit
 
-IDENTITY = {"options": {"train": {"learning_rate": 0.1}}, "data": "a"}
-
-
-def write(folder: Path, step: int, scheduled: bool = True, identity: dict[str, Any] = IDENTITY) -> None:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    state = checkpoints.TrainerState(step, identity, None, scheduled)
-    (path / checkpoints.STATE_FILE).write_text(json.dumps(vars(state)))
-
-
-def steps(folder: Path) -> list[int]:
-    return list(checkpoints.list_checkpoints(folder))
-
-
-def test_limit_keeps_the_newest_and_those_to_evaluate(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40):
-        write(tmp_path, step)
-    checkpoints.remove_superfluous(tmp_path, 1, {20})
-    assert steps(tmp_path) == [20, 40]
-    checkpoints.remove_superfluous(tmp_path, None, set())
-    assert steps(tmp_path) == [20, 40]
-
-
-def test_checkpoint_of_a_stopped_training_goes_when_a_newer_one_is_there(tmp_path: Path) -> None:
-    for step, scheduled in ((10, True), (13, False)):
-        write(tmp_path, step, scheduled)
-    checkpoints.remove_superfluous(tmp_path, 1, set())
-    assert steps(tmp_path) == [10, 13], "the newest stays, and it is none of those that are counted"
-    write(tmp_path, 20)
-    checkpoints.remove_superfluous(tmp_path, 2, set())
-    assert steps(tmp_path) == [10, 20]
-
-
-def test_going_on_needs_the_same_options(tmp_path: Path) -> None:
-    for step in (10, 20):
-        write(tmp_path, step)
-    assert checkpoints.find_resumable(tmp_path, IDENTITY, last_step=20) == tmp_path / "checkpoint-20"
-    other = {"options": {"train": {"learning_rate": 0.2}}, "data": "b"}
-    with pytest.raises(ValueError) as error:
-        checkpoints.find_resumable(tmp_path, other, last_step=20)
-    message = str(error.value)
-    assert "options.train.learning_rate: 0.1 -> 0.2" in message and "data: 'a' -> 'b'" in message
-    assert "superseded-1" in message
-    assert steps(tmp_path) == [10, 20]
-    assert checkpoints.find_resumable(tmp_path, other, last_step=20, start_over=True) is None
-    assert steps(tmp_path) == [] and steps(tmp_path / "superseded-1") == [10, 20]
-
-
-def test_starting_over_again_loses_nothing(tmp_path: Path) -> None:
-    """A preempted training that was to start over goes on from what it has saved since."""
-    write(tmp_path, 10)
-    other = {**IDENTITY, "data": "b"}
-    assert checkpoints.find_resumable(tmp_path, other, last_step=20, start_over=True) is None
-    write(tmp_path, 5, identity=other)
-    assert checkpoints.find_resumable(tmp_path, other, last_step=20, start_over=True) == tmp_path / "checkpoint-5"
-    assert not (tmp_path / "superseded-2").exists()
-
-
-def test_fewer_steps_than_before(tmp_path: Path) -> None:
-    """What lies beyond them is neither gone on from nor counted as the newest."""
-    for step in (10, 20, 30):
-        write(tmp_path, step)
-    assert checkpoints.find_resumable(tmp_path, IDENTITY, last_step=25) == tmp_path / "checkpoint-20"
-    assert steps(tmp_path) == [10, 20] and steps(tmp_path / "superseded-1") == [30]
-    write(tmp_path, 25)
-    checkpoints.remove_superfluous(tmp_path, 1, set())
-    assert steps(tmp_path) == [25]
-
-
-def test_checkpoints_to_evaluate_must_be_there(tmp_path: Path) -> None:
-    write(tmp_path, 10)
-    checkpoints.require_steps(tmp_path, [10])
-    with pytest.raises(ValueError, match=r"evaluate_checkpoints asks for step 5, 15, .*checkpointing_steps"):
-        checkpoints.require_steps(tmp_path, [5, 10, 15])
+IDENTITY: dict[str, Any] = {"options": {"train.learning_rate": 0.1}, "data": {}}
 
 
 def test_saving_before_the_first_update_counts_none(tmp_path: Path) -> None:
@@ -96,12 +27,10 @@ def test_saving_before_the_first_update_counts_none(tmp_path: Path) -> None:
         model = torch.nn.Linear(3, 2)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         if save:
-            saver = checkpoints.CheckpointSaver(
-                tmp_path, model, [optimizer], None, background=False, limit=None, keep=set()
-            )
-            saver.save(checkpoints.TrainerState(1, IDENTITY, None))
+            saver = CheckpointSaver(tmp_path, model, [optimizer], None, background=False, limit=None, keep=set())
+            saver.save(TrainerState(1, IDENTITY, None))
             saver.complete()
-            checkpoints.load_checkpoint(tmp_path / "checkpoint-1", model, [optimizer], None)
+            load_checkpoint(tmp_path / "checkpoint-1", model, [optimizer], None)
         for factor in (1.0, 3.0):
             (model(torch.ones(3)).square().sum() * factor).backward()
             optimizer.step()
@@ -109,13 +38,6 @@ def test_saving_before_the_first_update_counts_none(tmp_path: Path) -> None:
         return [p.detach() for p in model.parameters()]
 
     assert all(torch.equal(one, other) for one, other in zip(trained(True), trained(False), strict=True))
-
-
-def test_damaged_state_is_named(tmp_path: Path) -> None:
-    write(tmp_path, 10)
-    (tmp_path / "checkpoint-10" / checkpoints.STATE_FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"trainer_state\.json: damaged"):
-        checkpoints.find_resumable(tmp_path, IDENTITY, last_step=10)
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -131,13 +53,11 @@ def test_saved_state_is_that_of_its_step(tmp_path: Path, background: bool) -> No
         optimizer.zero_grad()
         average.update()
 
-    saver = checkpoints.CheckpointSaver(
-        tmp_path, model, [optimizer], average, background=background, limit=None, keep=set()
-    )
+    saver = CheckpointSaver(tmp_path, model, [optimizer], average, background=background, limit=None, keep=set())
     expected = {}
     for number in (1, 2):
         step()
-        saver.save(checkpoints.TrainerState(number, IDENTITY, None, running={"skipped_steps": number}))
+        saver.save(TrainerState(number, IDENTITY, None, running={"skipped_steps": number}))
         expected[number] = [p.detach().clone() for p in (*model.parameters(), *average.average.values())]
         step()
         assert saver.pending
@@ -145,18 +65,58 @@ def test_saved_state_is_that_of_its_step(tmp_path: Path, background: bool) -> No
         saver.complete()
     for number, values in expected.items():
         path = tmp_path / f"checkpoint-{number}"
-        assert checkpoints.read_state(path).running == {"skipped_steps": number}
-        checkpoints.load_checkpoint(path, model, [optimizer], average)
+        assert read_state(path).running == {"skipped_steps": number}
+        load_checkpoint(path, model, [optimizer], average)
         found = [*model.parameters(), *average.average.values()]
         assert all(torch.equal(one, other) for one, other in zip(found, values, strict=True))
 
 
-def test_missing_file_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+def saved(folder: Path) -> tuple[Path, torch.nn.Module, torch.optim.Optimizer]:
+    """A checkpoint at step 1, and what was saved in it."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    saver = checkpoints.CheckpointSaver(tmp_path, model, [optimizer], None, background=False, limit=None, keep=set())
-    saver.save(checkpoints.TrainerState(1, IDENTITY, None))
+    saver = CheckpointSaver(folder, model, [optimizer], None, background=False, limit=None, keep=set())
+    saver.save(TrainerState(1, IDENTITY, None))
     saver.complete()
-    next((tmp_path / "checkpoint-1" / checkpoints.MODEL_FOLDER).glob("*.distcp")).unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-1/pytorch_model_fsdp_0: cannot be read"):
-        checkpoints.load_checkpoint(tmp_path / "checkpoint-1", model, [optimizer], None)
+    return folder / "checkpoint-1", model, optimizer
+
+
+def test_a_checkpoint_knows_the_hash_of_each_of_its_files(tmp_path: Path) -> None:
+    checkpoint, *_ = saved(tmp_path)
+    files = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
+    del files[STATE_FILE]
+    assert {name.split("/")[0] for name in files} == {MODEL_FOLDER, OPTIMIZER_FOLDER}
+    assert read_state(checkpoint).files == {name: sha256_of(files[name]) for name in sorted(files)}
+    assert list(read_state(checkpoint).files) == sorted(files)
+
+
+def test_missing_file_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+    checkpoint, model, optimizer = saved(tmp_path)
+    next((checkpoint / MODEL_FOLDER).glob("*.distcp")).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-1/pytorch_model_fsdp_0/__0_0\.distcp: is missing\. Remove "):
+        load_checkpoint(checkpoint, model, [optimizer], None)
+
+
+def test_a_checkpoint_in_which_a_byte_was_changed_is_refused(tmp_path: Path) -> None:
+    """Before anything of it is loaded, whichever of its files it is."""
+    checkpoint, model, optimizer = saved(tmp_path)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for name in read_state(checkpoint).files:
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(SharedError, match=rf"checkpoint-1/{name}: is not what training has saved .* Remove "):
+            load_checkpoint(checkpoint, model, [optimizer], None)
+        (checkpoint / name).write_bytes(content)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+    load_checkpoint(checkpoint, model, [optimizer], None)
+
+
+def test_missing_file_of_a_checkpoint_without_hashes_is_named(tmp_path: Path) -> None:
+    """Checkpoints of earlier versions have none."""
+    checkpoint, model, optimizer = saved(tmp_path)
+    state = {name: value for name, value in vars(read_state(checkpoint)).items() if name != "files"}
+    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+    load_checkpoint(checkpoint, model, [optimizer], None)
+    next((checkpoint / MODEL_FOLDER).glob("*.distcp")).unlink()
+    with pytest.raises(SharedError, match=r"checkpoint-1/pytorch_model_fsdp_0: cannot be read, a file is missing"):
+        load_checkpoint(checkpoint, model, [optimizer], None)

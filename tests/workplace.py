@@ -1,9 +1,11 @@
 """A copy of the project to run in, and snakemake as a user calls it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
+TARGETS = {"all", "validate", "shard", "encode", "train", "convert", "evaluate", "report"}
+JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$", re.MULTILINE)
 TRACKED = ("Snakefile", "config", "envs", "rules", "scripts", "workflow")
 
 
@@ -42,12 +46,12 @@ class Workplace:
         return output
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """How many jobs of each rule a run would start, without target rules."""
-        _, _, table = self.snakemake("--dry-run", *arguments).partition("Job stats:\n")
-        rows = [line.split() for line in table.partition("\n\n")[0].splitlines()]
-        counts = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-        targets = {"total", "all", "validate", "shard", "encode", "train", "convert", "evaluate", "report"}
-        return {rule: count for rule, count in counts.items() if rule not in targets}
+        """How many jobs of each rule a dry run lists: those that run, and those that may since something before them does."""
+        return count_jobs(self.snakemake("--dry-run", *arguments))
+
+    def ran(self, *arguments: str) -> dict[str, int]:
+        """How many jobs of each rule `snakemake --cores 2 ...` has run."""
+        return count_jobs(self.snakemake(*arguments))
 
     def edit(self, file: str, change: Callable[[dict], None]) -> None:
         """Changes a YAML file of the project."""
@@ -60,6 +64,11 @@ class Workplace:
         """The same state in another folder."""
         shutil.copytree(self.root, target, symlinks=True)
         return Workplace(target)
+
+
+def count_jobs(output: str) -> dict[str, int]:
+    """Jobs by rule, without target rules, from what Snakemake has printed."""
+    return dict(Counter(rule for rule in JOB.findall(output) if rule not in TARGETS))
 
 
 def _path(environment: dict[str, str]) -> dict[str, str]:

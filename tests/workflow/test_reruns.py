@@ -11,7 +11,10 @@ pytestmark = pytest.mark.workflow
 
 OPTIONS = "config/options/tiny.yml"
 BENCHMARK = "config/benchmarks/tiny.yml"
+MIXTURE = "config/data/tiny.yml"
 EXPERIMENT = "experiments/tiny"
+WEIGHTS = "checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
+SCORES = "evaluation/12/tiny/scores.json"
 
 
 def sha256(path: Path) -> str:
@@ -30,6 +33,10 @@ def test_a_run_leaves_what_the_design_says(finished: Workplace) -> None:
         "prepared/tiny/encoded/demo/groups/edit-0000.parquet",
         "prepared/tiny/encoded/demo/edit-00000.tar",
         "prepared/tiny/encoded/demo/dropped.safetensors",
+        "prepared/tiny/shards/digests/edit-00000.sha256",
+        "resources/benchmarks/tiny/protocol.json",
+        "resources/benchmarks/tiny/scoring.json",
+        f"{EXPERIMENT}/identity.json",
         f"{EXPERIMENT}/options.yml",
         f"{EXPERIMENT}/train.json",
         f"{EXPERIMENT}/logs/metrics.jsonl",
@@ -61,42 +68,64 @@ def test_second_run_has_nothing_to_do(workplace: Workplace) -> None:
 
 def test_evaluation_key_retrains_nothing(workplace: Workplace) -> None:
     workplace.edit(BENCHMARK, lambda c: c.update(num_inference_steps=3))
-    assert workplace.planned() == {"generate_images": 2, "score_images": 2, "build_report": 1}
+    expected = {"prepare_benchmark": 1, "generate_images": 2, "score_images": 2, "build_report": 1}
+    assert workplace.planned() == expected
+    workplace.edit(BENCHMARK, lambda c: c.update(num_inference_steps=2, check=None))
+    assert workplace.ran() == {"prepare_benchmark": 1, "score_images": 2, "build_report": 1}, (
+        "a check needs no new images"
+    )
 
 
-def test_check_needs_no_new_images(workplace: Workplace) -> None:
-    workplace.edit(BENCHMARK, lambda c: c.update(check=None))
-    assert workplace.planned() == {"score_images": 2, "build_report": 1}
-
-
-def test_logging_key_retrains_nothing(workplace: Workplace) -> None:
+def test_what_is_read_the_same_runs_nothing(workplace: Workplace) -> None:
+    """Comments, the order of keys, numbers written otherwise, names in reports, logs, caches, topology."""
+    for path in (OPTIONS, BENCHMARK, MIXTURE, "config/config.yaml"):
+        file = workplace.root / path
+        workplace.edit(path, lambda c: c.update(dict(reversed([(key, c.pop(key)) for key in list(c)]))))
+        file.write_text(f"# a comment\n{file.read_text()}")
+    workplace.edit(MIXTURE, lambda c: c["data"][0].update(type="other", ratio=2.0))
+    workplace.edit(BENCHMARK, lambda c: c.update(text_guidance_scale=1, batch_size=7))
     workplace.edit(OPTIONS, lambda c: c["logger"].update(log_with=None))
-    assert workplace.planned() == {"build_report": 1}
+    workplace.edit(OPTIONS, lambda c: c["train"].update(batch_size=8, parallelism="ddp", gradient_checkpointing=True))
+    workplace.edit(OPTIONS, lambda c: c.update(cache_dir="elsewhere", resume_from_checkpoint=None))
+    (workplace.root / OPTIONS).rename(workplace.root / "config/options/renamed.yml")
+    workplace.edit("config/config.yaml", lambda c: c.update(experiments=["config/options/renamed.yml"]))
+    assert "Nothing to be done" in workplace.snakemake()
 
 
-def test_learning_rate_reshards_nothing(workplace: Workplace) -> None:
+def test_a_changed_training_is_refused_before_any_job(workplace: Workplace) -> None:
     """The old checkpoints are not gone on from, and not thrown away: the options have to say that training starts over."""
     weights = "checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
     before = sha256(workplace.root / EXPERIMENT / weights)
+    left = {path: path.stat().st_mtime_ns for path in (workplace.root / EXPERIMENT).rglob("*") if path.is_file()}
     workplace.edit(OPTIONS, lambda c: c["train"].update(learning_rate=0.002))
-    planned = workplace.planned()
-    assert {"train_experiment", "convert_checkpoint", "generate_images", "score_images", "build_report"} == set(planned)
-    output = workplace.snakemake("train", ok=False)
-    assert "experiments/tiny: its checkpoints were trained under other options" in output
-    assert "options.train.learning_rate: 0.001 -> 0.002" in output
-    assert "set resume_from_checkpoint: null" in output
-    assert "Traceback" not in output
-    assert "train_experiment" in workplace.planned("convert"), (
-        "the weights of the old training are not taken for new ones"
-    )
+    for arguments in ((), ("train",), ("report", "--dry-run"), (f"{EXPERIMENT}/train.json",)):
+        output = workplace.snakemake(*arguments, ok=False)
+        assert f"{EXPERIMENT}: was trained otherwise than {OPTIONS} now asks for" in output
+        assert "train.learning_rate: 0.001 -> 0.002" in output
+        assert "set resume_from_checkpoint: null" in output
+        assert f"model: {{pretrained_model_path: {EXPERIMENT}/checkpoint-12/transformer}}" in output
+        assert "Traceback" not in output and "rule" not in output.partition("Building DAG")[2]
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert workplace.planned("encode") == {}, "what stands before the training is not refused"
+    workplace.edit(OPTIONS, lambda c: c["train"].update(learning_rate=0.001))
+    assert "Nothing to be done" in workplace.snakemake()
+    workplace.edit(OPTIONS, lambda c: c["train"].update(learning_rate=0.002))
     workplace.edit(OPTIONS, lambda c: c.update(resume_from_checkpoint=None))
-    workplace.snakemake("convert")
+    output = workplace.snakemake("--dry-run")
+    assert "before: 'train.learning_rate: 0.001' now: 'train.learning_rate: 0.002'" in output
+    assert "data.max_output_pixels" not in output, "the reason is the key that has changed"
+    expected = {"prepare_training", "train_experiment", "convert_checkpoint", "generate_images", "score_images"}
+    assert set(workplace.planned()) == {*expected, "build_report"}
+    assert workplace.ran("convert") == {"prepare_training": 1, "train_experiment": 1, "convert_checkpoint": 1}
     assert sha256(workplace.root / EXPERIMENT / "superseded-1" / weights) == before
     assert sha256(workplace.root / EXPERIMENT / weights) != before
+    images = (workplace.root / EXPERIMENT / "evaluation/12/tiny/images").stat().st_mtime_ns
+    assert workplace.ran() == {"generate_images": 1, "score_images": 1, "build_report": 1}, "the base is drawn already"
+    assert (workplace.root / EXPERIMENT / "evaluation/12/tiny/images").stat().st_mtime_ns != images
 
 
-def test_keys_that_change_no_weights_go_on(workplace: Workplace) -> None:
-    """Length, logging, checkpointing and topology."""
+def test_more_steps_and_another_topology_go_on(workplace: Workplace) -> None:
+    """Length, logging, checkpointing and topology change no weights."""
     workplace.edit(OPTIONS, lambda c: c["logger"].update(checkpointing_steps=5, log_with=None))
     changed = {
         "max_train_steps": 14,
@@ -109,10 +138,13 @@ def test_keys_that_change_no_weights_go_on(workplace: Workplace) -> None:
     output = workplace.snakemake("train")
     assert "going on from experiments/tiny/checkpoint-12" in output
     assert "strategy single, 1 processes" in output
+    rows = (workplace.root / EXPERIMENT / "logs/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 15))
 
 
 def test_pixel_limit_reshards(workplace: Workplace) -> None:
     workplace.edit(OPTIONS, lambda c: c["data"].update(max_output_pixels=2048))
+    workplace.edit(OPTIONS, lambda c: c.update(resume_from_checkpoint=None))
     planned = workplace.planned()
     shards = len(list((workplace.root / "prepared/tiny/shards").glob("*.tar")))
     assert planned["shard_dataset"] == shards > 1
@@ -120,54 +152,28 @@ def test_pixel_limit_reshards(workplace: Workplace) -> None:
     assert not {"validate_source", "validate_dataset", "prepare_demo_data", "prepare_pretrained"} & set(planned)
 
 
-def test_lost_tar_is_rebuilt_alone_with_the_same_bytes(workplace: Workplace) -> None:
-    tar = workplace.root / "prepared/tiny/shards/edit-00001.tar"
-    before = sha256(tar)
-    tar.unlink()
-    assert workplace.planned() == {"shard_dataset": 1}
-    workplace.snakemake()
-    assert sha256(tar) == before
-    assert "Nothing to be done" in workplace.snakemake()
+def test_stages_can_be_forced_alone(workplace: Workplace) -> None:
+    """What they come to is what it was, and so nothing runs behind them."""
+    before = {name: sha256(workplace.root / EXPERIMENT / name) for name in (WEIGHTS, SCORES, "train.json")}
+    for rule, target, expected in (
+        ("validate_source", "validate", {"validate_source": 1, "validate_dataset": 1}),
+        ("index_dataset", "all", {"index_dataset": 1}),
+        ("encode_dataset", "encode", {"encode_dataset": 1}),
+        ("prepare_training", "all", {"prepare_training": 1}),
+        ("train_experiment", "convert", {"train_experiment": 1}),
+        ("convert_checkpoint", "evaluate", {"convert_checkpoint": 1}),
+        ("score_images", "report", {"score_images": 2}),
+        ("build_report", "report", {"build_report": 1}),
+    ):
+        assert workplace.ran(target, "--forcerun", rule) == expected, rule
+    assert {name: sha256(workplace.root / EXPERIMENT / name) for name in before} == before
 
 
-def test_more_steps_go_on_from_the_last_checkpoint(workplace: Workplace) -> None:
-    workplace.edit(OPTIONS, lambda c: c["train"].update(max_train_steps=14))
-    output = workplace.snakemake("train")
-    assert "going on from experiments/tiny/checkpoint-12" in output
-    rows = (workplace.root / EXPERIMENT / "logs/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == list(range(1, 15))
-
-
-@pytest.mark.parametrize(
-    ("rule", "target", "expected"),
-    [
-        ("validate_source", "validate", {"validate_source", "validate_dataset"}),
-        ("index_dataset", "shard", {"index_dataset"}),
-        ("encode_dataset", "encode", {"encode_dataset"}),
-        ("train_experiment", "train", {"train_experiment"}),
-        ("convert_checkpoint", "convert", {"convert_checkpoint"}),
-        ("score_images", "evaluate", {"score_images"}),
-        ("build_report", "report", {"build_report"}),
-    ],
-)
-def test_stages_can_be_forced_alone(workplace: Workplace, rule: str, target: str, expected: set[str]) -> None:
-    assert set(workplace.planned(target, "--forcerun", rule)) == expected
-
-
-def test_forced_stages_give_the_same_result(workplace: Workplace) -> None:
-    weights = workplace.root / EXPERIMENT / "checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
-    scores = workplace.root / EXPERIMENT / "evaluation/12/tiny/scores.json"
-    before = sha256(weights), sha256(scores)
-    weights.unlink()
-    workplace.snakemake("evaluate", "--forcerun", "convert_checkpoint", "score_images")
-    assert (sha256(weights), sha256(scores)) == before
+def test_wrong_targets_are_one_sentence(workplace: Workplace) -> None:
+    output = workplace.snakemake("experiments/nope/train.json", ok=False)
+    assert "experiments/nope/train.json" in output and "Traceback" not in output
 
 
 def test_snakemake_report_holds_ours(workplace: Workplace) -> None:
     workplace.snakemake("--report", "report.zip")
     assert (workplace.root / "report.zip").stat().st_size > 10_000
-
-
-def test_without_benchmarks_the_weights_are_converted_all_the_same(workplace: Workplace) -> None:
-    (workplace.root / EXPERIMENT / "checkpoint-12/transformer/conversion.json").unlink()
-    assert workplace.planned("--config", "benchmarks=[]") == {"convert_checkpoint": 1, "build_report": 1}

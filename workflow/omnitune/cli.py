@@ -9,15 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from omnitune.config import (
-    Benchmark,
-    EvaluatedStep,
-    ExperimentOptions,
-    evaluation_folders,
-    load_config,
-    starting_weights,
-)
+from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders, load_config, starting_weights
 from omnitune.console import job
+from omnitune.paths import EvaluatedStep, weights_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -338,8 +332,9 @@ def evaluate(
 ) -> None:
     """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
     from omnitune.evaluation.benchmark import read_prompts
-    from omnitune.evaluation.generate import evaluated_weights, generate_part
+    from omnitune.evaluation.generate import generate_part
     from omnitune.evaluation.metrics import score
+    from omnitune.evaluation.weights import describe_weights, evaluated_weights
 
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
@@ -349,13 +344,14 @@ def evaluate(
     evaluated = EvaluatedStep(step, ema)
     folder = experiment / "evaluation" / str(evaluated) / benchmark.stem
     protocol = load_config(benchmark, Benchmark)
-    tuned = experiment / f"checkpoint-{step}" / options.weights_folder(ema) if step else None
+    tuned = experiment / f"checkpoint-{step}" / weights_name(options.train.lora_ft, ema) if step else None
     weights = evaluated_weights(start.base, start.transformer, tuned)
     name = f"{benchmark.stem} {options.name}-{evaluated}"
     for part in range(protocol.parts):
         generate_part(protocol, weights, folder, part=part, threads=num_threads, name=name)
     parts = [folder / "parts" / f"{part}.jsonl" for part in range(protocol.parts)]
-    score(protocol, read_prompts(protocol, Path()), parts, folder, name=benchmark.stem, step=evaluated)
+    prompts, known = read_prompts(protocol, Path()), describe_weights(weights)
+    score(protocol, prompts, parts, folder, name=benchmark.stem, step=evaluated, weights=known)
 
 
 @app.command()

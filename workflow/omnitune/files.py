@@ -88,3 +88,24 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SEAL = "seal"
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with a hash over all of it, by which `is_whole` sees whether it was changed since."""
+    plain = {name: value for name, value in content.items() if name != SEAL}
+    return {**plain, SEAL: hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
+def is_whole(content: dict[str, Any]) -> bool:
+    """Whether sealed content is what it was; without a seal it is not."""
+    return content.get(SEAL) == sealed(content)[SEAL]
+
+
+def portable(path: Path) -> str:
+    """The path as given; of one outside the working directory only its last parts, which mean the same elsewhere."""
+    if path.is_absolute():
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(*path.parts[-2:])
+    return path.as_posix()

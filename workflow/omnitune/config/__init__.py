@@ -5,19 +5,14 @@ from omnitune.config.benchmark import Benchmark
 from omnitune.config.mixture import Mixture, MixtureEntry
 from omnitune.config.options import ExperimentOptions, require_processes
 from omnitune.config.pretrained import StartingWeights, evaluation_folders, starting_weights
-from omnitune.config.project import Project
-from omnitune.config.steps import BASE, EvaluatedStep
 from omnitune.config.workflow import WorkflowConfig
 
 __all__ = [
-    "BASE",
     "Benchmark",
     "ConfigError",
-    "EvaluatedStep",
     "ExperimentOptions",
     "Mixture",
     "MixtureEntry",
-    "Project",
     "StartingWeights",
     "WorkflowConfig",
     "evaluation_folders",

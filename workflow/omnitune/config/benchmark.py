@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section
 
 
@@ -16,47 +17,68 @@ class Benchmark(Section):
             description="A .jsonl file, one prompt a line: `key` (unique), `task_type`, `instruction`, optional `input_images`, "
             "`output_image` (the target) and `expect` (the known scene, for `check: demo_scene`). Image paths as in samples."
         ),
+        NAMES,
     ]
     seed: Annotated[
-        int, Field(ge=0, description="Seed of the starting noise; each prompt derives its own from it.")
+        int,
+        Field(ge=0, description="Seed of the starting noise; each prompt derives its own from it."),
+        Affects("images"),
     ] = 0
-    num_inference_steps: Annotated[int, Field(ge=1, description="Sampling steps.")] = 50
-    scheduler: Annotated[Literal["euler", "dpmsolver++"], Field(description="Sampler.")] = "euler"
-    text_guidance_scale: Annotated[float, Field(ge=1, description="Guidance towards the instruction; 1 is none.")] = 5.0
-    image_guidance_scale: Annotated[float, Field(ge=1, description="Guidance towards the references; 1 is none.")] = 2.0
+    num_inference_steps: Annotated[int, Field(ge=1, description="Sampling steps."), Affects("images")] = 50
+    scheduler: Annotated[Literal["euler", "dpmsolver++"], Field(description="Sampler."), Affects("images")] = "euler"
+    text_guidance_scale: Annotated[
+        float, Field(ge=1, description="Guidance towards the instruction; 1 is none."), Affects("images")
+    ] = 5.0
+    image_guidance_scale: Annotated[
+        float, Field(ge=1, description="Guidance towards the references; 1 is none."), Affects("images")
+    ] = 2.0
     cfg_range: Annotated[
-        tuple[float, float], Field(description="First and last fraction of the steps in which guidance is used.")
+        tuple[float, float],
+        Field(description="First and last fraction of the steps in which guidance is used."),
+        Affects("images"),
     ] = (0.0, 1.0)
     negative_prompt: Annotated[
-        str | None, Field(description="What guidance leads away from. null: the published long negative prompt.")
+        str | None,
+        Field(description="What guidance leads away from. null: the published long negative prompt."),
+        Affects("images"),
     ] = None
     height: Annotated[
-        int, Field(ge=16, multiple_of=16, description="Height of images in pixels, where no input sets it.")
+        int,
+        Field(ge=16, multiple_of=16, description="Height of images in pixels, where no input sets it."),
+        Affects("images"),
     ] = 1024
     width: Annotated[
-        int, Field(ge=16, multiple_of=16, description="Width of images in pixels, where no input sets it.")
+        int,
+        Field(ge=16, multiple_of=16, description="Width of images in pixels, where no input sets it."),
+        Affects("images"),
     ] = 1024
     max_pixels: Annotated[
-        int, Field(ge=256, description="Limit of input and output images in pixels (width x height).")
+        int,
+        Field(ge=256, description="Limit of input and output images in pixels (width x height)."),
+        Affects("images"),
     ] = 1048576
-    max_side_length: Annotated[int, Field(ge=16, description="Limit of an input image's longer side in pixels.")] = 2048
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="Precision of the weights when sampling.")] = (
-        "bf16"
-    )
+    max_side_length: Annotated[
+        int, Field(ge=16, description="Limit of an input image's longer side in pixels."), Affects("images")
+    ] = 2048
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"], Field(description="Precision of the weights when sampling."), Affects("images")
+    ] = "bf16"
     batch_size: Annotated[
-        int, Field(ge=1, description="Prompts sampled together; changes no image beyond rounding.")
+        int, Field(ge=1, description="Prompts sampled together; changes no image beyond rounding."), NOTHING
     ] = 1
-    parts: Annotated[int, Field(ge=1, description="Into how many jobs the prompts are split.")] = 1
+    parts: Annotated[int, Field(ge=1, description="Into how many jobs the prompts are split."), Affects("parts")] = 1
     loss_timesteps: Annotated[
         int,
         Field(
             ge=0,
             description="Held-out flow-matching loss: at how many fixed times it is taken for each prompt with a target. 0: not.",
         ),
+        Affects("images"),
     ] = 8
     check: Annotated[
         Literal["demo_scene"] | None,
         Field(description="A check of the picture's content. `demo_scene`: colour and position of the demo's shapes."),
+        Affects("scores"),
     ] = None
 
     @model_validator(mode="after")

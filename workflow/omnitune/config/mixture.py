@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section
 
 
@@ -17,9 +18,12 @@ class MixtureEntry(Section):
             "(`captions/*.jsonl`), of which all .jsonl files are one source. "
             "A relative path is taken from the working directory, and if nothing is there, from the folder of this file."
         ),
+        NAMES,
     ]
     type: Annotated[
-        str, Field(description="A name for the kind of samples; used in reports only. Each sample's task_type decides.")
+        str,
+        Field(description="A name for the kind of samples; used in reports only. Each sample's task_type decides."),
+        NOTHING,
     ] = "default"
     ratio: Annotated[
         float,
@@ -29,6 +33,7 @@ class MixtureEntry(Section):
             description="Share of the source among its neighbours; normalised to sum to 1, multiplied along nested files. "
             "0 leaves the source out.",
         ),
+        Affects("weights"),
     ] = 1.0
 
 
@@ -36,6 +41,6 @@ class Mixture(Section):
     """A mixture file."""
 
     ratio_type: Annotated[
-        str | None, Field(description="Read for compatibility with published files; has no effect.")
+        str | None, Field(description="Read for compatibility with published files; has no effect."), NOTHING
     ] = None
     data: Annotated[list[MixtureEntry], Field(min_length=1, description="The sources of the mixture.")]

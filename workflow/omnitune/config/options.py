@@ -1,40 +1,58 @@
 """Options of an experiment, in the published OmniGen2 format with Omnitune's own keys beside it."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
+from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import ConfigError, PositiveInt, Probability, Section, load_config
-from omnitune.config.steps import EvaluatedStep
 from omnitune.config.training import TrainOptions, TransportOptions
+from omnitune.paths import EvaluatedStep, parse_converted
 
-# Keys of `data` that change nothing of the prepared data: a data set's experiments may differ in them.
-TRAINING_ONLY = {"prompt_dropout_prob", "ref_img_dropout_prob", "encode", "url_cache_mb"}
+
+def _where_cut_by_bytes(data: "DataOptions", value: Any) -> Any:
+    return value if data.shard_bytes else None
+
+
+def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None:
+    return len(value) if isinstance(value, list) else None
+
+
+IMAGE_LIMIT = Affects("shards", "weights", manifests=_where_cut_by_bytes)
+INPUT_LIMIT = Affects("shards", "weights", manifests=_where_cut_by_bytes, samples=_number_of_limits)
 
 
 class DataOptions(Section):
     """Data: what is trained on and how large it may be."""
 
     data_path: Annotated[
-        str, Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}.")
+        str, Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}."), NAMES
     ]
     use_chat_template: Annotated[
         bool,
         Field(description="Wrap instructions in the text encoder's chat template, as the published model expects."),
+        Affects("samples", "encodings", "weights"),
     ] = True
     maximum_text_tokens: Annotated[
-        PositiveInt, Field(description="Instructions of more tokens, the chat around them included, are rejected.")
+        PositiveInt,
+        Field(description="Instructions of more tokens, the chat around them included, are rejected."),
+        Affects("samples", "encodings", "weights"),
     ] = 888
     prompt_dropout_prob: Annotated[
-        Probability, Field(description="Probability of training a sample with the empty instruction.")
+        Probability,
+        Field(description="Probability of training a sample with the empty instruction."),
+        Affects("weights"),
     ] = 0.0001
     ref_img_dropout_prob: Annotated[
-        Probability, Field(description="Probability of dropping the references where the instruction was dropped.")
+        Probability,
+        Field(description="Probability of dropping the references where the instruction was dropped."),
+        Affects("weights"),
     ] = 0.5
     max_output_pixels: Annotated[
-        int, Field(ge=256, description="Output images are shrunk to at most this many pixels (width x height).")
+        int,
+        Field(ge=256, description="Output images are shrunk to at most this many pixels (width x height)."),
+        IMAGE_LIMIT,
     ] = 1048576
     max_input_pixels: Annotated[
         int | list[int],
@@ -42,53 +60,68 @@ class DataOptions(Section):
             description="The same for input images. A list: its k-th entry holds for samples with k inputs, "
             "the last one also for more."
         ),
+        INPUT_LIMIT,
     ] = [1048576, 1048576, 589824, 262144]
     max_side_length: Annotated[
-        int, Field(ge=16, description="No side of any image is longer than this, in pixels.")
+        int, Field(ge=16, description="No side of any image is longer than this, in pixels."), IMAGE_LIMIT
     ] = 2048
     max_reject_fraction: Annotated[
-        Probability, Field(description="Validation fails when more than this share of the rows is rejected.")
+        Probability,
+        Field(description="Validation fails when more than this share of the rows is rejected."),
+        Affects("manifests"),
     ] = 0.01
-    samples_per_shard: Annotated[PositiveInt, Field(description="Rows of a source that go into one tar.")] = 1000
+    samples_per_shard: Annotated[
+        PositiveInt,
+        Field(description="Rows of a source that go into one tar."),
+        Affects(manifests=lambda data, rows: None if data.shard_bytes else rows),
+    ] = 1000
     shard_bytes: Annotated[
         PositiveInt | None,
         Field(description="Cut tars at about this many bytes instead of at samples_per_shard rows. null: by rows."),
+        Affects("manifests"),
     ] = None
     validation_depth: Annotated[
         Literal["full", "header"],
         Field(
             description="`full` decodes and hashes every image; `header` reads sizes and formats from the first bytes only."
         ),
+        Affects("samples"),
     ] = "full"
     max_image_pixels: Annotated[
-        PositiveInt, Field(description="Images of more pixels are rejected as decompression bombs.")
+        PositiveInt, Field(description="Images of more pixels are rejected as decompression bombs."), Affects("samples")
     ] = 178_956_970
     image_root: Annotated[
         str | None,
         Field(description="Reject images that do not lie below this folder or URL. null: they may lie anywhere."),
+        Affects("samples"),
     ] = None
     image_format: Annotated[
         Literal["jpeg", "webp", "webp_lossless", "png"],
         Field(
             description="Format of images that had to be changed; others keep their bytes. jpeg is without subsampling."
         ),
+        IMAGE_LIMIT,
     ] = "jpeg"
-    image_quality: Annotated[int, Field(ge=1, le=100, description="Quality of jpeg and webp.")] = 95
+    image_quality: Annotated[int, Field(ge=1, le=100, description="Quality of jpeg and webp."), IMAGE_LIMIT] = 95
     encode: Annotated[
         bool,
         Field(
             description="Train from stored VAE posteriors and text features, encoded once by a stage of its own. "
             "false: training encodes each sample whenever it is drawn."
         ),
+        Affects("weights"),
     ] = False
     encoded_precision: Annotated[
         Literal["bf16", "fp32"],
         Field(
             description="Precision of the text encoder in encoding, and of what is stored. The VAE computes in float32."
         ),
+        Affects("encodings", weights=lambda data, precision: precision if data.encode else None),
     ] = "bf16"
     shards_per_encoding: Annotated[
-        PositiveInt, Field(description="Tars that one encoding job takes, so that the models are loaded once for all.")
+        PositiveInt,
+        Field(description="Tars that one encoding job takes, so that the models are loaded once for all."),
+        Affects("groups"),
     ] = 16
     url_cache_mb: Annotated[
         int,
@@ -96,6 +129,7 @@ class DataOptions(Section):
             ge=0,
             description="Disk space of each node in MB, below cache_dir, that keeps what training has read from URLs.",
         ),
+        NOTHING,
     ] = 10_000
 
     @field_validator("max_input_pixels")
@@ -112,29 +146,9 @@ class DataOptions(Section):
         return Path(self.data_path).stem
 
     @property
-    def checks(self) -> dict[str, Any]:
-        """What validation depends on: the arguments of `omnitune.data.validate.Checks`, but for the tokenizer."""
-        keys = {"maximum_text_tokens", "use_chat_template", "max_image_pixels", "image_root"}
-        limits = len(self.max_input_pixels) if isinstance(self.max_input_pixels, list) else None
-        return {**self.model_dump(include=keys), "depth": self.validation_depth, "input_limits": limits}
-
-    @property
     def image_limits(self) -> dict[str, Any]:
         """What becomes of images in shards: the arguments of `omnitune.data.images.ImageLimits`."""
-        keys = {"max_output_pixels", "max_input_pixels", "max_side_length", "image_format", "image_quality"}
-        return self.model_dump(include=keys)
-
-    @property
-    def shard_cut(self) -> dict[str, Any]:
-        """Where shards end: the arguments of `omnitune.data.merge.ShardCut`."""
-        if self.shard_bytes is None:
-            return {"samples_per_shard": self.samples_per_shard}
-        return {"shard_bytes": self.shard_bytes, "limits": self.image_limits}
-
-    @property
-    def preparation(self) -> dict[str, Any]:
-        """The keys that decide what the shards hold; experiments that share a data set must agree in them."""
-        return self.model_dump(exclude=TRAINING_ONLY)
+        return keys_affecting(self, "shards")
 
 
 class ArchOptions(Section):
@@ -170,17 +184,9 @@ class ArchOptions(Section):
         return self
 
 
-CONVERTED = re.compile(
-    r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
-    r"(?(lora)(/(pytorch_lora_weights\.safetensors)?)?|/?)"
-)
-
-
 def _converted_by(path: str | None, lora: bool) -> tuple[str, EvaluatedStep] | None:
-    match = CONVERTED.fullmatch(path or "")
-    if match is None or bool(match["lora"]) != lora:
-        return None
-    return match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"]))
+    found = parse_converted(path)
+    return found[:2] if found and found[2] == lora else None
 
 
 class ModelOptions(Section):
@@ -193,26 +199,33 @@ class ModelOptions(Section):
             "(the tiny built-in model), or another experiment's converted checkpoint "
             "(`experiments/{experiment}/checkpoint-{step}/transformer`, or `transformer_ema`), which is then trained first."
         ),
+        Affects("base", "weights"),
     ]
     pretrained_revision: Annotated[
         str | None,
         Field(description="Commit, branch or tag of the repository. null: the newest; pin a commit to reproduce."),
+        Affects("base", "weights"),
     ] = None
     pretrained_vae_model_name_or_path: Annotated[
-        str | None, Field(description="Take the VAE from this repository or folder. null: the pipeline's own.")
+        str | None,
+        Field(description="Take the VAE from this repository or folder. null: the pipeline's own."),
+        Affects("base", "weights"),
     ] = None
     pretrained_text_encoder_model_name_or_path: Annotated[
-        str | None, Field(description="Take text encoder and tokenizer from here. null: the pipeline's own.")
+        str | None,
+        Field(description="Take text encoder and tokenizer from here. null: the pipeline's own."),
+        Affects("base", "weights"),
     ] = None
     arch_opt: Annotated[
         ArchOptions | None,
         Field(description="Architecture that the weights must have; a difference is an error. null: not checked."),
+        NOTHING,
     ] = None
 
     @model_validator(mode="after")
     def _base_is_not_an_adapter(self) -> Self:
-        match = CONVERTED.fullmatch(self.pretrained_model_path)
-        if match and match["lora"]:
+        converted = parse_converted(self.pretrained_model_path)
+        if converted and converted[2]:
             raise ValueError(
                 f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base weights; "
                 "name a pipeline or a `transformer` folder"
@@ -222,7 +235,7 @@ class ModelOptions(Section):
             "pretrained_vae_model_name_or_path",
             "pretrained_text_encoder_model_name_or_path",
         )
-        for key in filter(lambda key: match and getattr(self, key), ignored):
+        for key in filter(lambda key: converted and getattr(self, key), ignored):
             raise ValueError(f"{key}: has no effect, as pretrained_model_path names another experiment; set it there")
         return self
 
@@ -236,38 +249,48 @@ class ValOptions(Section):
     """What is evaluated, while training and after it."""
 
     evaluate_checkpoints: Annotated[
-        Literal["last", "all"], Field(description="Convert and evaluate the last checkpoint or each one.")
+        Literal["last", "all"],
+        Field(description="Convert and evaluate the last checkpoint or each one."),
+        Affects("evaluations"),
     ] = "last"
     data_path: Annotated[
         str | None,
         Field(
             description="Held-out samples (.jsonl, in the format of training samples). null: no validation while training."
         ),
+        NOTHING,
     ] = None
     max_samples: Annotated[
-        PositiveInt, Field(description="The first so many held-out samples are taken for the loss while training.")
+        PositiveInt,
+        Field(description="The first so many held-out samples are taken for the loss while training."),
+        NOTHING,
     ] = 32
     validation_steps: Annotated[
         int,
         Field(
             ge=0, description="Held-out loss, at fixed times with fixed noise, every so many training steps. 0: never."
         ),
+        NOTHING,
     ] = 500
     validation_timesteps: Annotated[
-        PositiveInt, Field(description="Times of the held-out loss, evenly spread over [0, 1].")
+        PositiveInt, Field(description="Times of the held-out loss, evenly spread over [0, 1]."), NOTHING
     ] = 4
     train_visualization_steps: Annotated[
-        int, Field(ge=0, description="Sample images of held-out prompts every so many training steps. 0: never.")
+        int,
+        Field(ge=0, description="Sample images of held-out prompts every so many training steps. 0: never."),
+        NOTHING,
     ] = 100
     visualization_samples: Annotated[
-        PositiveInt, Field(description="The first so many held-out prompts that images are drawn of while training.")
+        PositiveInt,
+        Field(description="The first so many held-out prompts that images are drawn of while training."),
+        NOTHING,
     ] = 4
-    num_inference_steps: Annotated[PositiveInt, Field(description="Sampling steps of these images.")] = 20
+    num_inference_steps: Annotated[PositiveInt, Field(description="Sampling steps of these images."), NOTHING] = 20
     text_guidance_scale: Annotated[
-        float, Field(ge=1, description="Guidance of these images towards the instruction; 1 is none.")
+        float, Field(ge=1, description="Guidance of these images towards the instruction; 1 is none."), NOTHING
     ] = 4.0
     image_guidance_scale: Annotated[
-        float, Field(ge=1, description="Guidance of these images towards the inputs; 1 is none.")
+        float, Field(ge=1, description="Guidance of these images towards the inputs; 1 is none."), NOTHING
     ] = 2.0
 
 
@@ -277,14 +300,16 @@ class LoggerOptions(Section):
     log_with: Annotated[
         list[Literal["tensorboard", "wandb"]] | Literal["tensorboard", "wandb"] | None,
         Field(description="Trackers beside logs/metrics.jsonl. wandb needs `pip install wandb`."),
+        NOTHING,
     ] = ["tensorboard"]
-    project_name: Annotated[str, Field(description="wandb: name of the project.")] = "omnitune"
+    project_name: Annotated[str, Field(description="wandb: name of the project."), NOTHING] = "omnitune"
     checkpointing_steps: Annotated[
-        PositiveInt, Field(description="A checkpoint every so many steps, and at the end.")
+        PositiveInt, Field(description="A checkpoint every so many steps, and at the end."), Affects("checkpoints")
     ] = 1000
     checkpoints_total_limit: Annotated[
         PositiveInt | None,
         Field(description="Keep at most this many checkpoints besides those to evaluate. null: all."),
+        NOTHING,
     ] = None
 
     @property
@@ -304,10 +329,13 @@ class ExperimentOptions(Section):
             pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
             description="Name of the experiment: experiments/{name}. Letters, digits, `_`, `.`, `-`.",
         ),
+        NAMES,
     ]
-    seed: Annotated[int, Field(ge=0, description="Seed of data order, noise, times and dropout.")] = 2233
+    seed: Annotated[
+        int, Field(ge=0, description="Seed of data order, noise, times and dropout."), Affects("weights")
+    ] = 2233
     device_specific_seed: Annotated[
-        bool, Field(description="Read for compatibility: randomness belongs to samples here, not to devices.")
+        bool, Field(description="Read for compatibility: randomness belongs to samples here, not to devices."), NOTHING
     ] = True
     worker_specific_seed: Annotated[
         bool,
@@ -315,6 +343,7 @@ class ExperimentOptions(Section):
             validation_alias=AliasChoices("worker_specific_seed", "workder_specific_seed"),
             description="Read for compatibility, also under its published spelling `workder_specific_seed`.",
         ),
+        NOTHING,
     ] = True
     data: DataOptions = Field(description="Data: what is trained on and how large it may be.")
     model: ModelOptions = Field(description="Weights to start from.")
@@ -323,7 +352,7 @@ class ExperimentOptions(Section):
     val: ValOptions = Field(ValOptions(), description="What is evaluated, while training and after it.")
     logger: LoggerOptions = Field(LoggerOptions(), description="Logs and checkpoints.")
     cache_dir: Annotated[
-        str | None, Field(description="Folder where downloaded weights are cached. null: the library's.")
+        str | None, Field(description="Folder where downloaded weights are cached. null: the library's."), NOTHING
     ] = None
     resume_from_checkpoint: Annotated[
         Literal["latest"] | None,
@@ -331,6 +360,7 @@ class ExperimentOptions(Section):
             description="`latest`: an interrupted training goes on from its newest checkpoint, and refuses to under changed "
             "options. null: under changed options it starts over; older checkpoints are kept in superseded-{n}/."
         ),
+        NOTHING,
     ] = "latest"
 
     @classmethod
@@ -360,27 +390,14 @@ class ExperimentOptions(Section):
         forms = (False, True) if self.train.ema_decay else (False,)
         return [EvaluatedStep(step, ema) for step in self.evaluated_steps for ema in forms]
 
-    def weights_folder(self, ema: bool = False) -> str:
-        """Name of the converted weights' folder inside a checkpoint, or of their average's."""
-        return f"transformer{'_lora' if self.train.lora_ft else ''}{'_ema' if ema else ''}"
-
     @property
     def identity(self) -> dict[str, Any]:
-        """The keys that decide what the trained weights are: those a checkpoint is bound to.
+        """The keys that decide what the trained weights are, by their full names: those a checkpoint is bound to.
 
-        Left out are keys that may change between two starts of one training: its length (checkpoints know their step),
+        Not among them are keys that may change between two starts of one training: its length (checkpoints know their step),
         logging, evaluation, paths of caches, how the global batch is cut into processes, and mere checks.
         """
-        free = {"val", "logger", "cache_dir", "resume_from_checkpoint", "device_specific_seed", "worker_specific_seed"}
-        content = self.model_dump(mode="json", exclude=free)
-        content["train"] = self.train.identity
-        # How data is prepared shows in the index, whose hash a checkpoint knows as well.
-        kept = {"data_path", "use_chat_template", "maximum_text_tokens", "prompt_dropout_prob", "ref_img_dropout_prob"}
-        kept |= {"max_output_pixels", "max_input_pixels", "max_side_length", "encode"}
-        kept |= {"encoded_precision"} if self.data.encode else set()
-        content["data"] = self.data.model_dump(mode="json", include=kept)
-        content["model"].pop("arch_opt")
-        return content
+        return keys_affecting(self, "weights")
 
 
 def require_processes(options: ExperimentOptions, num_processes: int, where: str) -> None:

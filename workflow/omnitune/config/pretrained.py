@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omnitune.config.base import ConfigError
 from omnitune.config.options import ExperimentOptions, ModelOptions
-from omnitune.config.steps import BASE, EvaluatedStep
+from omnitune.paths import BASE, EvaluatedStep
 
 PRETRAINED_ROOT = Path("resources/pretrained")
 EXPERIMENTS_ROOT = Path("experiments")

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from omnitune.config.affects import affects_of
 from omnitune.config.base import Section, section_of
 from omnitune.config.benchmark import Benchmark
 from omnitune.config.mixture import Mixture
@@ -29,6 +30,12 @@ Every key of every configuration file. This page and the JSON schemas in workflo
 from the models in workflow/omnitune/config; editors that know `# yaml-language-server: $schema=...` complete and check keys.
 
 Unknown keys are errors, and all files are checked before any job starts.
+
+The last column says what a change makes again, and with it what stands behind that: base (the base model's folder), samples
+(the verdict on each row), manifests (which rows are in which shard), shards, encodings, groups (which encodings are made
+together), weights (the training; refused where there are checkpoints, unless it is to start over), checkpoints (training goes
+on), evaluations (which checkpoints are evaluated), images, parts (how a benchmark is cut into jobs), scores. Of what names
+files, what is found there is compared. `nothing` runs nothing.
 """
 
 
@@ -55,12 +62,13 @@ def _page() -> str:
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
-    rows = [] if prefix else ["| key | type | default | meaning |", "|---|---|---|---|"]
+    rows = [] if prefix else ["| key | type | default | meaning | a change makes again |", "|---|---|---|---|---|"]
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         key = f"{prefix}{name}"
         rows.append(
-            f"| `{key}` | {_type(field.annotation, field)} | {_default(field)} | {_escape(field.description or '')} |"
+            f"| `{key}` | {_type(field.annotation, field)} | {_default(field)} | {_escape(field.description or '')} | "
+            f"{_affected(field)} |"
         )
         if section is not None:
             rows += _rows(section, f"{key}[]." if typing.get_origin(field.annotation) is list else f"{key}.")
@@ -100,6 +108,13 @@ def _default(field: FieldInfo) -> str:
     if isinstance(field.default, BaseModel):
         return ""
     return f"`{json.dumps(field.default)}`"
+
+
+def _affected(field: FieldInfo) -> str:
+    affects = affects_of(field)
+    if affects is None:
+        return ""
+    return ", ".join([*affects.stages, *affects.parts]) or "nothing"
 
 
 def _escape(text: str) -> str:

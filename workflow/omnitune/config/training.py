@@ -4,23 +4,13 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from omnitune.config.affects import NOTHING, Affects
 from omnitune.config.base import PositiveInt, Section
 
-# Keys of `train` that change no weights, but for rounding: how the work is cut over processes and time, and what is checked.
-TOPOLOGY = {"batch_size", "gradient_accumulation_steps", "dataloader_num_workers", "parallelism", "hsdp_shard_size"}
-TOPOLOGY |= {
-    "cpu_offload",
-    "reshard_after_forward",
-    "gradient_checkpointing",
-    "gradient_checkpointing_every",
-    "compile",
-}
-RUNNING = {"max_train_steps", "max_restarts", "max_nonfinite_steps", "async_checkpoint", "set_grads_to_none"}
-RUNNING |= {"resume_from_checkpoint"}
 WHOLE_TENSORS = ("adamw_8bit", "adafactor", "prodigy")  # optimizers over whole parameters, which FSDP cuts
 
 
@@ -34,24 +24,38 @@ class TransportOptions(Section):
             "logit_mean and logit_std; `uniform`; `stratified_uniform`, one draw from each of equal parts of [0, 1], as many "
             "as the global batch has samples."
         ),
+        Affects("weights"),
     ] = "lognorm"
     logit_mean: Annotated[
-        float, Field(description="logit_normal: mean of the normal draw; above 0 is nearer to data.")
+        float,
+        Field(description="logit_normal: mean of the normal draw; above 0 is nearer to data."),
+        Affects("weights"),
     ] = 0.0
-    logit_std: Annotated[float, Field(gt=0, description="logit_normal: standard deviation of the normal draw.")] = 1.0
-    do_shift: Annotated[bool, Field(description="Shift times towards noise for larger images.")] = True
+    logit_std: Annotated[
+        float, Field(gt=0, description="logit_normal: standard deviation of the normal draw."), Affects("weights")
+    ] = 1.0
+    do_shift: Annotated[bool, Field(description="Shift times towards noise for larger images."), Affects("weights")] = (
+        True
+    )
     dynamic_time_shift: Annotated[
-        bool, Field(description="Shift by each sample's own number of image tokens instead of max_output_pixels.")
+        bool,
+        Field(description="Shift by each sample's own number of image tokens instead of max_output_pixels."),
+        Affects("weights"),
     ] = True
-    time_shift_version: Annotated[Literal["v1", "v2"], Field(description="Formula of the shift.")] = "v1"
+    time_shift_version: Annotated[
+        Literal["v1", "v2"], Field(description="Formula of the shift."), Affects("weights")
+    ] = "v1"
     loss_weighting: Annotated[
         Literal["none", "min_snr"],
         Field(
             description="Weight of a sample's squared error by its time: none, or min(SNR, min_snr_gamma) on the data's error."
         ),
+        Affects("weights"),
     ] = "none"
     min_snr_gamma: Annotated[
-        float, Field(gt=0, description="min_snr: the signal-to-noise ratio from which weights stay equal.")
+        float,
+        Field(gt=0, description="min_snr: the signal-to-noise ratio from which weights stay equal."),
+        Affects("weights"),
     ] = 5.0
 
 
@@ -104,15 +108,21 @@ class TrainOptions(Section):
     """The optimisation."""
 
     global_batch_size: Annotated[
-        PositiveInt, Field(description="Samples per step: batch_size x processes x gradient_accumulation_steps.")
+        PositiveInt,
+        Field(description="Samples per step: batch_size x processes x gradient_accumulation_steps."),
+        Affects("weights"),
     ] = 16
-    batch_size: Annotated[PositiveInt, Field(description="Samples per process and forward.")] = 2
+    batch_size: Annotated[PositiveInt, Field(description="Samples per process and forward."), NOTHING] = 2
     gradient_accumulation_steps: Annotated[
-        PositiveInt, Field(description="Forwards per step; processes exchange gradients after the last one only.")
+        PositiveInt,
+        Field(description="Forwards per step; processes exchange gradients after the last one only."),
+        NOTHING,
     ] = 1
-    max_train_steps: Annotated[PositiveInt, Field(description="Optimizer steps of the whole training.")] = 4000
+    max_train_steps: Annotated[
+        PositiveInt, Field(description="Optimizer steps of the whole training."), Affects("checkpoints")
+    ] = 4000
     dataloader_num_workers: Annotated[
-        int, Field(ge=0, description="Reader processes per training process. 0: read in the training process.")
+        int, Field(ge=0, description="Reader processes per training process. 0: read in the training process."), NOTHING
     ] = 6
     parallelism: Annotated[
         Literal["fsdp", "hsdp", "ddp", "auto"],
@@ -121,26 +131,32 @@ class TrainOptions(Section):
             "processes (FSDP2). `hsdp`: cut within a node, replicated across nodes. `ddp`: every process holds all of them; "
             "fastest where they fit, as with LoRA. `auto`: by estimated memory; the log says why."
         ),
+        NOTHING,
     ] = "fsdp"
     hsdp_shard_size: Annotated[
-        PositiveInt | None, Field(description="hsdp: processes that share one replica. null: those of a node.")
+        PositiveInt | None, Field(description="hsdp: processes that share one replica. null: those of a node."), NOTHING
     ] = None
     cpu_offload: Annotated[
         bool,
         Field(description="fsdp, hsdp: keep parameters, gradients and optimizer in CPU memory. Slow; needs a GPU."),
+        NOTHING,
     ] = False
     reshard_after_forward: Annotated[
         bool,
         Field(
             description="FSDP: free gathered weights between forward and backward. false (ZeRO-2): more memory, less traffic."
         ),
+        NOTHING,
     ] = True
     gradient_checkpointing: Annotated[
         bool,
         Field(description="Recompute blocks' activations in the backward pass: less memory, about a third more work."),
+        NOTHING,
     ] = True
     gradient_checkpointing_every: Annotated[
-        PositiveInt, Field(description="gradient_checkpointing: of every so many blocks one is recomputed. 1: each.")
+        PositiveInt,
+        Field(description="gradient_checkpointing: of every so many blocks one is recomputed. 1: each."),
+        NOTHING,
     ] = 1
     mixed_precision: Annotated[
         Literal["bf16", "fp16", "fp32", "no"],
@@ -148,10 +164,13 @@ class TrainOptions(Section):
             description="Precision of forward and backward; weights, optimizer and the sums of gradients stay float32. "
             "fp16 scales the loss. `fp32` is another name of `no`."
         ),
+        Affects("weights"),
     ] = "bf16"
-    allow_tf32: Annotated[bool, Field(description="Let CUDA matrix products of float32 use TF32.")] = False
+    allow_tf32: Annotated[
+        bool, Field(description="Let CUDA matrix products of float32 use TF32."), Affects("weights")
+    ] = False
     compile: Annotated[
-        bool, Field(description="Compile each block with torch.compile; the first steps take minutes.")
+        bool, Field(description="Compile each block with torch.compile; the first steps take minutes."), NOTHING
     ] = False
     fp8: Annotated[
         bool,
@@ -159,6 +178,7 @@ class TrainOptions(Section):
             description="Matrix products of the blocks in float8 (torchao; GPUs from compute capability 8.9). Needs sizes that "
             "are multiples of 16, which the published hidden_size 2520 is not."
         ),
+        Affects("weights"),
     ] = False
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "muon"],
@@ -166,10 +186,15 @@ class TrainOptions(Section):
             description="`adamw_8bit` needs bitsandbytes and a GPU, and one process or ddp. `prodigy` finds its step size: set "
             "learning_rate: 1. `muon` trains the matrices of the blocks with Muon, all else with AdamW."
         ),
+        Affects("weights"),
     ] = "adamw"
-    use_8bit_adam: Annotated[bool, Field(description="The published name of `optimizer: adamw_8bit`.")] = False
-    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 8e-7
-    scale_lr: Annotated[bool, Field(description="Multiply the learning rate by global_batch_size.")] = False
+    use_8bit_adam: Annotated[
+        bool, Field(description="The published name of `optimizer: adamw_8bit`."), Affects("weights")
+    ] = False
+    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate."), Affects("weights")] = 8e-7
+    scale_lr: Annotated[
+        bool, Field(description="Multiply the learning rate by global_batch_size."), Affects("weights")
+    ] = False
     lr_scheduler: Annotated[
         Literal[
             "timm_constant_with_warmup",
@@ -185,56 +210,79 @@ class TrainOptions(Section):
         Field(
             description="Schedule: the published `timm_` ones (keys warmup_*, t_*, lr_min) or diffusers' (keys lr_*)."
         ),
+        Affects("weights"),
     ] = "timm_constant_with_warmup"
-    warmup_t: Annotated[int, Field(ge=0, description="timm: steps of linear warm-up.")] = 500
+    warmup_t: Annotated[int, Field(ge=0, description="timm: steps of linear warm-up."), Affects("weights")] = 500
     warmup_lr_init: Annotated[
-        float, Field(ge=0, description="timm: learning rate at the first step of the warm-up.")
+        float, Field(ge=0, description="timm: learning rate at the first step of the warm-up."), Affects("weights")
     ] = 1e-18
-    warmup_prefix: Annotated[bool, Field(description="timm: the schedule starts after the warm-up.")] = True
-    t_in_epochs: Annotated[Literal[False], Field(description="timm: times count steps; epochs are not supported.")] = (
-        False
-    )
+    warmup_prefix: Annotated[
+        bool, Field(description="timm: the schedule starts after the warm-up."), Affects("weights")
+    ] = True
+    t_in_epochs: Annotated[
+        Literal[False], Field(description="timm: times count steps; epochs are not supported."), Affects("weights")
+    ] = False
     t_initial: Annotated[
-        PositiveInt | None, Field(description="timm_cosine: length of the cosine. null: up to the end.")
+        PositiveInt | None,
+        Field(description="timm_cosine: length of the cosine. null: up to the end."),
+        Affects("weights"),
     ] = None
-    lr_min: Annotated[float, Field(ge=0, description="timm_cosine: lowest learning rate.")] = 0.0
+    lr_min: Annotated[float, Field(ge=0, description="timm_cosine: lowest learning rate."), Affects("weights")] = 0.0
     cycle_decay: Annotated[
-        float, Field(gt=0, le=1, description="Read for compatibility: there is one cycle, and nothing decays after it.")
+        float,
+        Field(gt=0, le=1, description="Read for compatibility: there is one cycle, and nothing decays after it."),
+        NOTHING,
     ] = 1.0
-    lr_warmup_steps: Annotated[int, Field(ge=0, description="diffusers: steps of linear warm-up.")] = 0
-    lr_num_cycles: Annotated[int, Field(ge=1, description="diffusers: cycles of cosine_with_restarts.")] = 1
-    lr_power: Annotated[float, Field(gt=0, description="diffusers: power of polynomial.")] = 1.0
+    lr_warmup_steps: Annotated[
+        int, Field(ge=0, description="diffusers: steps of linear warm-up."), Affects("weights")
+    ] = 0
+    lr_num_cycles: Annotated[
+        int, Field(ge=1, description="diffusers: cycles of cosine_with_restarts."), Affects("weights")
+    ] = 1
+    lr_power: Annotated[float, Field(gt=0, description="diffusers: power of polynomial."), Affects("weights")] = 1.0
     lr_step_rules: Annotated[
         str | None,
         Field(
             description='piecewise_constant: factors and the steps they end before, then the last factor: "1:100,0.1:200,0.01".'
         ),
+        Affects("weights"),
     ] = None
-    adam_beta1: Annotated[float, Field(ge=0, lt=1, description="AdamW, Prodigy: decay of the first moment.")] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW, Prodigy: decay of the second moment.")] = 0.95
-    adam_weight_decay: Annotated[float, Field(ge=0, description="All optimizers: weight decay.")] = 0.01
-    adam_epsilon: Annotated[float, Field(gt=0, description="AdamW, Prodigy: epsilon.")] = 1e-8
-    muon_momentum: Annotated[float, Field(ge=0, lt=1, description="Muon: momentum.")] = 0.95
-    max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this global norm.")] = 1.0
+    adam_beta1: Annotated[
+        float, Field(ge=0, lt=1, description="AdamW, Prodigy: decay of the first moment."), Affects("weights")
+    ] = 0.9
+    adam_beta2: Annotated[
+        float, Field(ge=0, lt=1, description="AdamW, Prodigy: decay of the second moment."), Affects("weights")
+    ] = 0.95
+    adam_weight_decay: Annotated[
+        float, Field(ge=0, description="All optimizers: weight decay."), Affects("weights")
+    ] = 0.01
+    adam_epsilon: Annotated[float, Field(gt=0, description="AdamW, Prodigy: epsilon."), Affects("weights")] = 1e-8
+    muon_momentum: Annotated[float, Field(ge=0, lt=1, description="Muon: momentum."), Affects("weights")] = 0.95
+    max_grad_norm: Annotated[
+        float, Field(gt=0, description="Gradients are clipped to this global norm."), Affects("weights")
+    ] = 1.0
     max_nonfinite_steps: Annotated[
         int,
         Field(
             ge=0,
             description="Steps whose loss or gradient is not finite are skipped; after more than so many in a row it stops.",
         ),
+        NOTHING,
     ] = 5
     max_restarts: Annotated[
         int,
         Field(
             ge=0, description="How often a training whose processes died goes on by itself from its newest checkpoint."
         ),
+        NOTHING,
     ] = 0
     async_checkpoint: Annotated[
         bool,
         Field(description="Write checkpoints in the background, from a copy in CPU memory, while training goes on."),
+        NOTHING,
     ] = False
     set_grads_to_none: Annotated[
-        bool, Field(description="Read for compatibility: gradients are always set to none.")
+        bool, Field(description="Read for compatibility: gradients are always set to none."), NOTHING
     ] = True
     ema_decay: Annotated[
         float,
@@ -243,17 +291,23 @@ class TrainOptions(Section):
             lt=1,
             description="Decay of an average of the trained weights, converted and evaluated beside them. 0: none.",
         ),
+        Affects("weights"),
     ] = 0.0
     parameter_groups: Annotated[
         list[ParameterGroup] | None,
         Field(
             min_length=1, description="Train only the parameters that these patterns name. null: all; not with lora_ft."
         ),
+        Affects("weights"),
     ] = None
-    lora_ft: Annotated[bool, Field(description="Train LoRA adapters instead of all parameters.")] = False
-    lora_rank: Annotated[PositiveInt, Field(description="LoRA rank.")] = 8
-    lora_alpha: Annotated[PositiveInt | None, Field(description="LoRA alpha. null: the rank.")] = None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="LoRA dropout.")] = 0.0
+    lora_ft: Annotated[
+        bool, Field(description="Train LoRA adapters instead of all parameters."), Affects("weights")
+    ] = False
+    lora_rank: Annotated[PositiveInt, Field(description="LoRA rank."), Affects("weights")] = 8
+    lora_alpha: Annotated[PositiveInt | None, Field(description="LoRA alpha. null: the rank."), Affects("weights")] = (
+        None
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="LoRA dropout."), Affects("weights")] = 0.0
     lora_target_modules: Annotated[
         list[str] | None,
         Field(
@@ -261,21 +315,23 @@ class TrainOptions(Section):
             description="Linear layers that get an adapter: ends of their names (`to_q`, `feed_forward.linear_1`) or shell "
             "patterns of whole names (`layers.*.attn.*`). null: to_q, to_k, to_v, to_out.0.",
         ),
+        Affects("weights"),
     ] = None
     lora_use_dora: Annotated[
-        bool, Field(description="DoRA: train the magnitude of each adapted weight's rows as well.")
+        bool, Field(description="DoRA: train the magnitude of each adapted weight's rows as well."), Affects("weights")
     ] = False
     lora_use_rslora: Annotated[
-        bool, Field(description="rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank.")
+        bool, Field(description="rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank."), Affects("weights")
     ] = False
     lora_path: Annotated[
         str | None,
         Field(
             description="Start from this adapter (pytorch_lora_weights.safetensors or its folder), of equal rank and targets."
         ),
+        Affects("weights"),
     ] = None
     resume_from_checkpoint: Annotated[
-        str | None, Field(description="Read for compatibility at this place; use the top-level key.")
+        str | None, Field(description="Read for compatibility at this place; use the top-level key."), NOTHING
     ] = None
 
     @field_validator("mixed_precision")
@@ -324,11 +380,6 @@ class TrainOptions(Section):
     def optimizer_name(self) -> str:
         """The optimizer, whichever of its two keys names it."""
         return "adamw_8bit" if self.use_8bit_adam else self.optimizer
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The keys that decide what the trained weights are."""
-        return self.model_dump(mode="json", exclude=TOPOLOGY | RUNNING)
 
 
 def _check_step_rules(rules: str) -> None:

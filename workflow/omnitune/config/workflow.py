@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from omnitune.config.affects import NAMES, Affects
 from omnitune.config.base import Section
 
 
@@ -17,6 +18,7 @@ class WorkflowConfig(Section):
             description="Options files, one per experiment, relative to the project or absolute. "
             "An experiment's name is the `name` in its file.",
         ),
+        NAMES,
     ]
     benchmarks: Annotated[
         list[str],
@@ -24,6 +26,7 @@ class WorkflowConfig(Section):
             description="Benchmark files that every experiment is evaluated on, relative to the project or absolute. "
             "A benchmark's name is the stem of its file. Empty: no evaluation."
         ),
+        NAMES,
     ] = []
     shards_url: Annotated[
         str | None,
@@ -32,4 +35,5 @@ class WorkflowConfig(Section):
             description="Write tars to {shards_url}/{dataset}/ (`s3://bucket/folder` or another fsspec URL) instead of "
             "prepared/{dataset}/shards, where their index stays. Credentials come from the environment.",
         ),
+        Affects("shards"),
     ] = None

@@ -17,15 +17,16 @@ from omnitune.conversion.keys import (
     require_shapes,
     split_lora,
 )
-from omnitune.conversion.read import State, averaged_state, read_checkpoint
+from omnitune.conversion.manifest import check_checkpoint
+from omnitune.conversion.read import AVERAGED_FOLDER, SHARDED_FOLDER, State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
-from omnitune.files import sha256_of, write_json
+from omnitune.files import portable, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, save_lora
-from omnitune.models.lora import FACTORS, WEIGHT_NAME, lora_config_of
+from omnitune.models.lora import FACTORS, lora_config_of
+from omnitune.paths import ADAPTER_FILE, CONVERSION_FILE
 
-CONVERSION_FILE = "conversion.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OWN_FILES = ("config.json", CONVERSION_FILE, "diffusion_pytorch_model*", WEIGHT_NAME, ".snakemake*")
+OWN_FILES = ("config.json", CONVERSION_FILE, "diffusion_pytorch_model*", ADAPTER_FILE, ".snakemake*")
 
 
 def convert(
@@ -62,6 +63,7 @@ def convert(
     _require_replaceable(save_path)
     config = architecture(options, transformer)
     model = empty_transformer(config)
+    saved = check_checkpoint(model_path, AVERAGED_FOLDER if ema else SHARDED_FOLDER)
     found = read_checkpoint(averaged_state(model_path) if ema else model_path)
     state, counts = _checked_state(options, found, model, model_path, transformer)
     state = _cast(state, dtype, model_path)
@@ -73,7 +75,12 @@ def convert(
     else:
         _write_transformer(partial, state, model, max_shard_size)
     verify(partial, state, config)
-    report = {"source": portable(model_path), "ema": ema, **_describe(options, state, counts, partial)}
+    report = {
+        "source": portable(model_path),
+        "checkpoint_sha256": saved,
+        "ema": ema,
+        **_describe(options, state, counts, partial),
+    }
     write_json(partial / CONVERSION_FILE, report)
     _replace(partial, save_path)
     return report
@@ -198,13 +205,6 @@ def _describe(options: ExperimentOptions, state: State, counts: dict[str, int], 
             path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
         },
     }
-
-
-def portable(path: Path) -> str:
-    """The path as given; of one outside the working directory only its last parts, which mean the same elsewhere."""
-    if path.is_absolute():
-        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(*path.parts[-2:])
-    return path.as_posix()
 
 
 def _require_replaceable(save_path: Path) -> None:

@@ -9,21 +9,21 @@ from peft.utils import get_peft_model_state_dict
 from omnitune.conversion.keys import empty_transformer
 from omnitune.conversion.read import State, some
 from omnitune.models import OmniGen2Transformer2DModel, load_lora
-from omnitune.models.lora import WEIGHT_NAME
+from omnitune.paths import ADAPTER_FILE
 
 
 def verify(save_path: Path, expected_state: State, config: dict[str, Any] | None = None) -> None:
     """Loads a folder through the public loading code and compares it bit for bit, in the dtype that was saved.
 
     Args:
-        save_path: a `transformer` folder, or a `transformer_lora` folder with WEIGHT_NAME.
+        save_path: a `transformer` folder, or a `transformer_lora` folder with ADAPTER_FILE.
         expected_state: the tensors that it must hold; of a LoRA under `<module>.lora_A.weight`.
         config: architecture that a LoRA is loaded into; needed for a LoRA only.
 
     Raises:
         ValueError: naming every tensor that is missing, too many or different.
     """
-    if (save_path / WEIGHT_NAME).is_file():
+    if (save_path / ADAPTER_FILE).is_file():
         if config is None:
             raise ValueError(f"{save_path}: to verify a LoRA, the config of its transformer is needed.")
         loaded = _load_lora(save_path, config, expected_state)

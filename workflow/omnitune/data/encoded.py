@@ -18,8 +18,9 @@ import safetensors.torch
 import torch
 
 from omnitune.config import ConfigError
+from omnitune.config.affects import keys_affecting
 from omnitune.config.options import DataOptions
-from omnitune.data.groups import SETTINGS, group_path
+from omnitune.data.groups import group_path
 from omnitune.data.index import ShardIndex
 from omnitune.data.tars import TarReader
 from omnitune.files import sha256_of
@@ -65,8 +66,7 @@ class EncodedSample:
 def fingerprint_of(base: Path, data: DataOptions) -> dict[str, Any]:
     """What an encoding is a function of, beside the shards: weights, tokenizer, options and the format of the files."""
     components = {name: _component_hash(Path(base), name) for name in COMPONENTS}
-    settings = data.model_dump(include=SETTINGS)
-    content = {"format": FORMAT_VERSION, **components, **settings, **data.image_limits}
+    content = {"format": FORMAT_VERSION, **components, **keys_affecting(data, "encodings", "shards")}
     normalised: dict[str, Any] = json.loads(json.dumps(content))
     return normalised
 

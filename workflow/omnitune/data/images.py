@@ -5,8 +5,8 @@ in strips: less memory and time than a full decode. It is imported at the first 
 """
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +93,11 @@ class ImageLimits:
     max_side_length: int
     image_format: str = "jpeg"
     image_quality: int = 95
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> "ImageLimits":
+        """From the keys of `data` that affect shards."""
+        return cls(**{field.name: keys[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
         if self.image_format not in ENCODERS:

@@ -100,6 +100,11 @@ def read_lines(files: Sequence[tuple[str, Path]]) -> Iterator[Line]:
                 yield Line(name, number, ordinal, text.strip(), too_long, has_bom)
 
 
+def count_rows(file: Path) -> int:
+    """Number of lines of a local file that are not blank."""
+    return sum(1 for line in read_lines([(str(file), file)]) if line.content or line.too_long)
+
+
 def _skip_line(stream: IO[bytes]) -> None:
     """Goes on to the next line without holding the rest of this one."""
     while (rest := stream.readline(CHUNK)) and not rest.endswith(b"\n"):

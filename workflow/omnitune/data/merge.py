@@ -15,6 +15,7 @@ from omnitune.data.parquet import ParquetRows
 from omnitune.data.summary import Tally
 from omnitune.data.validate import REJECTED, SAMPLES, SCHEMA, SUMMARY, read_summary
 from omnitune.files import atomic_path, json_line, sha256_of, write_json, write_text
+from omnitune.paths import shard_name
 
 SHARDS = "shards"
 DIGEST = ".sha256"  # beside a manifest: small enough for Snakemake to compare, which goes by a large file's age alone
@@ -63,6 +64,13 @@ class ShardCut:
     samples_per_shard: int | None = None
     shard_bytes: int | None = None
     limits: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> "ShardCut":
+        """From the keys of `data` that affect manifests."""
+        if keys["shard_bytes"] is None:
+            return cls(samples_per_shard=keys["samples_per_shard"])
+        return cls(shard_bytes=keys["shard_bytes"], limits=vars(ImageLimits.from_keys(keys)))
 
     def __post_init__(self) -> None:
         for name, value in (("samples_per_shard", self.samples_per_shard), ("shard_bytes", self.shard_bytes)):
@@ -117,11 +125,6 @@ def _written_bytes(width: int, height: int, max_pixels: int, limits: ImageLimits
     except ValueError:  # nothing would be left of the image, which the writer of the shard says
         return 0.0
     return BYTES_PER_PIXEL[limits.image_format] * new_width * new_height
-
-
-def shard_name(source: str, shard: int) -> str:
-    """Stem of a shard's manifest and tar."""
-    return f"{source}-{shard:05d}"
 
 
 def merge_validation(

@@ -2,10 +2,12 @@
 
 import glob
 import hashlib
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from omnitune.config import ConfigError, Mixture, MixtureEntry, load_config
 from omnitune.storage import is_url
@@ -57,37 +59,26 @@ def read_mixture(path: Path | str) -> list[Source]:
             (`data/part-*.jsonl`, `**` for all folders below) or further mixtures.
 
     Returns:
-        Sources in the order in which they are named, without those of ratio 0; the same files named twice are one source.
+        Sources by name, without those of ratio 0; the same files named twice are one source. In which order the mixture
+        names them changes nothing.
 
     Raises:
         ConfigError: for a missing mixture or folder, a pattern without a match, an unknown extension, ratios that are all
             0, or a circle.
     """
-    leaves, _ = _read(Path(path))
-    return _named(_merged(leaves))
-
-
-def relevant_files(path: Path | str) -> list[Path]:
-    """The mixture files (.yml) that `read_mixture` reads, the given one first, each once. Raises ConfigError."""
-    return _read(Path(path))[1]
-
-
-def _read(path: Path) -> tuple[list[_Leaf], list[Path]]:
-    """All leaves of a mixture, still without names, and the mixture files read."""
+    path = Path(path)
     if path.suffix not in MIXTURE_SUFFIXES:
         raise ConfigError(f"{path}: a mixture is a .yml file. Name this file as `path` in one.")
     leaves: list[_Leaf] = []
-    read: list[Path] = []
-    _descend(path, 1.0, [], leaves, read)
-    return leaves, list(dict.fromkeys(read))
+    _descend(path, 1.0, [], leaves)
+    return sorted(_named(_merged(leaves)), key=lambda source: source.name)
 
 
-def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf], read: list[Path]) -> None:
+def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf]) -> None:
     """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that lead to it."""
     _refuse_circle(path, above)
     mixture = load_config(path, Mixture)
-    read.append(path)
-    total = sum(entry.ratio for entry in mixture.data)
+    total = math.fsum(entry.ratio for entry in mixture.data)  # the same to the last bit in any order
     if total <= 0:
         raise ConfigError(f"{path}: data: the ratios of all entries are 0, which leaves nothing. Raise one above 0.")
     for number, entry in enumerate(mixture.data):
@@ -99,7 +90,7 @@ def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf], r
         if isinstance(found, Path) and found.suffix in MIXTURE_SUFFIXES and not found.is_dir():
             if not found.is_file():
                 raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
-            _descend(found, ratio, [*above, path], leaves, read)
+            _descend(found, ratio, [*above, path], leaves)
         else:
             origin, files = _files(found, entry, path, where)
             leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
@@ -168,10 +159,15 @@ def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Pat
     raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
 
 
+def _order(leaf: _Leaf) -> tuple[Any, ...]:
+    """In which order leaves of the same files become one: not that of the mixture, which is to change nothing."""
+    return str(leaf.origin), list(map(str, leaf.source.files)), leaf.source.type, leaf.source.ratio
+
+
 def _merged(leaves: list[_Leaf]) -> list[_Leaf]:
     """Leaves of the same files as one, with the sum of their ratios and their types joined by `+`."""
     merged: dict[tuple[Path | str, ...], _Leaf] = {}
-    for leaf in leaves:
+    for leaf in sorted(leaves, key=_order):
         identity = tuple(file if isinstance(file, str) else file.resolve() for file in leaf.source.files)
         first = merged.get(identity)
         if first is None:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import logging
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,19 +21,19 @@ from omnitune import storage
 from omnitune.config import ConfigError
 from omnitune.console import Progress
 from omnitune.data.decode import ImageRefused, read_bytes
+from omnitune.data.digests import index_metadata
 from omnitune.data.images import ImageLimits, PreparedImage, UndecodableImage, prepare_image
 from omnitune.data.merge import SHARDS
 from omnitune.data.parquet import ParquetRows
 from omnitune.data.workers import ordered_map
 from omnitune.files import atomic_path, json_line, sha256_of
+from omnitune.paths import parse_shard
 
 INDEX = "index.parquet"
 MAPPED = "index.arrow"
-SHARDS_DIGEST = "shards"  # in the metadata of both
 TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
 ROWS_PER_BATCH = 10_000  # of the joined index: what is held in memory while it is written
 LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory
-SHARD_NAME = re.compile(r"(?P<source>[A-Za-z0-9_]+)-(?P<shard>\d{5,})")
 logger = logging.getLogger(__name__)
 
 INDEX_SCHEMA = pa.schema(
@@ -78,7 +77,7 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
             pixels of; for a URL that cannot be written to.
         OSError: where a disk or a service fails.
     """
-    source, shard = _source_and_shard(str(tar))
+    source, shard = parse_shard(tar)
     with Path(manifest).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     note = limits.note(max((len(row["input_images"]) for row in rows), default=0))
@@ -193,8 +192,10 @@ def write_index(parts: Sequence[Path], index: Path) -> int:
         ValueError: for a part that has another name or other columns than a shard's index.
     """
     samples, index = 0, Path(index)
-    ordered = sorted(map(Path, parts), key=lambda part: _source_and_shard(str(part)))
-    schema = INDEX_SCHEMA.with_metadata({SHARDS_DIGEST: _shards_digest(ordered)})
+    ordered = sorted(map(Path, parts), key=parse_shard)
+    for part in ordered:
+        _require_index(part, pq.read_schema(part))
+    schema = INDEX_SCHEMA.with_metadata(index_metadata(ordered))
     with ExitStack() as stack:
         joined = stack.enter_context(atomic_path(index))  # the first to be entered is the last to get its name
         mapped = stack.enter_context(atomic_path(index.with_suffix(".arrow")))
@@ -205,16 +206,6 @@ def write_index(parts: Sequence[Path], index: Path) -> int:
             arrow.write_batch(batch.replace_schema_metadata(schema.metadata))
             samples += batch.num_rows
     return samples
-
-
-def _shards_digest(parts: Sequence[Path]) -> str:
-    """One hash over all tars, which says of two files that they are of the same shards."""
-    digest = hashlib.sha256()
-    for part in parts:
-        _require_index(part, pq.read_schema(part))
-        tar = pq.read_table(part, columns=["tar", "tar_sha256"]).slice(0, 1).to_pylist()
-        digest.update(f"{part.stem} {tar}\n".encode())
-    return digest.hexdigest()
 
 
 def _require_index(part: Path, schema: pa.Schema) -> None:
@@ -232,13 +223,6 @@ def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
             waiting = waiting.slice(ROWS_PER_BATCH)
     if waiting.num_rows:
         yield waiting.combine_chunks().to_batches()[0]
-
-
-def _source_and_shard(path: str) -> tuple[str, int]:
-    match = SHARD_NAME.fullmatch(path.rpartition("/")[2].rpartition(".")[0])
-    if match is None:
-        raise ValueError(f"{path}: shards are named {{source}}-{{shard}}, with five digits for the shard")
-    return match["source"], int(match["shard"])
 
 
 def _write_one(manifest: Path, output: Path, tars: str, limits: ImageLimits) -> Path:

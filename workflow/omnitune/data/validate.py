@@ -4,7 +4,7 @@ Files are read as streams and results written as they come, so a source may be l
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,6 +80,19 @@ class Checks:
     use_chat_template: bool = True
     input_limits: int | None = None
     tokenizer: str | None = None
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any], tokenizer: str | None = None) -> "Checks":
+        """From the keys of `data` that affect samples."""
+        return cls(
+            depth=keys["validation_depth"],
+            max_image_pixels=keys["max_image_pixels"],
+            image_root=keys["image_root"],
+            maximum_text_tokens=keys["maximum_text_tokens"],
+            use_chat_template=keys["use_chat_template"],
+            input_limits=keys["max_input_pixels"],
+            tokenizer=tokenizer,
+        )
 
     def __post_init__(self) -> None:
         if self.depth not in get_args(Depth):

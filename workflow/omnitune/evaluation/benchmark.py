@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from omnitune.config import Benchmark
+from omnitune.config.affects import keys_affecting
 from omnitune.data.sample import MAX_INPUT_IMAGES, TASK_TYPES, Refused, decode_line
-from omnitune.files import sha256_of
+from omnitune.files import sha256_of, write_json
 from omnitune.models.image_processor import to_rgb
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 
 ALLOWED_KEYS = ("key", "task_type", "instruction", "input_images", "output_image", "expect")
 EXPECT_KEYS = ("shape", "color", "position", "size", "background")
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
-WITHOUT_EFFECT = {"prompts", "batch_size", "parts", "check"}  # on images and losses
 
 ItemT = TypeVar("ItemT")
 
@@ -88,8 +88,13 @@ def protocol_fingerprint(benchmark: Benchmark, prompts: Sequence[Prompt]) -> str
 
     How the work is cut (batch_size, parts) and where the files lie has no part in it.
     """
-    settings = benchmark.model_dump(mode="json", exclude=WITHOUT_EFFECT)
-    settings["negative_prompt"] = negative_prompt(benchmark)
+    content = json.dumps(protocol_of(benchmark, prompts), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8")).hexdigest()
+
+
+def protocol_of(benchmark: Benchmark, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What the fingerprint is of: settings, and prompts with the hashes of their images."""
+    settings = {**keys_affecting(benchmark, "images"), "negative_prompt": negative_prompt(benchmark)}
     rows = [
         {
             "key": prompt.key,
@@ -99,8 +104,21 @@ def protocol_fingerprint(benchmark: Benchmark, prompts: Sequence[Prompt]) -> str
         }
         for prompt in prompts
     ]
-    content = json.dumps({"settings": settings, "prompts": rows}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()
+    return {"settings": settings, "prompts": rows}
+
+
+def write_protocol(benchmark: Benchmark, prompts: Sequence[Prompt], protocol: Path, scoring: Path) -> None:
+    """Writes what a benchmark has been read as: all that decides images and losses, and what scores depend on beside them."""
+    content = protocol_of(benchmark, prompts)
+    write_json(protocol, {"fingerprint": protocol_fingerprint(benchmark, prompts), **content})
+    facts = [{"key": prompt.key, "task_type": prompt.task_type, "expect": prompt.expect} for prompt in prompts]
+    write_json(scoring, {**keys_affecting(benchmark, "scores"), "prompts": facts})
+
+
+def prompt_images(prompts: Sequence[Prompt]) -> list[Path]:
+    """All images that prompts name, each once."""
+    images = [image for prompt in prompts for image in (*prompt.input_images, prompt.target) if image]
+    return list(dict.fromkeys(images))
 
 
 def negative_prompt(benchmark: Benchmark) -> str:

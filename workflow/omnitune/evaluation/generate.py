@@ -1,6 +1,5 @@
 """Generate a benchmark's images with given weights, in parts that jobs can share, and the held-out losses beside them."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from PIL import Image
 
 from omnitune.config import Benchmark
 from omnitune.console import Progress
-from omnitune.conversion.export import CONVERSION_FILE, DTYPES, portable
+from omnitune.conversion.export import DTYPES
+from omnitune.conversion.manifest import check_conversion
 from omnitune.evaluation.benchmark import (
     Prompt,
     negative_prompt,
@@ -23,15 +23,16 @@ from omnitune.evaluation.benchmark import (
     read_prompts,
 )
 from omnitune.evaluation.loss import heldout_losses, loss_times
-from omnitune.files import atomic_path, json_line, sha256_of, write_text
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
+from omnitune.files import atomic_path, is_whole, json_line, sealed, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,
     OmniGen2Pipeline,
     OmniGen2Transformer2DModel,
 )
-from omnitune.models.components import MANIFEST
 
+GENERATIONS_FILE = "generations.jsonl"  # of all parts, as scoring joins them
 SCHEDULERS = {"euler": OmniGen2FlowMatchScheduler, "dpmsolver++": OmniGen2DPMSolverScheduler}
 
 
@@ -77,64 +78,16 @@ def load_pipeline(
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def describe_weights(base: Path | str, transformer: Path | None = None, lora: Path | None = None) -> dict[str, Any]:
-    """Which weights sample, for provenance: names, one sha256 over the transformer's (and the adapter's) content, and one
-    over the pipeline's, VAE and text encoder included, where its folder has a manifest."""
-    manifest = Path(base) / MANIFEST
-    folders = [transformer or Path(base) / "transformer", *([lora] if lora else [])]
-    return {
-        "base": portable(Path(base)),
-        "transformer": portable(transformer) if transformer else None,
-        "lora": portable(lora) if lora else None,
-        "sha256": hashlib.sha256("".join(map(_folder_hash, folders)).encode()).hexdigest(),
-        "pipeline_sha256": sha256_of(manifest) if manifest.is_file() else None,
-    }
-
-
-def _folder_hash(folder: Path) -> str:
-    """Of a conversion: that of conversion.json, which holds the hashes of its files. Otherwise over the weight files."""
-    manifest = folder / CONVERSION_FILE
-    if manifest.is_file():
-        return sha256_of(manifest)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: holds neither {CONVERSION_FILE} nor *.safetensors: name a folder with weights.")
-    return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class EvaluatedWeights:
-    """Which weights to sample with: a base pipeline, another transformer in its place, an adapter on top."""
-
-    base: Path
-    transformer: Path | None
-    lora: Path | None
-
-
-def evaluated_weights(base: Path, start: Path, tuned: Path | None) -> EvaluatedWeights:
-    """The weights of a checkpoint, or those that an experiment started from.
-
-    Args:
-        base: the base pipeline's folder.
-        start: the transformer that the experiment started from.
-        tuned: the converted checkpoint, transformer/ or transformer_lora/, or its average; None for the start itself.
-    """
-    own = None if start == base / "transformer" else start
-    if tuned is None:
-        return EvaluatedWeights(base, own, None)
-    if tuned.name.startswith("transformer_lora"):
-        return EvaluatedWeights(base, own, tuned)
-    return EvaluatedWeights(base, tuned, None)
-
-
 def generate_part(
     benchmark: Benchmark, weights: EvaluatedWeights, output: Path, *, part: int, threads: int, name: str
 ) -> Path:
     """Loads the weights and generates one part of a benchmark's images, see `generate`."""
     prompts = read_prompts(benchmark, Path())
+    for folder in weights.converted:
+        check_conversion(folder)
     where = (weights.base, weights.transformer, weights.lora)
     pipeline = load_pipeline(*where, dtype=benchmark.dtype, scheduler=benchmark.scheduler, threads=threads)
-    return generate(benchmark, prompts, pipeline, output, weights=describe_weights(*where), part=part, name=name)
+    return generate(benchmark, prompts, pipeline, output, weights=describe_weights(weights), part=part, name=name)
 
 
 @dataclass(frozen=True)
@@ -161,7 +114,8 @@ def generate(
     """Generates one part of a benchmark's images: images/{key}.png, then parts/{part}.jsonl, which completes it.
 
     A prompt's image depends on its key, the protocol and the weights alone, not on batch size, parts or order (but for the
-    rounding of batched matrix products). Prompts that an interrupted run of the same protocol and weights has finished are kept.
+    rounding of batched matrix products). Images that are there, of the same protocol and weights, are kept: those of an
+    interrupted run, and those of a finished one of which something was lost.
 
     Args:
         benchmark: the protocol; `parts` says into how many jobs the prompts are cut.
@@ -179,7 +133,7 @@ def generate(
     own = part_of(prompts, part, benchmark.parts)
     final = job.output / "parts" / f"{part}.jsonl"
     ledger = job.output / "parts" / f".{part}.unfinished.jsonl"
-    rows = _finished(job, ledger)
+    rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, ledger))
     left = [prompt for prompt in own if prompt.key not in rows]
     write_text(ledger, "".join(map(json_line, rows.values())))
     with Progress(f"generate {name or job.output.name}", len(own), "images", len(own) - len(left)) as progress:
@@ -195,17 +149,18 @@ def generate(
     return final
 
 
-def _finished(job: _Job, ledger: Path) -> dict[str, dict[str, Any]]:
-    """Rows that a killed run has left and that hold: same protocol, same weights, image as written."""
+def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs that hold: same protocol, same weights, image as written."""
     rows: dict[str, dict[str, Any]] = {}
-    for line in ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []:
+    lines = [line for path in ledgers if path.is_file() for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the line that the kill has cut
+        except json.JSONDecodeError:  # the line that a kill has cut
             continue
         image = job.output / row["image"]
-        same = row["protocol"] == job.protocol and row["weights"] == job.weights
-        if same and image.is_file() and sha256_of(image) == row["sha256"]:
+        same = row["protocol"] == job.protocol and row["weights"] == job.weights and is_whole(row)
+        if row["key"] in keys and same and image.is_file() and sha256_of(image) == row["sha256"]:
             rows[row["key"]] = row
     return rows
 
@@ -222,19 +177,21 @@ def _generate_batch(job: _Job, batch: Sequence[Prompt]) -> list[dict[str, Any]]:
         with atomic_path(path) as temporary:
             image.save(temporary, format="PNG")
         rows.append(
-            {
-                "key": prompt.key,
-                "task_type": prompt.task_type,
-                "instruction": prompt.instruction,
-                "image": f"images/{prompt.key}.png",
-                "sha256": sha256_of(path),
-                "size": list(image.size),
-                "seed": prompt_seed(benchmark.seed, prompt.key),
-                "losses": by_key.get(prompt.key),
-                "loss_times": loss_times(benchmark) if prompt.key in by_key else None,
-                "weights": job.weights,
-                "protocol": job.protocol,
-            }
+            sealed(
+                {
+                    "key": prompt.key,
+                    "task_type": prompt.task_type,
+                    "instruction": prompt.instruction,
+                    "image": f"images/{prompt.key}.png",
+                    "sha256": sha256_of(path),
+                    "size": list(image.size),
+                    "seed": prompt_seed(benchmark.seed, prompt.key),
+                    "losses": by_key.get(prompt.key),
+                    "loss_times": loss_times(benchmark) if prompt.key in by_key else None,
+                    "weights": job.weights,
+                    "protocol": job.protocol,
+                }
+            )
         )
     return rows
 

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from omnitune.config import Benchmark, EvaluatedStep
+from omnitune.config import Benchmark
 from omnitune.demo.check import check_scene
 from omnitune.evaluation.benchmark import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.measures import CHECKS, MEASURES
-from omnitune.files import json_line, sha256_of, write_json, write_text
+from omnitune.evaluation.results import require_image
+from omnitune.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
 from omnitune.models import resize
+from omnitune.paths import EvaluatedStep
 
 HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
 
@@ -29,6 +31,7 @@ def score(
     *,
     name: str,
     step: EvaluatedStep,
+    weights: dict[str, Any],
 ) -> dict[str, Any]:
     """Scores all images of a benchmark; writes generations.jsonl and, last, scores.json. Equal inputs give equal bytes.
 
@@ -39,18 +42,20 @@ def score(
         output: evaluation/{step}/{benchmark}, where images/ is.
         name: of the benchmark.
         step: whose weights these are.
+        weights: from `describe_weights`: what the images must have been drawn with.
 
     Returns:
         The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), means, by_task_type,
-        loss_by_time ([time, loss] pairs) and per_prompt. A measure that no prompt can have is left out.
+        loss_by_time ([time, loss] pairs), per_prompt, the hash of generations.jsonl, and a seal over all of it. A measure
+        that no prompt can have is left out.
 
     Raises:
         ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other weights.
     """
     protocol = protocol_fingerprint(benchmark, prompts)
-    rows = _read_parts(parts, prompts, protocol)
+    rows = _read_parts(parts, prompts, protocol, weights)
     for row in rows:
-        _require_image(output / row["image"], row["sha256"])
+        require_image(output / row["image"], row["sha256"])
     per_prompt = [_measure(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
     tasks = sorted({prompt.task_type for prompt in prompts})
     scores = {
@@ -58,33 +63,38 @@ def score(
         "step": step.number,
         "ema": step.ema,
         "protocol": protocol,
-        "weights": rows[0]["weights"],
+        "weights": weights,
         "prompts": len(prompts),
         "means": _means(per_prompt),
         "by_task_type": {task: _means([row for row in per_prompt if row["task_type"] == task]) for task in tasks},
         "loss_by_time": _loss_by_time(rows),
         "per_prompt": per_prompt,
     }
-    write_text(output / "generations.jsonl", "".join(map(json_line, rows)))
-    write_json(output / "scores.json", scores)
-    return scores
+    generations = output / "generations.jsonl"
+    write_text(generations, "".join(map(json_line, rows)))
+    content = sealed({**scores, "generations_sha256": sha256_of(generations)})
+    write_json(output / "scores.json", content)
+    return content
 
 
-def _read_parts(parts: Sequence[Path], prompts: Sequence[Prompt], protocol: str) -> list[dict[str, Any]]:
+def _read_parts(
+    parts: Sequence[Path], prompts: Sequence[Prompt], protocol: str, weights: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The rows of all parts in the order of the prompts."""
     rows: dict[str, dict[str, Any]] = {}
-    weights: Any = None
     for path in parts:
+        fix = f"Draw the images again: snakemake --cores 2 --force {path}"
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
             row = json.loads(line)
             if row["protocol"] != protocol:
                 raise ValueError(
                     f"{path}:{number}: made under another protocol ({row['protocol'][:12]}, not {protocol[:12]}): the benchmark "
-                    "or its images changed since. Generate the images again."
+                    f"or its images changed since. {fix}"
                 )
-            weights = weights or row["weights"]
             if row["weights"] != weights:
-                raise ValueError(f"{path}:{number}: made with other weights than the first part. Generate again.")
+                raise ValueError(f"{path}:{number}: made with other weights than those that are there now. {fix}")
+            if not is_whole(row):
+                raise ValueError(f"{path}:{number}: was changed after it was written. {fix}")
             if row["key"] in rows:
                 raise ValueError(f"{path}:{number}: a second image for {row['key']!r}.")
             rows[row["key"]] = row
@@ -94,13 +104,6 @@ def _read_parts(parts: Sequence[Path], prompts: Sequence[Prompt], protocol: str)
             f"{len(lost)} of {len(prompts)} prompts have no image: {', '.join(lost[:10])}. Generate all parts."
         )
     return [rows[prompt.key] for prompt in prompts]
-
-
-def _require_image(path: Path, sha256: str) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: is missing. Generate the images again.")
-    if sha256_of(path) != sha256:
-        raise ValueError(f"{path}: is not the image that was generated (its sha256 differs). Generate it again.")
 
 
 def _measure(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from torch import nn
 
 from omnitune.config.training import TrainOptions
 from omnitune.files import atomic_path
+from omnitune.paths import ADAPTER_FILE, starting_adapter_file
 
-WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
 PREFIX = "transformer."
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
@@ -138,7 +138,7 @@ def save_lora(
     folder: str | Path,
     state_dict: Mapping[str, torch.Tensor],
     config: LoraConfig | Mapping[str, Any] | None = None,
-    weight_name: str = WEIGHT_NAME,
+    weight_name: str = ADAPTER_FILE,
 ) -> Path:
     """Write an adapter in the published layout, under a temporary name first.
 
@@ -165,7 +165,7 @@ def save_lora(
 
 
 def read_lora(
-    source: str | Path, weight_name: str = WEIGHT_NAME
+    source: str | Path, weight_name: str = ADAPTER_FILE
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """Read an adapter from its file, its folder, or the repository with this id.
 
@@ -211,7 +211,7 @@ def _incomplete(names: Iterable[str]) -> list[str]:
 
 
 def load_lora(
-    model: Any, source: str | Path, adapter_name: str = "default", weight_name: str = WEIGHT_NAME, **kwargs: Any
+    model: Any, source: str | Path, adapter_name: str = "default", weight_name: str = ADAPTER_FILE, **kwargs: Any
 ) -> None:
     """Add the adapter at `source` (see read_lora) to a transformer and activate it.
 
@@ -234,23 +234,14 @@ def _modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
     return {name.rsplit(".lora_", 1)[0] for name in tensors}
 
 
-def starting_adapter_file(train: TrainOptions) -> Path:
-    """The file at train.lora_path; raises ValueError where there is none."""
-    assert train.lora_path is not None
-    path = Path(train.lora_path)
-    path = path / WEIGHT_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"train.lora_path: {path} does not exist. Name a {WEIGHT_NAME} or the folder that holds one.")
-    return path
-
-
 def load_starting_adapter(model: Any, train: TrainOptions) -> None:
     """Load the published adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
 
     Raises:
         ValueError: where there is none, or where rank, alpha, targets or kind differ from the options.
     """
-    path = starting_adapter_file(train)
+    assert train.lora_path is not None
+    path = starting_adapter_file(train.lora_path)
     tensors, config = read_lora(path)
     own = lora_state_dict(model)
     _require_same_adapter(path, tensors, config or {}, own, train)
@@ -303,7 +294,7 @@ class OmniGen2LoraLoaderMixin(LoraBaseMixin):
     _lora_loadable_modules = ["transformer"]
 
     def load_lora_weights(  # type: ignore[override]
-        self, source: str | Path, adapter_name: str = "default", weight_name: str = WEIGHT_NAME
+        self, source: str | Path, adapter_name: str = "default", weight_name: str = ADAPTER_FILE
     ) -> None:
         """Add an adapter to the transformer and activate it; see load_lora."""
         load_lora(self.transformer, source, adapter_name, weight_name, _pipeline=self)  # type: ignore[attr-defined]
@@ -314,7 +305,7 @@ class OmniGen2LoraLoaderMixin(LoraBaseMixin):
         save_directory: str | Path,
         transformer_lora_layers: Mapping[str, torch.Tensor],
         transformer_lora_adapter_metadata: LoraConfig | Mapping[str, Any] | None = None,
-        weight_name: str = WEIGHT_NAME,
+        weight_name: str = ADAPTER_FILE,
     ) -> None:
         """Write an adapter; see save_lora."""
         save_lora(save_directory, transformer_lora_layers, transformer_lora_adapter_metadata, weight_name)

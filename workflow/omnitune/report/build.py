@@ -10,9 +10,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from omnitune.config import BASE, EvaluatedStep, ExperimentOptions
+from omnitune.config import ExperimentOptions
 from omnitune.evaluation.benchmark import Prompt
 from omnitune.files import write_text
+from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import (
     SHOWN_REJECTED,
     BenchmarkEntry,

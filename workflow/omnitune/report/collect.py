@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnitune.config import BASE, Benchmark, EvaluatedStep, ExperimentOptions, evaluation_folders
-from omnitune.evaluation.benchmark import Prompt
+from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
+from omnitune.evaluation.benchmark import Prompt, protocol_fingerprint
 from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
+from omnitune.evaluation.results import read_generations, read_scores
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
+from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.data import read_encoded, read_shards
 from omnitune.report.training import read_samples
 
@@ -101,10 +104,13 @@ def collect(
         for step in sorted({step.number for step in evaluations})
         for path in sorted(experiment.glob(f"checkpoint-{step}/transformer*/conversion.json"))
     }
+    train = _json(experiment / "train.json")
+    for folder, conversion in conversions.items():
+        _require_checkpoint(experiment / folder, conversion, train)
     return Run(
         name=options.name,
         options=options.model_dump(mode="json"),
-        train=_json(experiment / "train.json"),
+        train=train,
         metrics=_rows(experiment / "logs" / "metrics.jsonl"),
         summary=_json(validation / "summary.json"),
         rejected=_rows(validation / "rejected.jsonl", SHOWN_REJECTED),
@@ -118,18 +124,41 @@ def collect(
 
 def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry) -> Evaluation:
     folders = {step: folder / entry.name for step, folder in sorted(evaluations.items())}
-    scores = {step: _json(_required(folder / "scores.json")) for step, folder in folders.items()}
+    scores = {step: read_scores(folder) for step, folder in folders.items()}
     protocols = {str(step): found["protocol"] for step, found in scores.items()}
     if len(set(protocols.values())) > 1:
         raise ValueError(
             f"benchmark {entry.name!r}: its steps were evaluated under different protocols ({protocols}), so that their scores "
             "cannot be compared. Evaluate all steps again."
         )
-    generations = {
-        step: {row["key"]: row for row in _rows(_required(folder / "generations.jsonl"))}
-        for step, folder in folders.items()
-    }
+    for step, folder in folders.items():
+        _require_present(folder, scores[step], entry, step)
+    generations = {step: read_generations(folder, scores[step]) for step, folder in folders.items()}
     return Evaluation(entry, folders, scores, generations)
+
+
+def _require_checkpoint(folder: Path, conversion: Mapping[str, Any], train: Mapping[str, Any]) -> None:
+    """Raises ValueError where weights were converted from another checkpoint than the one that train.json names."""
+    found = conversion.get("checkpoint_sha256")
+    step = folder.parent.name.removeprefix("checkpoint-")
+    if found and train.get("states", {}).get(step, found) != found:
+        raise ValueError(
+            f"{folder}: was converted from another checkpoint than train.json names. Convert again: snakemake --cores 2 "
+            f"--force {folder}/conversion.json"
+        )
+
+
+def _require_present(folder: Path, scores: Mapping[str, Any], entry: BenchmarkEntry, step: EvaluatedStep) -> None:
+    """Raises ValueError where scores are of a protocol or of weights that are no longer those that are there."""
+    fix = f"Evaluate again: snakemake --cores 2 --force {folder}/parts/*.jsonl"
+    if scores["protocol"] != protocol_fingerprint(entry.benchmark, entry.prompts):
+        raise ValueError(f"{folder}: was evaluated under another protocol than benchmark {entry.name!r} is now. {fix}")
+    names = scores["weights"]
+    transformer, lora = (Path(names[part]) if names[part] else None for part in ("transformer", "lora"))
+    weights = EvaluatedWeights(Path(names["base"]), transformer, lora)
+    there = all(path.is_dir() for path in (weights.base, transformer, lora) if path)
+    if there and describe_weights(weights) != names:
+        raise ValueError(f"{folder}: was evaluated with other weights than are there now ({step.label}). {fix}")
 
 
 def _required(path: Path) -> Path:

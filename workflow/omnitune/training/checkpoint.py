@@ -1,14 +1,12 @@
 """Checkpoints: sharded, written whole or not at all, and bound to the options they were trained with."""
 
-import json
 import logging
 import os
-import re
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from omnitune.files import write_json
+from omnitune.files import sha256_of, write_json
+from omnitune.paths import STATE_FILE
 from omnitune.training.optimizer import WeightAverage
-from omnitune.training.parallel import SharedError, local_part, together
+from omnitune.training.parallel import SharedError, gather, local_part, together
+from omnitune.training.states import TrainerState, check_files, read_state, remove, remove_superfluous
 
 logger = logging.getLogger("omnitune")
 
@@ -31,60 +31,11 @@ FULL_DISK_BYTES = 16_000_000  # with fewer free, the disk is what failed, whatev
 MODEL_FOLDER = "pytorch_model_fsdp_0"
 OPTIMIZER_FOLDER = "optimizer_0"
 AVERAGE_FOLDER = "ema_0"
-STATE_FILE = "trainer_state.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
-
-
-@dataclass(frozen=True)
-class TrainerState:
-    """What a checkpoint says of itself, beside its tensors.
-
-    Attributes:
-        step: optimizer steps done.
-        identity: the options that decide the weights (ExperimentOptions.identity), the starting weights and the data.
-        lora: rank, alpha and target modules; None for training without adapters.
-        scheduled: False for one that a stopped training has left between the steps at which it saves.
-        running: figures that training goes on with: its scale of the loss, and steps skipped so far.
-    """
-
-    step: int
-    identity: dict[str, Any]
-    lora: dict[str, Any] | None
-    scheduled: bool = True
-    running: dict[str, Any] = field(default_factory=dict)
 
 
 def is_main() -> bool:
     """Whether this is the first process of all."""
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """Complete training checkpoints of an experiment's folder, by step."""
-    found = {int(m[1]): p for p in Path(folder).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
-    return {step: found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()}
-
-
-def require_steps(folder: Path, steps: Iterable[int]) -> None:
-    """Raises ValueError for a checkpoint to be evaluated that is not there, since it was not saved or was removed before."""
-    missing = [str(step) for step in steps if step not in list_checkpoints(folder)]
-    if missing:
-        raise ValueError(
-            f"{folder}: val.evaluate_checkpoints asks for step {', '.join(missing)}, of which no checkpoint is left: this "
-            "training ran with another logger.checkpointing_steps or logger.checkpoints_total_limit. Set them back, or "
-            "val.evaluate_checkpoints: last, or give the experiment another name to train it again."
-        )
-
-
-def read_state(checkpoint: Path) -> TrainerState:
-    """Reads what a checkpoint says of itself; raises ValueError if its state file is damaged."""
-    path = checkpoint / STATE_FILE
-    try:
-        return TrainerState(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(
-            f"{path}: damaged ({error}). Remove {checkpoint} to go on from an earlier checkpoint."
-        ) from None
 
 
 class CheckpointSaver:
@@ -115,7 +66,7 @@ class CheckpointSaver:
         self.model, self.optimizers, self.average = model, optimizers, average
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: tuple[TrainerState, Future[None]] | None = None
+        self._pending: tuple[TrainerState, Future[dict[str, str]]] | None = None
         self._copy: dict[int, Tensor] = {}
 
     @property
@@ -146,14 +97,16 @@ class CheckpointSaver:
         if self._pending is None:
             return
         (state, writing), self._pending = self._pending, None
+        own: dict[str, str] = {}
         with together():
             try:
-                writing.result()
+                own = writing.result()
             except (CheckpointException, OSError) as error:
                 raise OSError(_unwritten(self._temporary(state.step), error)) from error
+        files = {name: sha256 for found in gather(own) for name, sha256 in found.items()}
         with together():
             if is_main():
-                self._finish(state)
+                self._finish(replace(state, files=dict(sorted(files.items()))))
 
     def _states(self) -> dict[str, dict[str, Any]]:
         """What goes into each folder."""
@@ -182,10 +135,16 @@ class CheckpointSaver:
             }
         return tree_unflatten([self._copy.get(number, leaf) for number, leaf in enumerate(leaves)], structure)
 
-    def _write(self, states: Mapping[str, dict[str, Any]], temporary: Path) -> None:
+    def _write(self, states: Mapping[str, dict[str, Any]], temporary: Path) -> dict[str, str]:
+        """Writes this process's part of each folder; returns the SHA-256 of its files by their path in the checkpoint."""
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process; meant so
+        own = [f"__{dist.get_rank() if self._group else 0}_*", *([".metadata"] if is_main() else [])]
+        hashes: dict[str, str] = {}
         for name, state in states.items():
-            dcp.save(state, checkpoint_id=temporary / name, process_group=self._group, no_dist=self._group is None)
+            folder = temporary / name
+            dcp.save(state, checkpoint_id=folder, process_group=self._group, no_dist=self._group is None)
+            hashes |= {f"{name}/{path.name}": sha256_of(path) for pattern in own for path in folder.glob(pattern)}
+        return hashes
 
     def _finish(self, state: TrainerState) -> None:
         temporary, final = self._temporary(state.step), self.folder / f"checkpoint-{state.step}"
@@ -194,7 +153,7 @@ class CheckpointSaver:
             if path.is_dir():
                 _sync_folder(path)
         if final.exists():  # what conversion left here belonged to weights of an earlier training
-            _remove(final)
+            remove(final)
         temporary.rename(final)
         _sync_folder(self.folder)
         size = sum(f.stat().st_size for f in final.rglob("*") if f.is_file())
@@ -228,20 +187,17 @@ def reason_of(error: BaseException) -> str:
     return str(error).splitlines()[0]
 
 
-def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint under a name that a killed removal does not leave looking whole."""
-    doomed = checkpoint.with_name(f"{checkpoint.name}.removed.tmp")
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
-
-
 def load_checkpoint(
     checkpoint: Path, model: nn.Module, optimizers: list[Optimizer], average: WeightAverage | None
 ) -> None:
     """Loads weights, optimizers and average in place, at the same or another number of processes.
 
-    Raises SharedError where a file of it is missing or damaged.
+    Raises SharedError where a file of it is missing, damaged or another than was saved.
     """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    with together():  # each process looks at some of the files, as each is as fast at that as its disk
+        saved = read_state(checkpoint)
+        check_files(checkpoint, saved, sorted(saved.files)[rank::world_size])
     options = StateDictOptions(ignore_frozen_params=True)
     model_state, optimizer_state = get_state_dict(model, optimizers, options=options)
     states = {MODEL_FOLDER: model_state, OPTIMIZER_FOLDER: optimizer_state}
@@ -263,85 +219,3 @@ def load_checkpoint(
         optim_state_dict=optimizer_state,
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
     )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed save left behind."""
-    for leftover in folder.glob("checkpoint-*.tmp"):
-        logger.info("removing %s, left by an interrupted save", leftover)
-        shutil.rmtree(leftover)
-
-
-def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:
-    """Removes the oldest checkpoints beyond `limit`, and unscheduled ones that a newer one follows; never the newest,
-    nor those of the steps in `keep`.
-    """
-    checkpoints = list_checkpoints(folder)
-    scheduled = [step for step, path in checkpoints.items() if read_state(path).scheduled]
-    beyond = set(scheduled[:-limit]) if limit else set()
-    doomed = (beyond | (checkpoints.keys() - scheduled)) - keep - {max(checkpoints, default=0)}
-    for step in sorted(doomed):
-        reason = (
-            f"logger.checkpoints_total_limit: {limit}"
-            if step in scheduled
-            else "of a stopped training; a newer one is there"
-        )
-        logger.info("removing checkpoint-%d (%s)", step, reason)
-        try:
-            _remove(checkpoints[step])
-        except OSError as error:  # no reason to stop: the new one is whole
-            logger.warning("%s cannot be removed: %s", checkpoints[step], error)
-
-
-def find_resumable(folder: Path, identity: dict[str, Any], last_step: int, start_over: bool = False) -> Path | None:
-    """The newest checkpoint not beyond `last_step`. Those beyond it are set aside, into `superseded-{n}/`.
-
-    With `start_over`, checkpoints of other options are set aside as well. Those of the same options are not: a training that
-    starts over gets to the same weights, and one that was preempted must not lose what it has done.
-
-    Raises:
-        ValueError: where they belong to other options, naming the keys that differ.
-    """
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return None
-    differences = differing_keys(read_state(checkpoints[max(checkpoints)]).identity, identity)
-    if differences and not start_over:
-        raise ValueError(
-            "\n  - ".join([f"{folder}: its checkpoints were trained under other options:", *differences])
-            + "\nUndo the change or give the experiment another name. To start it over, set resume_from_checkpoint: null; "
-            f"the old checkpoints are then kept in {folder}/superseded-{_next_number(folder)}."
-        )
-    if differences:
-        _set_aside(folder, [*checkpoints.values(), folder / "logs"], "resume_from_checkpoint: null, and other options")
-        return None
-    beyond = [path for step, path in checkpoints.items() if step > last_step]
-    if beyond:
-        _set_aside(folder, beyond, f"train.max_train_steps: {last_step}")
-    usable = [step for step in checkpoints if step <= last_step]
-    return checkpoints[max(usable)] if usable else None
-
-
-def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "key: old -> new" for each key in which two nested mappings differ."""
-    lines = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differing_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return lines
-
-
-def _next_number(folder: Path) -> int:
-    return 1 + max((int(p.name.rsplit("-", 1)[1]) for p in folder.glob("superseded-*")), default=0)
-
-
-def _set_aside(folder: Path, paths: Iterable[Path], reason: str) -> None:
-    target = folder / f"superseded-{_next_number(folder)}"
-    target.mkdir()
-    names = [path.name for path in paths if path.exists()]
-    for name in names:
-        (folder / name).rename(target / name)
-    logger.warning("%s: %s of %s are kept in %s", reason, ", ".join(names), folder, target)

@@ -20,9 +20,10 @@ from omnitune.config import ExperimentOptions, require_processes
 from omnitune.console import Progress, setup_logging
 from omnitune.data.drawn import mixture_report
 from omnitune.data.loader import Sample, training_loader
-from omnitune.files import write_json, write_text
+from omnitune.files import sha256_of, write_json, write_text
 from omnitune.launcher import MISTAKE, PEER_LOST, die_with_parent, is_first_of_node, launched_rank
 from omnitune.models.flops import ModelFlops
+from omnitune.paths import STATE_FILE
 from omnitune.training import checkpoint as checkpoints
 from omnitune.training import parallel
 from omnitune.training.files import TrainingFiles, lock_experiment
@@ -37,6 +38,7 @@ from omnitune.training.flow_matching import (
     training_times,
     velocity_errors,
 )
+from omnitune.training.identity import identity_of, require_same
 from omnitune.training.layout import Layout
 from omnitune.training.metrics import MetricsLog, check_trackers
 from omnitune.training.model import build_model
@@ -52,7 +54,15 @@ from omnitune.training.optimizer import (
     update,
 )
 from omnitune.training.parallel import COMPUTE_DTYPES, SharedError, together
-from omnitune.training.setup import identity_of, open_data, shared_facts
+from omnitune.training.setup import open_data, shared_facts
+from omnitune.training.states import (
+    TrainerState,
+    find_resumable,
+    list_checkpoints,
+    read_state,
+    remove_leftovers,
+    require_steps,
+)
 from omnitune.training.stopping import StopRequest
 from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
 from omnitune.training.validation import Validation, due
@@ -94,7 +104,7 @@ class Trainer:
             check_trackers(options)
             check_optimizer(self.train)
             self._lock = lock_experiment(files.output) if self.main else None
-            self.identity = identity_of(options, files)
+            self.identity = identity_of(options, files.base, files.transformer, files.index)
         parallel.require_agreement(shared_facts(options, self.identity, layout))
         torch.backends.cuda.matmul.allow_tf32 = self.train.allow_tf32
         self._setup_model()
@@ -151,7 +161,7 @@ class Trainer:
             return False
         with together():
             if self.main:
-                checkpoints.require_steps(self.files.output, self.options.evaluated_steps)
+                require_steps(self.files.output, self.options.evaluated_steps)
                 write_json(self.files.output / "train.json", self._manifest())
         return True
 
@@ -160,9 +170,9 @@ class Trainer:
         folder, found = self.files.output, None
         with together():
             if self.main:
-                checkpoints.remove_leftovers(folder)
-                start_over = self.options.resume_from_checkpoint is None
-                found = checkpoints.find_resumable(folder, self.identity, self.train.max_train_steps, start_over)
+                remove_leftovers(folder)
+                same = require_same(self.options, self.identity, folder, str(self.files.config))
+                found = find_resumable(folder, self.train.max_train_steps, same)
                 (folder / "train.json").unlink(missing_ok=True)
                 text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
                 write_text(folder / "options.yml", text)
@@ -173,7 +183,7 @@ class Trainer:
         if depends_on_length(self.train):
             logger.info("its schedule %s is that of %d steps", self.train.lr_scheduler, self.train.max_train_steps)
         with together():
-            state = checkpoints.read_state(found)
+            state = read_state(found)
         checkpoints.load_checkpoint(found, self.model, self.optimizers, self.average)
         self.loss_scale.load(state.running)
         self.nonfinite.load(state.running)
@@ -297,7 +307,7 @@ class Trainer:
 
     def _save(self, step: int, scheduled: bool) -> None:
         running = self.loss_scale.state() | self.nonfinite.state()
-        self.saver.save(checkpoints.TrainerState(step, self.identity, self.lora, scheduled, running))
+        self.saver.save(TrainerState(step, self.identity, self.lora, scheduled, running))
 
     def _speed(self, tokens: int) -> dict[str, float]:
         """Seconds of the step and its parts, rates over all processes, and this process's memory."""
@@ -330,10 +340,12 @@ class Trainer:
 
     def _manifest(self) -> dict[str, Any]:
         last, data = self.train.max_train_steps, self.data
+        saved = {step: path for step, path in list_checkpoints(self.files.output).items() if step <= last}
         return {
             "experiment": self.options.name,
             "final_step": last,
-            "checkpoints": [step for step in checkpoints.list_checkpoints(self.files.output) if step <= last],
+            "checkpoints": list(saved),
+            "states": {step: sha256_of(path / STATE_FILE) for step, path in saved.items()},
             "strategy": self.layout.strategy,
             "strategy_reason": self.layout.reason,
             "world_size": self.layout.world_size,

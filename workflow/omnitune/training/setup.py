@@ -1,4 +1,4 @@
-"""What a training is a function of, and the data that it reads."""
+"""The data that a training reads, and what its processes must agree in."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -14,31 +14,13 @@ from omnitune.data.index import ShardIndex
 from omnitune.data.loader import TrainingBatches
 from omnitune.data.mixture import Source, read_mixture
 from omnitune.data.plan import MixturePlan
-from omnitune.files import sha256_of
-from omnitune.models.components import MANIFEST
 from omnitune.models.encoder import FrozenEncoder, latent_scaling
-from omnitune.models.lora import starting_adapter_file
 from omnitune.training.conditioning import Conditioner
 from omnitune.training.files import TrainingFiles
 from omnitune.training.layout import Layout
 
 PACKAGES = ("omnitune", "torch", "accelerate", "peft", "diffusers")  # of which all processes must have one version
 VAE_BATCH_PIXELS = 1024 * 1024  # that go through the VAE at once, beside the model in training
-
-
-def identity_of(options: ExperimentOptions, files: TrainingFiles) -> dict[str, Any]:
-    """What the weights are a function of, and checkpoints therefore bound to: options, starting weights, data."""
-    manifest = files.transformer / "conversion.json"
-    weights = sorted((f.name, f.stat().st_size) for f in files.transformer.glob("*.safetensors"))
-    start = sha256_of(manifest) if manifest.is_file() else [list(item) for item in weights]
-    base = files.base / MANIFEST
-    mixture = {source.name: source.ratio for source in read_mixture(options.data.data_path)}
-    data = {"index": sha256_of(files.index), "mixture": mixture}
-    base_weights = sha256_of(base) if base.is_file() else None
-    identity = {"options": options.identity, "base": base_weights, "starting_weights": start, "data": data}
-    if options.train.lora_path:
-        identity["starting_adapter"] = sha256_of(starting_adapter_file(options.train))
-    return identity
 
 
 def shared_facts(options: ExperimentOptions, identity: dict[str, Any], layout: Layout) -> dict[str, Any]:

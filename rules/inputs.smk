@@ -1,0 +1,344 @@
+"""Input functions of the rules, by stage: what each of them takes, and which phases it stands behind."""
+
+
+def get_data(wildcards):
+    return PROJECT.dataset(wildcards.dataset)
+
+
+def get_options(wildcards):
+    return PROJECT.experiment(wildcards.experiment)
+
+
+def get_benchmark(wildcards):
+    return PROJECT.benchmarks[wildcards.benchmark]
+
+
+# ------------------------------------------------------------------ pretrained
+
+
+def get_local_base(wildcards):
+    """The files of a local pipeline folder are inputs; a repository id or `demo` is not a file."""
+    name = get_base_source(wildcards).pretrained_model_path
+    if name == "demo":
+        return []
+    files = [*Path(name).glob("[!.]*"), *Path(name).glob("[!.]*/[!.]*")]
+    return sorted(str(path) for path in files if path.is_file())
+
+
+def get_base_source(wildcards):
+    return PROJECT.base_source(wildcards.model)
+
+
+# ------------------------------------------------------------------ validate
+
+
+def get_local_samples(wildcards):
+    """The .jsonl files of a source that are no URLs."""
+    files = PROJECT.sources[wildcards.dataset][wildcards.source].files
+    behind(PROJECT.drawn(files))
+    return [str(path) for path in files if not is_url(path)]
+
+
+def get_source_files(wildcards):
+    files = PROJECT.sources[wildcards.dataset][wildcards.source].files
+    return [str(path) for path in files]
+
+
+def get_url_versions(wildcards):
+    """In place of the time of change that Snakemake sees of a local file."""
+    return {
+        path: version_of(path) for path in get_source_files(wildcards) if is_url(path)
+    }
+
+
+def get_tokenizer(wildcards):
+    """Manifest of the base model whose tokenizer counts."""
+    [base] = behind(PROJECT.based(PROJECT.tokenizer_model(wildcards.dataset)))
+    return base.manifest
+
+
+def get_validated_sources(wildcards):
+    behind(PROJECT.validated(wildcards.dataset)[:-1])
+    return expand(
+        f"{paths.VALIDATED_SOURCE}/{paths.SAMPLES}",
+        dataset=wildcards.dataset,
+        source=PROJECT.sources[wildcards.dataset],
+    )
+
+
+# ------------------------------------------------------------------ shard
+
+
+def get_manifest_digest(wildcards):
+    """In place of the manifest, which is written anew with the same content and may be too large to compare."""
+    behind(PROJECT.validated(wildcards.dataset))
+    return paths.MANIFEST_DIGEST.format(**wildcards)
+
+
+def get_tar_outputs():
+    """A tar at a URL is no file that Snakemake could see; its own index stands for it."""
+    tar = {} if PROJECT.shards_url else {"tar": paths.TAR}
+    return {**tar, "index": paths.SHARD_INDEX}
+
+
+def get_tar_folder(wildcards):
+    folder = paths.SHARDS.format(dataset=wildcards.dataset)
+    if PROJECT.shards_url:
+        folder = f"{PROJECT.shards_url.rstrip('/')}/{wildcards.dataset}"
+    return key_line("tars", folder)
+
+
+def get_shards(dataset):
+    """Tar and index of each shard that validation has found accepted samples for; indexes alone of tars at a URL."""
+    reading(PROJECT.validated(dataset))
+    shards = [name for group in PROJECT.groups(dataset).values() for name in group]
+    folder = paths.SHARDS.format(dataset=dataset)
+    kinds = ("parquet",) if PROJECT.shards_url else ("tar", "parquet")
+    return [[f"{folder}/{name}.{kind}" for kind in kinds] for name in shards]
+
+
+def get_shard_indexes(wildcards):
+    return [shard[-1] for shard in get_shards(wildcards.dataset)]
+
+
+# ------------------------------------------------------------------ encode
+
+
+def get_group_digests(wildcards):
+    """Of the tars of a group: an encoding is that of their content, whenever they were written."""
+    reading(PROJECT.indexed(wildcards.dataset))
+    group = wildcards.source, int(wildcards.group)
+    folder = paths.SHARD_DIGESTS.format(dataset=wildcards.dataset)
+    return [
+        f"{folder}/{shard}.sha256"
+        for shard in PROJECT.groups(wildcards.dataset).get(group, [])
+    ]
+
+
+def get_encoding_base(wildcards):
+    [base] = behind(PROJECT.based(wildcards.model))
+    return base.manifest
+
+
+def get_encoded_groups(dataset, model):
+    reading(PROJECT.indexed(dataset))
+    return PROJECT.encodings(dataset, model)
+
+
+# ------------------------------------------------------------------ train
+
+
+def get_index(wildcards):
+    dataset = get_options(wildcards).data.dataset
+    [indexed] = behind(PROJECT.indexed(dataset))
+    return indexed.index
+
+
+def get_encodings(wildcards):
+    """The encoded groups; nothing where training encodes by itself."""
+    behind(PROJECT.admitted(wildcards.experiment)[:-1])
+    data = get_options(wildcards).data
+    model = PROJECT.starts[wildcards.experiment].model
+    return get_encoded_groups(data.dataset, model) if data.encode else []
+
+
+def get_base(wildcards):
+    """Manifest of the base model."""
+    [base] = behind(PROJECT.based(PROJECT.starts[wildcards.experiment].model))
+    return base.manifest
+
+
+def get_starting_weights(wildcards):
+    """The conversion of another experiment that training starts from; nothing where that is the base model."""
+    behind(PROJECT.started(wildcards.experiment))
+    return PROJECT.starting_conversion(wildcards.experiment) or []
+
+
+def get_starting_adapter(wildcards):
+    behind(PROJECT.started(wildcards.experiment))
+    return PROJECT.starting_adapter(wildcards.experiment) or []
+
+
+def get_ratios(wildcards):
+    dataset = get_options(wildcards).data.dataset
+    sources = PROJECT.sources[dataset].values()
+    return key_line("mixture", {source.name: source.ratio for source in sources})
+
+
+def get_identity(wildcards):
+    [prepared] = behind(PROJECT.admitted(wildcards.experiment))
+    return prepared.identity
+
+
+# ------------------------------------------------------------------ convert
+
+
+def get_checkpoint(wildcards):
+    """What a checkpoint says of itself. Where that is lost and not converted yet, the job says what to do."""
+    [trained] = behind(PROJECT.trained(wildcards.experiment))
+    state = f"{paths.CHECKPOINT}/{paths.STATE_FILE}".format(**wildcards)
+    lost = not os.path.exists(state) and not os.path.exists(
+        paths.CONVERSION.format(**wildcards)
+    )
+    return trained.manifest if lost else state
+
+
+# ------------------------------------------------------------------ evaluate
+
+
+def get_prompts(wildcards):
+    prompts = get_benchmark(wildcards).prompts
+    behind(PROJECT.drawn([prompts]))
+    return prompts
+
+
+def get_prompt_images(wildcards):
+    """The images that prompts name, their inputs and targets."""
+    reading(*filter(None, [PROJECT.drawn([get_benchmark(wildcards).prompts])]))
+    prompts = read_prompts(get_benchmark(wildcards), Path())
+    return [str(path) for path in prompt_images(prompts)]
+
+
+def get_weights(wildcards):
+    """Manifest of the weights to evaluate; those of the base are what the experiment started from."""
+    step = EvaluatedStep.parse(wildcards.step)
+    behind(PROJECT.loadable(wildcards.experiment, step))
+    if step.number:
+        return PROJECT.conversion(wildcards.experiment, step)
+    return PROJECT.starting_conversion(wildcards.experiment) or []
+
+
+def get_starting_transformer(wildcards):
+    return str(PROJECT.starts[wildcards.experiment].transformer)
+
+
+def get_protocol(wildcards):
+    [benchmark] = behind(PROJECT.listed(wildcards.benchmark))
+    return benchmark.protocol
+
+
+def get_scoring(wildcards):
+    [benchmark] = behind(PROJECT.listed(wildcards.benchmark))
+    return benchmark.scoring
+
+
+def get_parts(wildcards):
+    step = EvaluatedStep.parse(wildcards.step)
+    behind(PROJECT.scored(wildcards.experiment, step, wildcards.benchmark)[:-1])
+    parts = range(get_benchmark(wildcards).parts)
+    return expand(paths.PART, part=parts, **wildcards)
+
+
+# ------------------------------------------------------------------ report
+
+
+def get_training(wildcards):
+    [trained] = behind(PROJECT.trained(wildcards.experiment))
+    return trained.manifest
+
+
+def get_validation(wildcards):
+    """Summary and ledger."""
+    [validation] = behind(PROJECT.validated(get_options(wildcards).data.dataset))
+    return [validation.summary, validation.rejected]
+
+
+def get_conversions(wildcards):
+    evaluated = get_options(wildcards).evaluated
+    conversions = [PROJECT.converted(wildcards.experiment, step) for step in evaluated]
+    return [output.manifest for output in behind(*conversions)]
+
+
+def get_scores(wildcards):
+    """Scores and generations of each evaluation."""
+    evaluations = PROJECT.evaluations(wildcards.experiment).values()
+    scored = [
+        PROJECT.scored(*evaluation, name)
+        for evaluation in evaluations
+        for name in PROJECT.benchmarks
+    ]
+    return [path for output in behind(*scored) for path in output]
+
+
+def get_protocols(wildcards):
+    listed = [PROJECT.listed(name) for name in PROJECT.benchmarks]
+    return [path for output in behind(*listed) for path in output]
+
+
+def get_evaluation_folders(wildcards):
+    """Folder of each evaluated step."""
+    found = PROJECT.evaluations(wildcards.experiment)
+    return {
+        str(step): paths.EVALUATIONS.format(experiment=owner, step=evaluated)
+        for step, (owner, evaluated) in found.items()
+    }
+
+
+# ------------------------------------------------------------------ targets
+
+
+def all_outputs(chains):
+    """What the last phase of each chain leaves, as targets that are waited for side by side."""
+    return [lambda wildcards, chain=chain: list(behind(chain)[0]) for chain in chains]
+
+
+def all_drawn():
+    """The demo's data, where something is read from it."""
+    return filter(
+        None,
+        {
+            PROJECT.drawn(
+                file
+                for sources in PROJECT.sources.values()
+                for source in sources.values()
+                for file in source.files
+            ),
+            PROJECT.drawn(
+                benchmark.prompts for benchmark in PROJECT.benchmarks.values()
+            ),
+        },
+    )
+
+
+def all_tars():
+    """Targets of their own: Snakemake does not miss the lost input of a job that need not run."""
+    return [
+        lambda wildcards, dataset=dataset: [
+            path for shard in get_shards(dataset) for path in shard
+        ]
+        for dataset in PROJECT.sources
+    ]
+
+
+def all_encodings():
+    pairs = {
+        (options.data.dataset, PROJECT.starts[name].model)
+        for name, options in PROJECT.experiments.items()
+        if options.data.encode
+    }
+    return [
+        lambda wildcards, pair=pair: get_encoded_groups(*pair) for pair in sorted(pairs)
+    ]
+
+
+def all_evaluated():
+    """Experiment and step of each checkpoint or average that is converted and evaluated."""
+    return [
+        (name, step)
+        for name, options in PROJECT.experiments.items()
+        for step in options.evaluated
+    ]
+
+
+def all_scored():
+    """Each evaluation, which two experiments may have in common."""
+    evaluations = {
+        found
+        for name in PROJECT.experiments
+        for found in PROJECT.evaluations(name).values()
+    }
+    return [
+        PROJECT.scored(*found, name)
+        for found in sorted(evaluations)
+        for name in PROJECT.benchmarks
+    ]

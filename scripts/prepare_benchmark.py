@@ -1,0 +1,12 @@
+"""Write down what a benchmark has been read as."""
+
+from pathlib import Path
+
+from omnitune.console import job
+from omnitune.evaluation.benchmark import read_prompts, write_protocol
+from omnitune.project import Project
+
+with job(snakemake.log[0]):
+    benchmark = Project.load(snakemake.config).benchmarks[snakemake.wildcards.benchmark]
+    prompts = read_prompts(benchmark, Path())
+    write_protocol(benchmark, prompts, Path(snakemake.output.protocol), Path(snakemake.output.scoring))

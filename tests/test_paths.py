@@ -1,0 +1,84 @@
+"""Names of files: made in one place, and read back from there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from omnitune.data.groups import group_path, grouped
+from omnitune.paths import (
+    ENCODED_GROUP,
+    WEIGHTS_NAME,
+    EvaluatedStep,
+    adapter_file,
+    conversion_file,
+    group_name,
+    parse_converted,
+    parse_shard,
+    shard_name,
+    weights_name,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def test_shards_are_named_and_read_back() -> None:
+    for source, shard, name in (("a", 3, "a-00003"), ("a_b_1", 123456, "a_b_1-123456")):
+        assert shard_name(source, shard) == name
+        for path in (f"{name}.tar", Path("x") / f"{name}.parquet", f"s3://bucket/x-00001/{name}.jsonl"):
+            assert parse_shard(path) == (source, shard)
+    for wrong in ("a-3.tar", "a.tar", "-00001.tar", "a-00001", "a b-00001.tar"):
+        with pytest.raises(ValueError, match="shards are named"):
+            parse_shard(wrong)
+
+
+def test_groups_are_of_consecutive_shards() -> None:
+    names = ["b-00002", "a-00010", "a-00009", "a-00000", "a-100000"]
+    found = grouped([Path(f"{name}.jsonl") for name in names], 5)
+    assert {key: [path.stem for path in paths] for key, paths in found.items()} == {
+        ("a", 0): ["a-00000"],
+        ("a", 1): ["a-00009"],
+        ("a", 2): ["a-00010"],
+        ("a", 20000): ["a-100000"],
+        ("b", 0): ["b-00002"],
+    }
+    assert list(found) == sorted(found)
+
+
+def test_a_group_has_one_name_for_rules_and_jobs() -> None:
+    names = {"dataset": "d", "model": "m", "source": "a", "group": group_name(7)}
+    assert group_path(Path("prepared/d/encoded/m"), "a", 7) == Path(ENCODED_GROUP.format(**names))
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_converted_weights_are_named_and_read_back(lora: bool, ema: bool) -> None:
+    step = EvaluatedStep(12, ema)
+    name = weights_name(lora, ema)
+    assert re.fullmatch(WEIGHTS_NAME, name)
+    folder = f"experiments/x.1/checkpoint-12/{name}"
+    assert conversion_file("x.1", step, lora) == f"{folder}/conversion.json"
+    for path in (folder, f"./{folder}", f"{folder}/"):
+        assert parse_converted(path) == ("x.1", step, lora)
+    file = f"{folder}/pytorch_lora_weights.safetensors"
+    assert parse_converted(file) == (("x.1", step, True) if lora else None)
+
+
+def test_other_paths_are_no_conversions() -> None:
+    for path in (
+        None,
+        "",
+        "demo",
+        "owner/model",
+        "/home/experiments/x/checkpoint-1/transformer",
+        "experiments/x/checkpoint-1/transformer_other",
+        "experiments/x/checkpoint-last/transformer",
+        "experiments/x/y/checkpoint-1/transformer",
+    ):
+        assert parse_converted(path) is None
+
+
+def test_an_adapter_is_named_by_its_file_or_folder() -> None:
+    file = Path("here/pytorch_lora_weights.safetensors")
+    assert adapter_file("here") == adapter_file("here/") == adapter_file(str(file)) == file
+    assert adapter_file("my/adapter.safetensors") == Path("my/adapter.safetensors")

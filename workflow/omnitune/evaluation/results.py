@@ -1,0 +1,46 @@
+"""What an evaluation has left, and whether it still is what was written. Imports nothing heavy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omnitune.files import is_whole, sha256_of
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """scores.json of evaluation/{step}/{benchmark}; ValueError where it is missing or was changed."""
+    path = folder / "scores.json"
+    try:
+        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}). {_score_again(folder)}") from None
+    if not is_whole(scores):
+        raise ValueError(f"{path}: was changed after it was written. {_score_again(folder)}")
+    return scores
+
+
+def read_generations(folder: Path, scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of generations.jsonl by key; ValueError where they or their images are not those that were scored."""
+    path = folder / "generations.jsonl"
+    if not path.is_file() or sha256_of(path) != scores["generations_sha256"]:
+        problem = "was changed after it was written" if path.is_file() else "is missing"
+        raise ValueError(f"{path}: {problem}. {_score_again(folder)}")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        require_image(folder / row["image"], row["sha256"])
+    return {row["key"]: row for row in rows}
+
+
+def require_image(path: Path, sha256: str) -> None:
+    """Raises ValueError where an image is not the one that was drawn; path is {evaluation}/images/{key}.png."""
+    folder = path.parents[1] / "parts"
+    parts = sorted(folder.glob("[0-9]*.jsonl")) or [folder / "0.jsonl"]
+    fix = "Draw it again: snakemake --cores 2 --force " + " ".join(map(str, parts))
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing. {fix}")
+    if sha256_of(path) != sha256:
+        raise ValueError(f"{path}: is not the image that was drawn (its SHA-256 differs). {fix}")
+
+
+def _score_again(folder: Path) -> str:
+    return f"Score again: snakemake --cores 2 --force {folder / 'scores.json'}"

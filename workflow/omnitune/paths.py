@@ -1,0 +1,136 @@
+"""Where everything lies, relative to the project: templates with the workflow's wildcards, and names made and parsed."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Self
+
+DEMO = "resources/demo"
+PRETRAINED = "resources/pretrained/{model}"
+BASE_MANIFEST = f"{PRETRAINED}/manifest.json"
+PROTOCOL = "resources/benchmarks/{benchmark}/protocol.json"
+SCORING = "resources/benchmarks/{benchmark}/scoring.json"
+
+PREPARED = "prepared/{dataset}"
+VALIDATION = f"{PREPARED}/validation"
+SAMPLES, REJECTED, SUMMARY = "samples.parquet", "rejected.jsonl", "summary.json"  # of a source and of a data set
+VALIDATED_SOURCE = f"{VALIDATION}/sources/{{source}}"
+MANIFESTS = f"{VALIDATION}/shards"
+MANIFEST = f"{MANIFESTS}/{{source}}-{{shard}}.jsonl"
+MANIFEST_DIGEST = f"{MANIFESTS}/{{source}}-{{shard}}.sha256"
+
+SHARDS = f"{PREPARED}/shards"
+SHARD = f"{SHARDS}/{{source}}-{{shard}}"
+TAR, SHARD_INDEX = f"{SHARD}.tar", f"{SHARD}.parquet"
+INDEX, MAPPED_INDEX = f"{SHARDS}/index.parquet", f"{SHARDS}/index.arrow"
+SHARD_DIGESTS = f"{SHARDS}/digests"
+SHARD_DIGEST = f"{SHARD_DIGESTS}/{{source}}-{{shard}}.sha256"
+
+ENCODED = f"{PREPARED}/encoded/{{model}}"
+ENCODED_GROUP = f"{ENCODED}/groups/{{source}}-{{group}}.parquet"
+
+EXPERIMENT = "experiments/{experiment}"
+IDENTITY = f"{EXPERIMENT}/identity.json"
+OPTIONS = f"{EXPERIMENT}/options.yml"
+TRAINED = f"{EXPERIMENT}/train.json"
+CHECKPOINT = f"{EXPERIMENT}/checkpoint-{{step}}"
+STATE_FILE = "trainer_state.json"  # in a checkpoint; written last
+CONVERTED = f"{CHECKPOINT}/{{weights}}"
+CONVERSION_FILE = "conversion.json"  # in converted weights; written last
+CONVERSION = f"{CONVERTED}/{CONVERSION_FILE}"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # in converted adapters
+EVALUATIONS = f"{EXPERIMENT}/evaluation/{{step}}"
+EVALUATION = f"{EVALUATIONS}/{{benchmark}}"
+PART = f"{EVALUATION}/parts/{{part}}.jsonl"
+SCORES, GENERATIONS = f"{EVALUATION}/scores.json", f"{EVALUATION}/generations.jsonl"
+REPORT = f"{EXPERIMENT}/report/index.html"
+
+SOURCE_NAME = r"[A-Za-z0-9_]+"
+SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>\d{{5,}})")
+WEIGHTS_NAME = r"transformer(_lora)?(_ema)?"
+CONVERTED_PATH = re.compile(
+    r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
+    r"(?(lora)(/(pytorch_lora_weights\.safetensors)?)?|/?)"
+)
+
+
+class EvaluatedStep(NamedTuple):
+    """Weights to convert and evaluate; sorted, the base comes first and an average after the weights of its step.
+
+    Attributes:
+        number: optimizer steps; 0 is what the experiment started from.
+        ema: the average of the weights (train.ema_decay) in their place.
+    """
+
+    number: int
+    ema: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The inverse of str(); ValueError for any other text."""
+        match = re.fullmatch(r"(\d+)(-ema)?", text)
+        if match is None:
+            raise ValueError(f"step {text!r} is not allowed: needs a number of steps, as in 500, or 500-ema.")
+        return cls(int(match[1]), match[2] is not None)
+
+    def __str__(self) -> str:
+        """Name of the folder in evaluation/."""
+        return f"{self.number}-ema" if self.ema else str(self.number)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if not self.number:
+            return "base"
+        return f"step {self.number} (EMA)" if self.ema else f"step {self.number}"
+
+
+BASE = EvaluatedStep(0)
+
+
+def shard_name(source: str, shard: int) -> str:
+    """Stem of a shard's manifest, tar and indexes."""
+    return f"{source}-{shard:05d}"
+
+
+def parse_shard(path: Path | str) -> tuple[str, int]:
+    """Source and number of a shard, from the path or URL of a file that is named after it; ValueError for another name."""
+    match = SHARD_NAME.fullmatch(str(path).rpartition("/")[2].rpartition(".")[0])
+    if match is None:
+        raise ValueError(f"{path}: shards are named {{source}}-{{shard}}, with five digits for the shard")
+    return match["source"], int(match["shard"])
+
+
+def group_name(group: int) -> str:
+    """A group of shards in a file's name."""
+    return f"{group:04d}"
+
+
+def weights_name(lora: bool, ema: bool = False) -> str:
+    """Folder of converted weights, or of their average's, inside a checkpoint."""
+    return f"transformer{'_lora' if lora else ''}{'_ema' if ema else ''}"
+
+
+def parse_converted(path: str | None) -> tuple[str, EvaluatedStep, bool] | None:
+    """(experiment, step or its average, whether it is an adapter) of a path to converted weights; None for any other path."""
+    match = CONVERTED_PATH.fullmatch(path or "")
+    if match is None:
+        return None
+    return match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"])), bool(match["lora"])
+
+
+def adapter_file(path: str) -> Path:
+    """The file of a published adapter, which is named by itself or by its folder."""
+    return Path(path) if path.endswith(".safetensors") else Path(path) / ADAPTER_FILE
+
+
+def starting_adapter_file(lora_path: str) -> Path:
+    """The same of train.lora_path; ValueError where there is none."""
+    path = adapter_file(lora_path)
+    if not path.is_file():
+        raise ValueError(f"train.lora_path: {path} does not exist. Name a {ADAPTER_FILE} or the folder that holds one.")
+    return path
+
+
+def conversion_file(experiment: str, step: EvaluatedStep, lora: bool) -> str:
+    """The file that a conversion writes last."""
+    return CONVERSION.format(experiment=experiment, step=step.number, weights=weights_name(lora, step.ema))

@@ -1,0 +1,309 @@
+"""What the workflow runs: experiments, benchmarks and data sets, checked against each other, and which phase needs which."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from omnitune.config import (
+    Benchmark,
+    ConfigError,
+    ExperimentOptions,
+    StartingWeights,
+    WorkflowConfig,
+    load_config,
+    starting_weights,
+)
+from omnitune.config.affects import keys_affecting
+from omnitune.config.base import check_config
+from omnitune.config.options import DataOptions, ModelOptions
+from omnitune.data.groups import grouped
+from omnitune.data.mixture import Source, read_mixture
+from omnitune.evaluation.benchmark import read_prompts
+from omnitune.paths import (
+    BASE,
+    DEMO,
+    ENCODED_GROUP,
+    MANIFESTS,
+    EvaluatedStep,
+    adapter_file,
+    conversion_file,
+    group_name,
+    weights_name,
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A piece of the workflow that closes: the rule that does it, a checkpoint of Snakemake, and its wildcards.
+
+    What stands behind it sees only what it has come to, and is not run again where that is what it was.
+    """
+
+    rule: str
+    wildcards: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, rule: str, **wildcards: object) -> "Phase":
+        """The same, with wildcards by name."""
+        return cls(rule, tuple((name, str(value)) for name, value in wildcards.items()))
+
+    def __getitem__(self, wildcard: str) -> str:
+        return dict(self.wildcards)[wildcard]
+
+
+Phases = tuple[Phase, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Project:
+    """What the workflow runs, by name.
+
+    A method that is named after what is done, such as `trained`, gives the phases that lead there, each after those that it
+    needs.
+
+    Attributes:
+        experiments: options by experiment name.
+        options_files: options file by experiment name.
+        benchmarks: protocols by benchmark name, sorted.
+        starts: starting weights by experiment name.
+        shards_url: where tars are written, if not beside their index.
+    """
+
+    experiments: dict[str, ExperimentOptions]
+    options_files: dict[str, Path]
+    benchmarks: dict[str, Benchmark]
+    starts: dict[str, StartingWeights]
+    shards_url: str | None
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], where: str = "config/config.yaml") -> "Project":
+        """Reads every file that the workflow's config names; raises ConfigError for whatever is wrong in any."""
+        workflow = check_config(dict(config), WorkflowConfig, where)
+        experiments: dict[str, ExperimentOptions] = {}
+        files: dict[str, Path] = {}
+        for path in map(Path, workflow.experiments):
+            options = ExperimentOptions.load(path)
+            if options.name in experiments:
+                raise ConfigError(
+                    f"{path}: name: {options.name!r} is also the name in {files[options.name]}. Rename one."
+                )
+            experiments[options.name], files[options.name] = options, path
+        benchmarks: dict[str, Benchmark] = {}
+        for path in sorted(map(Path, workflow.benchmarks), key=lambda path: path.stem):
+            if path.stem in benchmarks:
+                raise ConfigError(
+                    f"{where}: benchmarks: two files are called {path.stem!r}; a benchmark's name is its file's."
+                )
+            benchmarks[path.stem] = load_config(path, Benchmark)
+        starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
+        project = cls(experiments, files, benchmarks, starts, workflow.shards_url)
+        project._check_datasets()
+        for name in experiments:
+            project.trained(name)  # raises for a circle through adapters
+        return project
+
+    def _check_datasets(self) -> None:
+        owners: dict[str, str] = {}
+        for name, options in self.experiments.items():
+            dataset = options.data.dataset
+            other = self.experiments[owners.setdefault(dataset, name)]
+            ours, theirs = _preparation(options.data), _preparation(other.data)
+            differing = [key for key in ours if ours[key] != theirs[key]]
+            if differing:
+                values = "; ".join(f"data.{key}: {theirs[key]!r} and {ours[key]!r}" for key in differing)
+                raise ConfigError(
+                    f"{self.options_files[other.name]} and {self.options_files[name]} share the data set {dataset!r} "
+                    f"(the stem of data.data_path) but differ in {values}. "
+                    "Make them equal or copy the mixture file to another name."
+                )
+
+    def read_files(self) -> None:
+        """Reads what the files above name, as far as it is there: mixtures and prompts; raises ConfigError or ValueError."""
+        _ = self.sources
+        for benchmark in self.benchmarks.values():
+            if not self.drawn([benchmark.prompts]):
+                read_prompts(benchmark, Path())
+
+    # ------------------------------------------------------------------ what there is
+
+    @cached_property
+    def sources(self) -> dict[str, dict[str, Source]]:
+        """The sources of each data set, by name."""
+        paths = {options.data.dataset: options.data.data_path for options in self.experiments.values()}
+        return {name: {source.name: source for source in read_mixture(paths[name])} for name in sorted(paths)}
+
+    @property
+    def models(self) -> list[str]:
+        """Names of all base models."""
+        return sorted({start.model for start in self.starts.values()})
+
+    def experiment(self, name: str) -> ExperimentOptions:
+        """Options of an experiment; ConfigError, with the known names, for one that is not in the config."""
+        if name not in self.experiments:
+            raise ConfigError(f"experiment {name!r} is not in the config; {_known(name, self.experiments)}")
+        return self.experiments[name]
+
+    def dataset(self, name: str) -> DataOptions:
+        """Data options of a prepared data set, of those keys that its experiments agree in."""
+        for options in self.experiments.values():
+            if options.data.dataset == name:
+                return options.data
+        raise ConfigError(f"data set {name!r} belongs to no experiment; {_known(name, self.sources)}")
+
+    def base_source(self, model: str) -> ModelOptions:
+        """The options that say how a base model is made."""
+        for start in self.starts.values():
+            if start.model == model:
+                return start.source
+        raise ConfigError(f"resources/pretrained/{model}: no experiment starts from this; {_known(model, self.models)}")
+
+    def download_cache(self, model: str) -> str | None:
+        """Where a base model is downloaded to; None for the library's own place."""
+        caches = [options.cache_dir for name, options in self.experiments.items() if self.starts[name].model == model]
+        return next(filter(None, caches), None)
+
+    def tokenizer_model(self, dataset: str) -> str:
+        """The base model whose tokenizer counts a data set's tokens; which one does not depend on the experiments' order."""
+        return min(
+            self.starts[name].model for name, options in self.experiments.items() if options.data.dataset == dataset
+        )
+
+    def evaluations(self, experiment: str) -> dict[EvaluatedStep, tuple[str, EvaluatedStep]]:
+        """Whose evaluation of which step each of an experiment's is: its own, but for a base that is evaluated already.
+
+        BASE is what the experiment started from: where that is an evaluated checkpoint of another configured one, no second
+        evaluation is made.
+        """
+        found = {step: (experiment, step) for step in (BASE, *self.experiments[experiment].evaluated)}
+        upstream = self.starts[experiment].upstream
+        if upstream and upstream[0] in self.experiments and upstream[1] in self.experiments[upstream[0]].evaluated:
+            found[BASE] = upstream
+        return found
+
+    def conversion(self, experiment: str, step: EvaluatedStep) -> str:
+        """conversion.json of an experiment's converted checkpoint or average."""
+        return conversion_file(experiment, step, self.experiments[experiment].train.lora_ft)
+
+    def starting_conversion(self, experiment: str) -> str | None:
+        """conversion.json of the weights that an experiment starts from; None where these are a base model's."""
+        upstream = self.starts[experiment].upstream
+        return conversion_file(*upstream, lora=False) if upstream else None
+
+    def starting_adapter(self, experiment: str) -> str | None:
+        """The file that says which adapter an experiment starts from; None without one."""
+        options = self.experiments[experiment]
+        if options.adapter_upstream:
+            return conversion_file(*options.adapter_upstream, lora=True)
+        return str(adapter_file(options.train.lora_path)) if options.train.lora_path else None
+
+    def groups(self, dataset: str) -> dict[tuple[str, int], list[str]]:
+        """Names of a validated data set's shards, by source and number of the group that they are encoded in."""
+        manifests = Path(MANIFESTS.format(dataset=dataset)).glob("*.jsonl")
+        per_group = self.dataset(dataset).shards_per_encoding
+        return {key: [path.stem for path in paths] for key, paths in grouped(manifests, per_group).items()}
+
+    def encoding(self, dataset: str, model: str) -> tuple[ExperimentOptions, Path]:
+        """Options, and their file, of an experiment that trains on an encoding; all of them agree in what it depends on."""
+        for name, options in self.experiments.items():
+            if options.data.dataset == dataset and self.starts[name].model == model:
+                return options, self.options_files[name]
+        raise ConfigError(f"prepared/{dataset}/encoded/{model}: no experiment trains on this data from this model.")
+
+    def encodings(self, dataset: str, model: str) -> list[str]:
+        """The encoded groups of a validated data set."""
+        return [
+            ENCODED_GROUP.format(dataset=dataset, model=model, source=source, group=group_name(group))
+            for source, group in self.groups(dataset)
+        ]
+
+    # ------------------------------------------------------------------ phases
+
+    def drawn(self, files: Iterable[str | Path]) -> Phases:
+        """Before files that the demo draws."""
+        needed = any(PurePosixPath(DEMO) in PurePosixPath(str(file)).parents for file in files)
+        return (Phase.of("prepare_demo_data"),) if needed else ()
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def based(self, model: str) -> Phases:
+        """Up to a base model."""
+        return (Phase.of("prepare_pretrained", model=model),)
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def validated(self, dataset: str) -> Phases:
+        """Up to a data set's validation."""
+        files = [file for source in self.sources[dataset].values() for file in source.files]
+        before = (*self.drawn(files), *self.based(self.tokenizer_model(dataset)))
+        return (*before, Phase.of("validate_dataset", dataset=dataset))
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def indexed(self, dataset: str) -> Phases:
+        """Up to a data set's index."""
+        return (*self.validated(dataset), Phase.of("index_dataset", dataset=dataset))
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def started(self, experiment: str, above: tuple[str, ...] = (), adapter: bool = True) -> Phases:
+        """Up to the weights, and with `adapter` the adapter, that an experiment starts from; `above` lead here."""
+        if experiment in above:
+            circle = " -> ".join([*above, experiment])
+            raise ConfigError(f"experiments start from each other in a circle: {circle}.")
+        phases = self.based(self.starts[experiment].model)
+        upstreams = [self.starts[experiment].upstream]
+        if adapter:
+            upstreams.append(self.experiments[experiment].adapter_upstream)
+        for upstream in upstreams:
+            if upstream and upstream[0] in self.experiments:
+                phases += self.converted(*upstream, above=(*above, experiment))
+        return _each_once(phases)
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def admitted(self, experiment: str, above: tuple[str, ...] = ()) -> Phases:
+        """Up to what an experiment's training is a function of."""
+        before = (*self.indexed(self.experiments[experiment].data.dataset), *self.started(experiment, above))
+        return _each_once((*before, Phase.of("prepare_training", experiment=experiment)))
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def trained(self, experiment: str, above: tuple[str, ...] = ()) -> Phases:
+        """Up to an experiment's training."""
+        return (*self.admitted(experiment, above), Phase.of("train_experiment", experiment=experiment))
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def converted(self, experiment: str, step: EvaluatedStep, above: tuple[str, ...] = ()) -> Phases:
+        """Up to a converted checkpoint."""
+        weights = weights_name(self.experiments[experiment].train.lora_ft, step.ema)
+        phase = Phase.of("convert_checkpoint", experiment=experiment, step=step.number, weights=weights)
+        return (*self.trained(experiment, above), phase)
+
+    def loadable(self, experiment: str, step: EvaluatedStep) -> Phases:
+        """Up to the weights that are evaluated, BASE being those that the experiment started from."""
+        return self.started(experiment, adapter=False) if step == BASE else self.converted(experiment, step)
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def listed(self, benchmark: str) -> Phases:
+        """Up to a benchmark's prompts."""
+        before = self.drawn([self.benchmarks[benchmark].prompts])
+        return (*before, Phase.of("prepare_benchmark", benchmark=benchmark))
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def scored(self, experiment: str, step: EvaluatedStep, benchmark: str) -> Phases:
+        """Up to the scores of an evaluation."""
+        phase = Phase.of("score_images", experiment=experiment, step=step, benchmark=benchmark)
+        return _each_once((*self.listed(benchmark), *self.loadable(experiment, step), phase))
+
+
+def _preparation(data: DataOptions) -> dict[str, Any]:
+    """The keys that experiments which share a data set must agree in."""
+    keys = keys_affecting(data, "samples", "manifests", "shards", "encodings", "groups")
+    return {"data_path": data.data_path, **keys}
+
+
+def _each_once(phases: Phases) -> Phases:
+    return tuple(dict.fromkeys(phases))
+
+
+def _known(name: str, names: Iterable[str]) -> str:
+    listed = sorted(names)
+    close = difflib.get_close_matches(name, listed, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(listed)}."

@@ -1,0 +1,148 @@
+"""What a training is a function of, and what it means that this has changed since it was trained. Imports nothing heavy."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omnitune.config import ConfigError, ExperimentOptions
+from omnitune.config.affects import defaults
+from omnitune.data.digests import read_sources
+from omnitune.data.mixture import read_mixture
+from omnitune.files import sha256_of
+from omnitune.paths import CONVERSION_FILE, parse_converted, starting_adapter_file, weights_name
+from omnitune.training.states import list_checkpoints, newest_state, next_superseded
+
+Identity = dict[str, Any]
+DEFAULTS = defaults(ExperimentOptions)
+WEIGHTS = "the weights that it starts from have changed"
+BASE_MODEL = "the files of its base model have changed"
+ADAPTER = "the adapter that it starts from has changed"
+
+
+def identity_of(options: ExperimentOptions, base: Path, transformer: Path, index: Path) -> Identity:
+    """What the weights are a function of, and checkpoints therefore bound to: options, starting weights, data.
+
+    Args:
+        options: the experiment's.
+        base: folder of the base pipeline.
+        transformer: folder of the weights that training starts from.
+        index: index.parquet of the shards.
+
+    Returns:
+        options: the keys that affect the weights. base, starting_weights, starting_adapter: hashes, the last one where there
+        is an adapter. data: by source its ratio, number of samples and a hash over them.
+    """
+    manifest = base / "manifest.json"
+    identity = {
+        "options": options.identity,
+        "base": sha256_of(manifest) if manifest.is_file() else None,
+        "starting_weights": weights_hash(transformer),
+        "data": data_identity(options, index),
+    }
+    if options.train.lora_path:
+        identity["starting_adapter"] = sha256_of(starting_adapter_file(options.train.lora_path))
+    return identity
+
+
+def weights_hash(folder: Path) -> Any:
+    """Hash of a conversion's manifest, which holds those of its files; otherwise names and sizes of the weight files."""
+    manifest = folder / CONVERSION_FILE
+    if manifest.is_file():
+        return sha256_of(manifest)
+    return [[file.name, file.stat().st_size] for file in sorted(folder.glob("*.safetensors"))]
+
+
+def data_identity(options: ExperimentOptions, index: Path) -> dict[str, Any]:
+    """Ratio, number of samples and hash of each source of the mixture; ConfigError where the index lacks one."""
+    found = read_sources(index)
+    sources = read_mixture(options.data.data_path)
+    missing = [source.name for source in sources if source.name not in found]
+    if missing:
+        raise ConfigError(
+            f"{index}: has no samples of {', '.join(map(repr, missing))} (it has {', '.join(found)}). Mixture and shards do "
+            "not belong together. Prepare the data again: snakemake --cores 2 shard."
+        )
+    return {source.name: {"ratio": source.ratio, **found[source.name]} for source in sources}
+
+
+def changes(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, a line each, as a person would say it. What only one of them knows is no change.
+
+    Args:
+        trained: of the checkpoints.
+        asked: of the config.
+    """
+    known = trained.keys() & asked.keys()
+    lines: list[str] = []
+    if "options" in known:
+        # A key that was not there yet when the checkpoint was saved has had its default.
+        before = {**DEFAULTS, **trained["options"]}
+        after = asked["options"]
+        names = sorted(name for name in after if before.get(name) != after[name])
+        lines += [f"{name}: {_shown(before.get(name))} -> {_shown(after[name])}" for name in names]
+    if "data" in known:
+        lines += _data_changes(trained["data"], asked["data"])
+    texts = {"base": BASE_MODEL, "starting_weights": WEIGHTS, "starting_adapter": ADAPTER}
+    return lines + [text for name, text in texts.items() if name in known and trained[name] != asked[name]]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _data_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name}: no longer in the mixture" for name in before.keys() - after]
+    lines += [f"{name}: new in the mixture" for name in after.keys() - before]
+    for name in before.keys() & after.keys():
+        old, new = before[name], after[name]
+        if old["ratio"] != new["ratio"]:
+            lines.append(f"{name}: ratio {old['ratio']:g} -> {new['ratio']:g}")
+        if old["samples"] != new["samples"]:
+            lines.append(f"{name}: {old['samples']} -> {new['samples']} samples")
+        elif old["sha256"] != new["sha256"]:
+            lines.append(f"{name}: other content in its {new['samples']} samples")
+    return sorted(lines)
+
+
+def require_same(options: ExperimentOptions, asked: Mapping[str, Any], folder: Path, file: str) -> bool:
+    """Whether a training's newest checkpoint is of this identity; without any, it is.
+
+    Args:
+        options: the experiment's; resume_from_checkpoint: null allows another identity.
+        asked: of the config, as far as it is known.
+        folder: experiments/{experiment}.
+        file: the options file, for the message.
+
+    Raises:
+        ConfigError: where it is not, and must be.
+    """
+    state = newest_state(folder)
+    differing = changes(state.identity, asked) if state else []
+    if differing and options.resume_from_checkpoint is not None:
+        raise ConfigError(refusal(options, differing, folder, file))
+    return not differing
+
+
+def refusal(options: ExperimentOptions, differing: list[str], folder: Path, file: str) -> str:
+    """The message on a training that would not go on from its checkpoints: what has changed, and what may be done."""
+    last = max(list_checkpoints(folder), default=0)
+    start = f"{folder}/checkpoint-{last}/{weights_name(options.train.lora_ft)}"
+    lines = [f"    train: {{lora_path: {start}}}"]
+    if not options.train.lora_ft:
+        lines = [f"    model: {{pretrained_model_path: {start}}}"]
+    if parse_converted(start) is None:  # a folder of its own (omnitune train --output)
+        lines = []
+    return "\n".join(
+        [
+            f"{folder}: was trained otherwise than {file} now asks for. Nothing was run, and all that it made is still there.",
+            *(f"  - {line}" for line in differing),
+            "Undo this and there is nothing to do. Or:",
+            f"  - to start over, set resume_from_checkpoint: null in {file}; the old checkpoints are then kept in "
+            f"{next_superseded(folder)}",
+            "  - to go on from the finished weights, put these lines into an options file of another name, and that file into "
+            "`experiments` in place of this one",
+            f"    name: {options.name}_2",
+            *lines,
+        ]
+    )

@@ -1,0 +1,177 @@
+"""Checkpoints as they lie on disk: which are whole, what each says of itself, which are gone on from, kept or removed."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omnitune.files import sha256_of
+from omnitune.paths import STATE_FILE
+
+logger = logging.getLogger("omnitune")
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a checkpoint says of itself, beside its tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        identity: what decides the weights: options, starting weights and data.
+        lora: rank, alpha and target modules; None for training without adapters.
+        scheduled: False for one that a stopped training has left between the steps at which it saves.
+        running: figures that training goes on with: its scale of the loss, and steps skipped so far.
+        files: SHA-256 of each file of the checkpoint, by its path in there.
+    """
+
+    step: int
+    identity: dict[str, Any]
+    lora: dict[str, Any] | None
+    scheduled: bool = True
+    running: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """Complete training checkpoints of an experiment's folder, by step."""
+    found = {int(m[1]): p for p in Path(folder).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
+    return {step: found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()}
+
+
+def require_steps(folder: Path, steps: Iterable[int]) -> None:
+    """Raises ValueError for a checkpoint to be evaluated that is not there, since it was not saved or was removed before."""
+    missing = [str(step) for step in steps if step not in list_checkpoints(folder)]
+    if missing:
+        raise ValueError(
+            f"{folder}: val.evaluate_checkpoints asks for step {', '.join(missing)}, of which no checkpoint is left: this "
+            "training ran with another logger.checkpointing_steps or logger.checkpoints_total_limit. Set them back, or "
+            "val.evaluate_checkpoints: last, or give the experiment another name to train it again."
+        )
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Reads what a checkpoint says of itself; raises ValueError if its state file is damaged."""
+    path = checkpoint / STATE_FILE
+    try:
+        state = TrainerState(**json.loads(path.read_text(encoding="utf-8")))
+        return replace(state, identity=_present_form(state.identity))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged ({error}). Remove {checkpoint} to go on from an earlier checkpoint."
+        ) from None
+
+
+def _present_form(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity as it is written now: keys of options had no full names before, and data was the hash of its index."""
+    options = {
+        f"{section}.{name}" if isinstance(content, dict) else section: value
+        for section, content in identity["options"].items()
+        for name, value in (content.items() if isinstance(content, dict) else [(section, content)])
+    }
+    if "index" not in identity["data"]:
+        return {**identity, "options": options}
+    return {name: value for name, value in identity.items() if name != "data"} | {"options": options}
+
+
+def check_files(checkpoint: Path, state: TrainerState, names: Iterable[str]) -> None:
+    """Raises ValueError where a file of a checkpoint is not what was saved.
+
+    Args:
+        checkpoint: its folder.
+        state: what it says of itself.
+        names: keys of `state.files` to look at.
+    """
+    for name in names:
+        path = checkpoint / name
+        if not path.is_file():
+            raise ValueError(f"{path}: is missing. Remove {checkpoint}; training goes on from an earlier checkpoint.")
+        if sha256_of(path) != state.files[name]:
+            raise ValueError(
+                f"{path}: is not what training has saved (its SHA-256 differs from {STATE_FILE}). Remove {checkpoint}; "
+                "training goes on from an earlier checkpoint."
+            )
+
+
+def newest_state(folder: Path) -> TrainerState | None:
+    """What the newest checkpoint of an experiment's folder says of itself; None without any."""
+    checkpoints = list_checkpoints(folder)
+    return read_state(checkpoints[max(checkpoints)]) if checkpoints else None
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a checkpoint under a name that a killed removal does not leave looking whole."""
+    doomed = checkpoint.with_name(f"{checkpoint.name}.removed.tmp")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed save left behind."""
+    for leftover in folder.glob("checkpoint-*.tmp"):
+        logger.info("removing %s, left by an interrupted save", leftover)
+        shutil.rmtree(leftover)
+
+
+def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:
+    """Removes the oldest checkpoints beyond `limit`, and unscheduled ones that a newer one follows; never the newest,
+    nor those of the steps in `keep`.
+    """
+    checkpoints = list_checkpoints(folder)
+    scheduled = [step for step, path in checkpoints.items() if read_state(path).scheduled]
+    beyond = set(scheduled[:-limit]) if limit else set()
+    doomed = (beyond | (checkpoints.keys() - scheduled)) - keep - {max(checkpoints, default=0)}
+    for step in sorted(doomed):
+        reason = (
+            f"logger.checkpoints_total_limit: {limit}"
+            if step in scheduled
+            else "of a stopped training; a newer one is there"
+        )
+        logger.info("removing checkpoint-%d (%s)", step, reason)
+        try:
+            remove(checkpoints[step])
+        except OSError as error:  # no reason to stop: the new one is whole
+            logger.warning("%s cannot be removed: %s", checkpoints[step], error)
+
+
+def find_resumable(folder: Path, last_step: int, same: bool) -> Path | None:
+    """The newest checkpoint not beyond `last_step`. Those beyond it are set aside, into `superseded-{n}/`.
+
+    Args:
+        folder: experiments/{experiment}.
+        last_step: of the training.
+        same: whether the checkpoints belong to it; if not, all are set aside. A training that starts over under the same
+            identity goes on: it would get to the same weights, and one that was preempted must not lose what it has done.
+    """
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return None
+    if not same:
+        set_aside(folder, [*checkpoints.values(), folder / "logs"], "resume_from_checkpoint: null, and other options")
+        return None
+    beyond = [path for step, path in checkpoints.items() if step > last_step]
+    if beyond:
+        set_aside(folder, beyond, f"train.max_train_steps: {last_step}")
+    usable = [step for step in checkpoints if step <= last_step]
+    return checkpoints[max(usable)] if usable else None
+
+
+def next_superseded(folder: Path) -> Path:
+    """Where the next checkpoints to be set aside go."""
+    numbers = [int(p.name.rsplit("-", 1)[1]) for p in folder.glob("superseded-*")]
+    return folder / f"superseded-{1 + max(numbers, default=0)}"
+
+
+def set_aside(folder: Path, paths: Iterable[Path], reason: str) -> None:
+    """Moves what lies in an experiment's folder to where it is kept, and says so."""
+    target = next_superseded(folder)
+    target.mkdir()
+    names = [path.name for path in paths if path.exists()]
+    for name in names:
+        (folder / name).rename(target / name)
+    logger.warning("%s: %s of %s are kept in %s", reason, ", ".join(names), folder, target)
