@@ -21,8 +21,9 @@ demo: install
 	@echo "Done. Open the reports in a browser:"
 	@for report in experiments/*/report/index.html; do echo "  $(CURDIR)/$$report"; done
 
+# Two at a time: most of what tests wait for is a process that starts.
 test: install
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist worksteal
 
 lint: install
 	ruff check .

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from omnitune.config import ExperimentOptions
 from omnitune.data.encode import EncodingFiles, encode_dataset
-from omnitune.data.encoded import EncodedIndex, fingerprint_of
+from omnitune.data.encoded import EncodedIndex
+from omnitune.data.fingerprint import fingerprint_of
 from omnitune.data.images import ImageLimits, target_size
 from omnitune.data.loader import ShardIndex, TrainingBatches
 from omnitune.data.plan import MixturePlan

@@ -27,7 +27,7 @@ from omnitune import paths
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, keys_affecting, keys_of
 from omnitune.config.options import DataOptions, ModelOptions
-from omnitune.evaluation.benchmark import prompt_images, read_prompts
+from omnitune.evaluation.benchmark import prompt_images, prompts_hash, read_prompts
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
 from omnitune.refusals import refused_trainings

@@ -22,7 +22,7 @@ rule encode_dataset:
         # With GPUs: gpus_per_node=N, one process for each, and on SLURM gres="gpu:N" as well.
         gpus_per_node=0,
     params:
-        **key_params(DataOptions, get_data, "encodings", "shards", prefix="data."),
+        **key_params(DataOptions, get_data, "encodings", prefix="data."),
         format="format: 1",
     script:
         "../scripts/encode_dataset.py"

@@ -8,7 +8,6 @@ localrules:
 checkpoint prepare_benchmark:
     # What the benchmark was read as: what images depend on, and what scores depend on beside them.
     input:
-        prompts=get_prompts,
         images=get_prompt_images,
     output:
         protocol=paths.PROTOCOL,
@@ -24,6 +23,7 @@ checkpoint prepare_benchmark:
         runtime=30,
     params:
         **key_params(Benchmark, get_benchmark, "images", "scores"),
+        prompts=get_prompts,
         format="format: 1",
     script:
         "../scripts/prepare_benchmark.py"

@@ -186,17 +186,19 @@ def get_checkpoint(wildcards):
 # ------------------------------------------------------------------ evaluate
 
 
-def get_prompts(wildcards):
-    prompts = get_benchmark(wildcards).prompts
-    behind(PROJECT.drawn([prompts]))
-    return prompts
+def read_benchmark(wildcards):
+    reading(*filter(None, [PROJECT.drawn([get_benchmark(wildcards).prompts])]))
+    return read_prompts(get_benchmark(wildcards), Path())
 
 
 def get_prompt_images(wildcards):
     """The images that prompts name, their inputs and targets."""
-    reading(*filter(None, [PROJECT.drawn([get_benchmark(wildcards).prompts])]))
-    prompts = read_prompts(get_benchmark(wildcards), Path())
-    return [str(path) for path in prompt_images(prompts)]
+    return [str(path) for path in prompt_images(read_benchmark(wildcards))]
+
+
+def get_prompts(wildcards):
+    """What the lines of the prompts were read as."""
+    return key_line("prompts", prompts_hash(read_benchmark(wildcards)))
 
 
 def get_weights(wildcards):

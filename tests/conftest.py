@@ -1,15 +1,19 @@
 """Projects to run in, fresh copies and copies of one finished run; and an S3 service."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from lab import draw_images, first_lab, write_lab
 from tiny import write_tiny
 from trainings import prepare_mixed
 from workplace import Workplace, copy_project
+
+SharedRun = Callable[[str, Callable[[Workplace], None]], Workplace]
 
 
 @pytest.fixture(scope="session")
@@ -19,23 +23,47 @@ def new_workplace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], W
 
 
 @pytest.fixture(scope="session")
-def finished(new_workplace: Callable[[str], Workplace]) -> Workplace:
-    """The small experiment after `snakemake --cores 2`. Not to be changed: use `workplace`."""
-    place = new_workplace("finished")
-    write_tiny(place.root)
-    place.snakemake()
-    return place
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> SharedRun:
+    """Makes a place once for all processes of this test run: the first one that asks does, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def run(name: str, make: Callable[[Workplace], None]) -> Workplace:
+        place, done = Workplace(common / name), common / f"{name}.done"
+        with FileLock(common / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(place.root, ignore_errors=True)
+                place.root.mkdir()
+                copy_project(place.root)
+                make(place)
+                done.touch()
+        return place
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def lab_run(new_workplace: Callable[[str], Workplace]) -> Workplace:
+def finished(shared_run: SharedRun) -> Workplace:
+    """The small experiment after `snakemake --cores 2`. Not to be changed: use `workplace`."""
+
+    def make(place: Workplace) -> None:
+        write_tiny(place.root)
+        place.snakemake()
+
+    return shared_run("finished", make)
+
+
+@pytest.fixture(scope="session")
+def lab_run(shared_run: SharedRun) -> Workplace:
     """The lab after `snakemake --cores 2`. Not to be changed: copy it."""
-    place = new_workplace("lab")
-    shutil.rmtree(place.root / "config")
-    write_lab(first_lab(), place.root)
-    draw_images(place.root)
-    place.snakemake()
-    return place
+
+    def make(place: Workplace) -> None:
+        shutil.rmtree(place.root / "config")
+        write_lab(first_lab(), place.root)
+        draw_images(place.root)
+        place.snakemake()
+
+    return shared_run("lab", make)
 
 
 @pytest.fixture
@@ -45,11 +73,18 @@ def workplace(finished: Workplace, tmp_path: Path) -> Workplace:
 
 
 @pytest.fixture(scope="session")
-def mixed(finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def mixed(finished: Workplace, tmp_path_factory: pytest.TempPathFactory, shared_run: SharedRun) -> Workplace:
     """The finished run, and shards and encodings of all three tasks: where tests start trainings of their own names."""
-    place = finished.copy_to(tmp_path_factory.mktemp("mixed") / "project")
-    prepare_mixed(place)
-    return place
+
+    def make(place: Workplace) -> None:
+        shutil.rmtree(place.root)
+        finished.copy_to(place.root)
+        prepare_mixed(place)
+
+    prepared = shared_run("mixed", make)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return prepared
+    return prepared.copy_to(tmp_path_factory.mktemp("mixed") / "project")  # each process writes trainings of its own
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,8 @@ from tiny import TRANSFORMER
 
 from omnitune.config import ConfigError, ExperimentOptions
 from omnitune.data.encode import EncodingFiles, encode_dataset
-from omnitune.data.encoded import EncodedIndex, fingerprint_of
+from omnitune.data.encoded import EncodedIndex
+from omnitune.data.fingerprint import fingerprint_of
 from omnitune.data.groups import grouped
 from omnitune.data.images import ImageLimits
 from omnitune.data.index import ShardIndex

@@ -17,7 +17,7 @@ Job = tuple[str, tuple[tuple[str, str], ...]]
 IMAGE_LIMITS = ("max_output_pixels", "max_input_pixels", "max_side_length", "image_format", "image_quality")
 OF_SAMPLES = ("maximum_text_tokens", "use_chat_template", "max_image_pixels", "validation_depth")
 OF_MANIFESTS = ("max_reject_fraction", "samples_per_shard")
-OF_ENCODINGS = ("encoded_precision", "maximum_text_tokens", "use_chat_template", *IMAGE_LIMITS)
+OF_ENCODINGS = ("encoded_precision", "maximum_text_tokens", "use_chat_template")
 FREE_IN_DATA = {
     "data_path",
     "max_reject_fraction",

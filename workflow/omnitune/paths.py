@@ -6,7 +6,8 @@ from typing import NamedTuple, Self
 
 DEMO = "resources/demo"
 PRETRAINED = "resources/pretrained/{model}"
-BASE_MANIFEST = f"{PRETRAINED}/manifest.json"
+MANIFEST_FILE = "manifest.json"  # of a base model that the workflow has made: SHA-256 of its files
+BASE_MANIFEST = f"{PRETRAINED}/{MANIFEST_FILE}"
 PROTOCOL = "resources/benchmarks/{benchmark}/protocol.json"
 SCORING = "resources/benchmarks/{benchmark}/scoring.json"
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
 from omnitune.files import sha256_of, write_json
-from omnitune.models.components import MANIFEST
+from omnitune.paths import MANIFEST_FILE
 
 logger = logging.getLogger("omnitune")
 
@@ -39,7 +39,7 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
         else:
             _assemble(model, temporary, cache_dir)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        write_json(temporary / MANIFEST, {str(path.relative_to(temporary)): sha256_of(path) for path in files})
+        write_json(temporary / MANIFEST_FILE, {str(path.relative_to(temporary)): sha256_of(path) for path in files})
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
 

@@ -23,14 +23,8 @@ from torch import Tensor
 from omnitune.config import ExperimentOptions
 from omnitune.config.options import DataOptions
 from omnitune.console import Progress, setup_logging
-from omnitune.data.encoded import (
-    DROPPED,
-    ENCODED_SCHEMA,
-    FINGERPRINT,
-    checksum,
-    fingerprint_of,
-    stored_fingerprint,
-)
+from omnitune.data.encoded import DROPPED, ENCODED_SCHEMA, checksum
+from omnitune.data.fingerprint import FINGERPRINT, fingerprint_of, stored_fingerprint
 from omnitune.data.groups import group_path, grouped
 from omnitune.data.index import IndexRow, ShardIndex
 from omnitune.data.parquet import ParquetRows

@@ -1,7 +1,5 @@
 """Read the VAE posteriors and text features that `omnitune.data.encode` has stored, bound to what they were made by."""
 
-import hashlib
-import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,19 +16,12 @@ import safetensors.torch
 import torch
 
 from omnitune.config import ConfigError
-from omnitune.config.affects import keys_affecting
-from omnitune.config.options import DataOptions
+from omnitune.data.fingerprint import ENCODE, require_fingerprint
 from omnitune.data.groups import group_path
 from omnitune.data.index import ShardIndex
 from omnitune.data.tars import TarReader
-from omnitune.files import sha256_of
-from omnitune.models.components import MANIFEST
 
-FORMAT_VERSION = 1  # raised with every change of what is stored
-COMPONENTS = ("vae", "mllm", "processor")  # of the base model: those that encoding uses
 DROPPED = "dropped.safetensors"
-FINGERPRINT = "fingerprint"  # key in the metadata of parquet and safetensors files
-ENCODE = "Encode: snakemake --cores 2 encode --forcerun encode_dataset, or omnitune encode --config OPTIONS"
 
 ENCODED_SCHEMA = pa.schema(
     [
@@ -63,58 +54,9 @@ class EncodedSample:
     text_without_cliche: torch.Tensor | None
 
 
-def fingerprint_of(base: Path, data: DataOptions) -> dict[str, Any]:
-    """What an encoding is a function of, beside the shards: weights, tokenizer, options and the format of the files."""
-    components = {name: _component_hash(Path(base), name) for name in COMPONENTS}
-    content = {"format": FORMAT_VERSION, **components, **keys_affecting(data, "encodings", "shards")}
-    normalised: dict[str, Any] = json.loads(json.dumps(content))
-    return normalised
-
-
-def _component_hash(base: Path, name: str) -> str:
-    """One hash over the files of a component, from the base model's manifest where it has one."""
-    manifest = base / MANIFEST
-    if manifest.is_file():
-        hashes = json.loads(manifest.read_text(encoding="utf-8"))
-    else:
-        files = (path for path in (base / name).rglob("*") if path.is_file())
-        hashes = {path.relative_to(base).as_posix(): sha256_of(path) for path in files}
-    lines = [f"{path} {hashes[path]}\n" for path in sorted(hashes) if path.startswith(f"{name}/")]
-    if not lines:
-        raise ConfigError(f"{base}: has no {name}/, which encoding needs. It is not a folder in the published layout.")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def checksum(key: str, content: bytes) -> int:
     """CRC-32 of a member under its key: another sample's bytes do not pass for it."""
     return zlib.crc32(content, zlib.crc32(key.encode()))
-
-
-def stored_fingerprint(path: Path) -> dict[str, Any] | None:
-    """The fingerprint that a file of an encoding carries; None where there is no such file, or none that is whole."""
-    try:
-        if path.suffix == ".parquet":
-            metadata = pq.read_schema(path).metadata or {}
-            text = metadata.get(FINGERPRINT.encode(), b"null").decode()
-        else:
-            with safetensors.safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(FINGERPRINT, "null")
-        found: dict[str, Any] | None = json.loads(text)
-    except (OSError, pa.ArrowInvalid, safetensors.SafetensorError):
-        return None
-    return found
-
-
-def require_fingerprint(path: Path, asked: dict[str, Any]) -> None:
-    """Raises ConfigError, naming what differs, unless a file of an encoding carries this fingerprint."""
-    found = stored_fingerprint(path)
-    if found is None:
-        problem = "is missing" if not path.exists() else "cannot be read"
-        raise ConfigError(f"{path}: {problem}. {ENCODE}.")
-    if found != asked:
-        names = [name for name in {**asked, **found} if asked.get(name) != found.get(name)]
-        lines = [f"{name}: {asked.get(name)!r} is asked, encoded with {found.get(name)!r}" for name in names]
-        raise ConfigError("\n  - ".join([f"{path}: was encoded with something else. {ENCODE}.", *lines]))
 
 
 @dataclass

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,6 +113,12 @@ def write_protocol(benchmark: Benchmark, prompts: Sequence[Prompt], protocol: Pa
     write_json(protocol, {"fingerprint": protocol_fingerprint(benchmark, prompts), **content})
     facts = [{"key": prompt.key, "task_type": prompt.task_type, "expect": prompt.expect} for prompt in prompts]
     write_json(scoring, {**keys_affecting(benchmark, "scores"), "prompts": facts})
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """Hex sha256 of what the lines of a prompt list say, their images by name."""
+    content = [{**asdict(prompt), "input_images": [str(path) for path in prompt.input_images]} for prompt in prompts]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def prompt_images(prompts: Sequence[Prompt]) -> list[Path]:

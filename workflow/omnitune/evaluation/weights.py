@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.files import portable, sha256_of
-from omnitune.paths import CONVERSION_FILE
-
-MANIFEST = "manifest.json"  # of a base model that the workflow has made: SHA-256 of its files
+from omnitune.paths import CONVERSION_FILE, MANIFEST_FILE
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def evaluated_weights(base: Path, start: Path, tuned: Path | None) -> EvaluatedW
 def describe_weights(weights: EvaluatedWeights) -> dict[str, Any]:
     """For provenance: names, one sha256 over the transformer's (and the adapter's) content, and one over the pipeline's,
     VAE and text encoder included, where its folder has a manifest."""
-    base, manifest = weights.base, weights.base / MANIFEST
+    base, manifest = weights.base, weights.base / MANIFEST_FILE
     transformer = _folder_hash(weights.transformer) if weights.transformer else _base_hash(base)
     adapters = [_folder_hash(weights.lora)] if weights.lora else []
     return {
@@ -59,7 +57,7 @@ def describe_weights(weights: EvaluatedWeights) -> dict[str, Any]:
 
 def _base_hash(base: Path) -> str:
     """Of the base's own transformer, by the manifest of the base where there is one."""
-    manifest = base / MANIFEST
+    manifest = base / MANIFEST_FILE
     if not manifest.is_file():
         return _folder_hash(base / "transformer")
     hashes = json.loads(manifest.read_text(encoding="utf-8"))

@@ -22,7 +22,6 @@ PUBLISHED_INDEX: dict[str, Any] = {
     "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-MANIFEST = "manifest.json"  # SHA-256 of each file of a pipeline folder, where the workflow has made it
 COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from omnitune.data.encoded import stored_fingerprint
+from omnitune.data.fingerprint import stored_fingerprint
 from omnitune.data.groups import GROUPS
 from omnitune.data.summary import TITLES
 

@@ -19,6 +19,7 @@ from omnitune.launcher import (
     run,
 )
 from omnitune.training.files import TrainingFiles, lock_experiment
+from omnitune.training.identity import identity_of, require_same
 from omnitune.training.layout import Layout, choose_layout
 
 logger = logging.getLogger("omnitune")
@@ -58,6 +59,8 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
             raise ValueError(f"{path} is missing. `snakemake --cores 2 train` makes all that a training needs.")
     if topology.rank == 0:  # refuse here, with one message; the training itself holds it from its start
         lock_experiment(files.output).close()
+        identity = identity_of(options, files.base, files.transformer, files.index)
+        require_same(options, identity, files.output, str(files.config))
     layout = choose_layout(options, topology, files)
     command = launch_command(topology, layout, options.train, files.arguments())
     _run_with_restarts(command, options, topology)

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from omnitune.config import ExperimentOptions
-from omnitune.data.encoded import EncodedIndex, fingerprint_of
+from omnitune.data.encoded import EncodedIndex
+from omnitune.data.fingerprint import fingerprint_of
 from omnitune.data.index import ShardIndex
 from omnitune.data.loader import TrainingBatches
 from omnitune.data.mixture import Source, read_mixture
