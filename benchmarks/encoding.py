@@ -13,15 +13,15 @@ from accelerate.state import AcceleratorState
 from rich.table import Table
 
 from omnitune.config import ExperimentOptions
-from omnitune.data.encode import EncodingFiles, encode_dataset
-from omnitune.data.images import ImageLimits
-from omnitune.data.shard import shard_dataset
-from omnitune.data.validate import validate_mixture
 from omnitune.demo.base_model import build_base_model
 from omnitune.demo.dataset import write_dataset
-from omnitune.launcher import Topology
-from omnitune.training.files import TrainingFiles
+from omnitune.distributed.processes import Topology
+from omnitune.encoding.encode import EncodingFiles, encode_dataset
+from omnitune.images.prepare import ImageLimits
+from omnitune.sharding.shard import shard_dataset
+from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
+from omnitune.validation.source import validate_mixture
 
 THREADS = 2
 STEPS = 16

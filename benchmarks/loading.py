@@ -13,17 +13,17 @@ from PIL import Image
 from rich.table import Table
 
 from omnitune.config import ExperimentOptions
-from omnitune.data.encode import EncodingFiles, encode_dataset
-from omnitune.data.encoded import EncodedIndex
-from omnitune.data.fingerprint import fingerprint_of
-from omnitune.data.images import ImageLimits, target_size
-from omnitune.data.loader import ShardIndex, TrainingBatches
-from omnitune.data.plan import MixturePlan
-from omnitune.data.shard import shard_dataset
-from omnitune.data.validate import validate_mixture
 from omnitune.demo.base_model import build_base_model
 from omnitune.demo.vae import VAE_CONFIG
-from omnitune.launcher import Topology
+from omnitune.distributed.processes import Topology
+from omnitune.encoding.encode import EncodingFiles, encode_dataset
+from omnitune.encoding.fingerprint import fingerprint_of
+from omnitune.encoding.read import EncodedIndex
+from omnitune.images.prepare import ImageLimits, target_size
+from omnitune.loading.loader import ShardIndex, TrainingBatches
+from omnitune.loading.order import MixturePlan
+from omnitune.sharding.shard import shard_dataset
+from omnitune.validation.source import validate_mixture
 
 SIZE = (4000, 3000)
 LIMITS = ImageLimits(max_output_pixels=1024 * 1024, max_input_pixels=1024 * 1024, max_side_length=2048)

@@ -10,9 +10,9 @@ import torch
 from rich.table import Table
 
 from benchmarks.encoding import encode_demo, options_of, prepare
-from omnitune.launcher import Topology
-from omnitune.training.files import TrainingFiles
-from omnitune.training.launch import launch
+from omnitune.distributed.processes import Topology
+from omnitune.launching.launch import launch
+from omnitune.training.inputs import TrainingFiles
 
 PROCESSES = 2
 STEPS = 72

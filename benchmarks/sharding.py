@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from omnitune.data.images import ImageLimits
-from omnitune.data.merge import ShardCut, merge_validation
-from omnitune.data.shard import shard_dataset
-from omnitune.data.validate import Checks, validate_source
+from omnitune.images.prepare import ImageLimits
+from omnitune.sharding.shard import shard_dataset
+from omnitune.validation.dataset import ShardCut, merge_validation
+from omnitune.validation.source import Checks, validate_source
 
 IMAGES, WIDTH, HEIGHT = 24, 4014, 3024  # sides of which both programs make the same target size
 TARGET = (1168, 880)
@@ -47,8 +47,8 @@ if __name__ == "__main__":
 MEMORY = """
 import sys
 from pathlib import Path
-from omnitune.data import shard  # all that a worker has loaded
-from omnitune.data.images import prepare_image
+from omnitune.sharding import shard  # all that a worker has loaded
+from omnitune.images.prepare import prepare_image
 path = Path(sys.argv[1])
 image = prepare_image(path if path.stat().st_size > shard.LARGE_FILE else path.read_bytes(), 1_048_576, 2048)
 status = Path("/proc/self/status").read_text()

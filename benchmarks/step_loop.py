@@ -20,10 +20,10 @@ from rich.table import Table
 
 from benchmarks.encoding import encode_demo, options_of, prepare
 from omnitune.config import ExperimentOptions
-from omnitune.data.loader import Sample
+from omnitune.loading.loader import Sample
 from omnitune.training import loop
-from omnitune.training.files import TrainingFiles
 from omnitune.training.flow_matching import image_tokens, latent_elements, training_times, velocity_errors
+from omnitune.training.inputs import TrainingFiles
 from omnitune.training.optimizer import build_optimizers
 
 THREADS = 2

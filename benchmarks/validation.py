@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from omnitune.data.merge import ShardCut, merge_validation
-from omnitune.data.summary import Outputs
-from omnitune.data.validate import Checks, validate_source
+from omnitune.validation.dataset import ShardCut, merge_validation
+from omnitune.validation.source import Checks, validate_source
+from omnitune.validation.summary import Outputs
 
 IMAGES, SIDE = 200, 1024  # photographs are smoother than noise, and compress as this does
 RATE_ROWS = {"header": 8_000, "full": 400}

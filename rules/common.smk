@@ -27,11 +27,11 @@ from omnitune import paths
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, keys_affecting, keys_of
 from omnitune.config.options import DataOptions, ModelOptions
-from omnitune.evaluation.benchmark import prompt_images, prompts_hash, read_prompts
+from omnitune.evaluation.prompts import prompt_images, prompts_hash, read_prompts
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
 from omnitune.refusals import refused_trainings
-from omnitune.storage import is_url, version_of
+from omnitune.io.storage import is_url, version_of
 from omnitune.survey import lost_files
 
 try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.evaluation.benchmark import read_prompts
+from omnitune.evaluation.prompts import read_prompts
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
 from omnitune.report.build import BenchmarkEntry, build_report

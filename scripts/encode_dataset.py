@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.data.encode import EncodingFiles, encode
-from omnitune.launcher import Topology
+from omnitune.distributed.processes import Topology
+from omnitune.encoding.encode import EncodingFiles, encode
 from omnitune.project import Project
 
 with job(snakemake.log[0]):

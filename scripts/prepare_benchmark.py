@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.evaluation.benchmark import read_prompts, write_protocol
+from omnitune.evaluation.prompts import read_prompts, write_protocol
 from omnitune.project import Project
 
 with job(snakemake.log[0]):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.files import write_json
+from omnitune.io.files import write_json
 from omnitune.project import Project
 from omnitune.training.identity import identity_of, require_same
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.evaluation.benchmark import read_prompts
-from omnitune.evaluation.metrics import score
+from omnitune.evaluation.prompts import read_prompts
+from omnitune.evaluation.scoring import score
 from omnitune.evaluation.weights import describe_weights, evaluated_weights
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from omnitune import storage
 from omnitune.config.affects import read_key_lines
 from omnitune.console import job
-from omnitune.data.shard import ImageLimits, write_shard
+from omnitune.io import storage
+from omnitune.sharding.shard import ImageLimits, write_shard
 
 with job(snakemake.log[0]):
     keys, manifest = read_key_lines(snakemake.params), Path(snakemake.input.digest).with_suffix(".jsonl")

@@ -1,9 +1,9 @@
 """Train an experiment on the nodes of this job."""
 
 from omnitune.console import job
+from omnitune.launching.job import launch_job
 from omnitune.project import Project
-from omnitune.training.files import TrainingFiles
-from omnitune.training.launch import launch_job
+from omnitune.training.inputs import TrainingFiles
 
 with job(snakemake.log[0]):
     project, name = Project.load(snakemake.config), snakemake.wildcards.experiment

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omnitune.config.affects import read_key_lines
 from omnitune.console import job
-from omnitune.data.merge import ShardCut, merge_validation
+from omnitune.validation.dataset import ShardCut, merge_validation
 
 with job(snakemake.log[0]):
     keys = read_key_lines(snakemake.params)

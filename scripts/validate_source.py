@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omnitune.config.affects import read_key_lines
 from omnitune.console import job
-from omnitune.data.validate import Checks, validate_source
+from omnitune.validation.source import Checks, validate_source
 
 with job(snakemake.log[0]):
     validate_source(

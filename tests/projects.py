@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from omnitune.data.parquet import ParquetRows
-from omnitune.data.shard import INDEX_SCHEMA, write_index
+from omnitune.io.parquet import ParquetRows
 from omnitune.paths import shard_name
 from omnitune.project import Project
+from omnitune.sharding.shard import INDEX_SCHEMA, write_index
 
 MINIMAL: dict[str, Any] = {
     "name": "x",

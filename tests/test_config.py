@@ -8,17 +8,10 @@ import pytest
 import yaml
 from projects import changed, write
 
-from omnitune.config import (
-    Benchmark,
-    ConfigError,
-    ExperimentOptions,
-    Mixture,
-    WorkflowConfig,
-    evaluation_folders,
-    load_config,
-)
+from omnitune.config import Benchmark, ExperimentOptions, Mixture, WorkflowConfig, evaluation_folders, load_config
 from omnitune.config.options import require_processes
 from omnitune.config.reference import reference_files
+from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep, weights_name
 
 pytestmark = pytest.mark.unit

@@ -22,9 +22,9 @@ from omnitune.config.affects import (
 )
 from omnitune.config.base import Section, section_of
 from omnitune.config.options import DataOptions
-from omnitune.data.images import ImageLimits
-from omnitune.data.merge import ShardCut
-from omnitune.data.validate import Checks
+from omnitune.images.prepare import ImageLimits
+from omnitune.validation.dataset import ShardCut
+from omnitune.validation.source import Checks
 
 pytestmark = pytest.mark.unit
 

@@ -13,7 +13,7 @@ from tiny import TRANSFORMER
 
 from omnitune.config import ExperimentOptions
 from omnitune.conversion import convert, read_checkpoint, verify
-from omnitune.files import sha256_of
+from omnitune.io.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import TARGET_MODULES, published_name
 from omnitune.paths import STATE_FILE, weights_name

@@ -7,7 +7,7 @@ import pytest
 from projects import sha256, write
 
 from omnitune.conversion.manifest import check_checkpoint, check_conversion, read_conversion
-from omnitune.files import sha256_of
+from omnitune.io.files import sha256_of
 from omnitune.paths import STATE_FILE
 from omnitune.training.states import TrainerState
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnitune.data.balance import deal, waste
+from omnitune.loading.balance import deal, waste
 
 pytestmark = pytest.mark.unit
 

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from omnitune.data.drawn import mixture_report
-from omnitune.data.index import ShardIndex
-from omnitune.data.mixture import Source
-from omnitune.data.plan import MixturePlan
-from omnitune.data.shard import INDEX_SCHEMA
+from omnitune.config.sources import Source
+from omnitune.loading.mixture_report import mixture_report
+from omnitune.loading.order import MixturePlan
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.shard import INDEX_SCHEMA
 
 pytestmark = pytest.mark.unit
 

@@ -25,20 +25,21 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny import TRANSFORMER
 
-from omnitune.config import ConfigError, ExperimentOptions
-from omnitune.data.encode import EncodingFiles, encode_dataset
-from omnitune.data.encoded import EncodedIndex
-from omnitune.data.fingerprint import fingerprint_of
-from omnitune.data.groups import grouped
-from omnitune.data.images import ImageLimits
-from omnitune.data.index import ShardIndex
-from omnitune.data.shard import write_index, write_shard
+from omnitune.config import ExperimentOptions
 from omnitune.demo.base_model import build_base_model
-from omnitune.files import json_line, sha256_of, write_json
-from omnitune.launcher import Topology
+from omnitune.distributed.processes import Topology
+from omnitune.encoding.encode import EncodingFiles, encode_dataset
+from omnitune.encoding.fingerprint import fingerprint_of
+from omnitune.encoding.groups import grouped
+from omnitune.encoding.read import EncodedIndex
+from omnitune.errors import ConfigError
+from omnitune.images.prepare import ImageLimits
+from omnitune.io.files import json_line, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, encode_text
 from omnitune.models.components import MANIFEST, load_text_encoder, load_tokenizer, load_vae
-from omnitune.training.files import TrainingFiles
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.shard import write_index, write_shard
+from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
 
 pytestmark = pytest.mark.unit

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omnitune.data.decode import ImageRefused, inspect_image
-from omnitune.data.images import load_rgb
-from omnitune.data.validate import Checks, validate_source
+from omnitune.images.inspect import ImageRefused, inspect_image
+from omnitune.images.prepare import load_rgb
+from omnitune.validation.source import Checks, validate_source
 
 pytestmark = pytest.mark.unit
 

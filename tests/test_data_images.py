@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import encoded, opened, picture
 from PIL import Image, ImageCms
 
-from omnitune.data.images import (
+from omnitune.images.prepare import (
     ImageLimits,
     UndecodableImage,
     load_rgb,

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from omnitune.config import ConfigError
-from omnitune.data.images import ImageLimits
-from omnitune.data.loader import Sample, ShardIndex, TrainingBatches, training_loader
-from omnitune.data.plan import MixturePlan
-from omnitune.data.shard import shard_dataset
-from omnitune.data.validate import validate_mixture
+from omnitune.errors import ConfigError
+from omnitune.images.prepare import ImageLimits
+from omnitune.loading.loader import Sample, ShardIndex, TrainingBatches, training_loader
+from omnitune.loading.order import MixturePlan
+from omnitune.sharding.shard import shard_dataset
+from omnitune.validation.source import validate_mixture
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnitune.config import ConfigError
-from omnitune.data.mixture import Source, read_mixture
+from omnitune.config.sources import Source, read_mixture
+from omnitune.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnitune.data.plan import PERIOD, MixturePlan, period_counts, spread
+from omnitune.loading.order import PERIOD, MixturePlan, period_counts, spread
 
 pytestmark = pytest.mark.unit
 

@@ -13,12 +13,12 @@ import pytest
 import webdataset
 from pictures import encoded, opened, picture
 
-from omnitune import storage
-from omnitune.config import ConfigError
-from omnitune.data import shard
-from omnitune.data.digests import read_sources, write_shard_digests
-from omnitune.data.shard import ImageLimits, shard_dataset, write_index, write_shard
-from omnitune.data.validate import validate_mixture
+from omnitune.errors import ConfigError
+from omnitune.io import storage
+from omnitune.sharding import shard
+from omnitune.sharding.digests import read_sources, write_shard_digests
+from omnitune.sharding.shard import ImageLimits, shard_dataset, write_index, write_shard
+from omnitune.validation.source import validate_mixture
 
 pytestmark = pytest.mark.unit
 

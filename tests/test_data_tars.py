@@ -8,8 +8,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from omnitune.data import tars
-from omnitune.data.tars import SUBFOLDERS, DiskCache, TarReader
+from omnitune.sharding import tars
+from omnitune.sharding.tars import SUBFOLDERS, DiskCache, TarReader
 
 pytestmark = pytest.mark.unit
 
@@ -170,6 +170,6 @@ def test_a_cache_that_cannot_be_written_is_reported_once(
     reader = TarReader(remote, tmp_path / "file" / "cache", 1_000_000)
     for offset in (0, 10):
         assert reader.read("a.tar", offset, 10, "k") == CONTENT[offset : offset + 10]
-    warnings = [record.message for record in caplog.records if record.name == "omnitune.data.tars"]
+    warnings = [record.message for record in caplog.records if record.name == "omnitune.sharding.tars"]
     assert len(warnings) == 1
     assert "the cache cannot be written" in warnings[0]

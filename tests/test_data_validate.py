@@ -22,19 +22,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from omnitune import storage
-from omnitune.config import ConfigError
-from omnitune.data import decode
-from omnitune.data.decode import Depth, ImageRefused, inspect_image
-from omnitune.data.images import ImageLimits
-from omnitune.data.lines import MAX_LINE_BYTES, count_rows
-from omnitune.data.merge import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
-from omnitune.data.places import image_places
-from omnitune.data.sample import Refused, check_row, decode_line, draw_condition, remove_cliche
-from omnitune.data.summary import MAX_LABELS, OTHER, script_of, summary_tables
-from omnitune.data.validate import Checks, validate_mixture, validate_source
-from omnitune.data.workers import ordered_map
+from omnitune.errors import ConfigError, Refused
+from omnitune.images import inspect
+from omnitune.images.inspect import Depth, ImageRefused, inspect_image
+from omnitune.images.prepare import ImageLimits
+from omnitune.io import storage
+from omnitune.io.lines import MAX_LINE_BYTES, count_rows
+from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import apply_chat_template
+from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
+from omnitune.validation.image_places import image_places
+from omnitune.validation.row import check_row, decode_line, draw_condition, remove_cliche
+from omnitune.validation.source import Checks, validate_mixture, validate_source
+from omnitune.validation.summary import MAX_LABELS, OTHER, script_of, summary_tables
 
 pytestmark = pytest.mark.unit
 
@@ -207,7 +207,7 @@ def test_what_never_ends_is_not_read(folder: Path, depth: Depth) -> None:
             inspect_image(place, depth=depth)
     with (folder / "long.png").open("wb") as file:
         file.write(encoded(picture()))
-        file.truncate(decode.METADATA_BYTES + 8 * 1536 + 1)
+        file.truncate(inspect.METADATA_BYTES + 8 * 1536 + 1)
     with pytest.raises(ImageRefused, match="too_many_bytes"):
         inspect_image(folder / "long.png", max_pixels=1536, depth=depth)
 
@@ -225,7 +225,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(folder: Path) -> None:
 
 def test_facts_are_those_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[decode.EXIF_ORIENTATION] = 6
+    exif[inspect.EXIF_ORIENTATION] = 6
     for name, kind in [("a.jpg", "JPEG"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.tif", "TIFF")]:
         (tmp_path / name).write_bytes(encoded(picture(), kind, exif=exif))
         facts = inspect_image(tmp_path / name)
@@ -421,7 +421,7 @@ def test_progress_is_a_line_where_there_is_no_terminal(folder: Path, caplog: pyt
 @cache
 def header_cases() -> dict[str, bytes]:
     turned = Image.Exif()
-    turned[decode.EXIF_ORIENTATION] = 6
+    turned[inspect.EXIF_ORIENTATION] = 6
     large = picture(400, 300)
     return {
         **{
@@ -656,7 +656,7 @@ def test_counting_tokens_does_not_load_torch(folder: Path, base: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from omnitune.data.validate import Checks, validate_source
+from omnitune.validation.source import Checks, validate_source
 checks = Checks(tokenizer={str(base)!r})
 print(validate_source("a", [Path({str(file)!r})], Path({str(folder / "out")!r}), checks, progress=False)["text_tokens"])
 print("torch" in sys.modules)
@@ -790,7 +790,7 @@ def test_a_service_that_cannot_be_used_is_one_error(folder: Path, s3: str, worke
     program = (
         "from pathlib import Path\n"
         "from omnitune.console import job\n"
-        "from omnitune.data.validate import validate_source\n"
+        "from omnitune.validation.source import validate_source\n"
         f"with job(): validate_source('a', [Path({str(file)!r})], Path('out'), workers={workers}, progress=False)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}

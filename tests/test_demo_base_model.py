@@ -18,7 +18,8 @@ from omnitune.demo.scenes import render
 from omnitune.demo.text_encoder import TELLING_WORDS
 from omnitune.demo.train_vae import orthogonalised
 from omnitune.demo.vae import WEIGHTS
-from omnitune.models import OmniGen2Transformer2DModel, target_size
+from omnitune.images.resize import target_size
+from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.text_features import apply_chat_template, encode_text
 
 pytestmark = pytest.mark.unit

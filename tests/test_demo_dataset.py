@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image, ImageOps
 
-from omnitune.data.validate import Checks, validate_source
 from omnitune.demo.dataset import BROKEN_ROWS, COUNTS, HELDOUT_COUNT, draw_drafts, write_dataset
 from omnitune.demo.scenes import render
+from omnitune.validation.source import Checks, validate_source
 
 pytestmark = pytest.mark.unit
 

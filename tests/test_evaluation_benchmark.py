@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.benchmark import (
+from omnitune.evaluation.prompts import (
     part_of,
     prompt_images,
     prompt_seed,

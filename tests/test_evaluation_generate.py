@@ -15,13 +15,13 @@ from tiny import TRANSFORMER
 
 from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
-from omnitune.evaluation.benchmark import Prompt
 from omnitune.evaluation.generate import generate, generate_part, load_pipeline
 from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
-from omnitune.evaluation.metrics import HIGHEST_PSNR, compare_images, score
+from omnitune.evaluation.prompts import Prompt
 from omnitune.evaluation.results import read_generations, read_scores
+from omnitune.evaluation.scoring import HIGHEST_PSNR, compare_images, score
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
-from omnitune.files import is_whole, sha256_of
+from omnitune.io.files import is_whole, sha256_of
 from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
 from omnitune.paths import BASE
 

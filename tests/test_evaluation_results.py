@@ -8,7 +8,7 @@ import pytest
 from projects import sha256, write
 
 from omnitune.evaluation.results import read_generations, read_scores, require_image
-from omnitune.files import sealed
+from omnitune.io.files import sealed
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from omnitune.files import atomic_path, is_whole, lock, portable, sealed
+from omnitune.io.files import atomic_path, is_whole, lock, portable, sealed
 
 pytestmark = pytest.mark.unit
 

@@ -15,6 +15,7 @@ from tiny import TRANSFORMER
 from tokenizers import pre_tokenizers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from omnitune.images.resize import target_size, to_pil, to_rgb, to_tensor
 from omnitune.models import (
     SYSTEM_PROMPT,
     SYSTEM_PROMPT_DROP,
@@ -24,10 +25,6 @@ from omnitune.models import (
     OmniGen2Transformer2DModel,
     apply_chat_template,
     encode_text,
-    target_size,
-    to_pil,
-    to_rgb,
-    to_tensor,
 )
 
 pytestmark = pytest.mark.unit

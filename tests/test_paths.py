@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from omnitune.data.groups import group_path, grouped
+from omnitune.encoding.groups import group_path, grouped
 from omnitune.paths import (
     ENCODED_GROUP,
     WEIGHTS_NAME,

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from projects import changed, project, write
 
-from omnitune.config import ConfigError, ExperimentOptions, evaluation_folders
+from omnitune.config import ExperimentOptions, evaluation_folders
+from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.project import Phase, Phases, Project
-from omnitune.training.files import TrainingFiles
+from omnitune.training.inputs import TrainingFiles
 
 pytestmark = pytest.mark.unit
 
@@ -353,7 +354,7 @@ def test_unknown_names_are_one_sentence_with_the_known_ones(tmp_path: Path, monk
 def test_reading_the_graph_loads_nothing_heavy() -> None:
     """Snakemake does it in each job; torch alone would take seconds."""
     code = (
-        "import sys, omnitune.project, omnitune.refusals, omnitune.survey, omnitune.evaluation.benchmark\n"
+        "import sys, omnitune.project, omnitune.refusals, omnitune.survey, omnitune.evaluation.prompts\n"
         "heavy = {'torch', 'transformers', 'diffusers', 'torchmetrics', 'accelerate'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

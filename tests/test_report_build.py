@@ -13,9 +13,9 @@ import yaml
 from PIL import Image, ImageDraw
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.benchmark import Prompt, protocol_fingerprint
+from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.files import sealed, sha256_of
+from omnitune.io.files import sealed, sha256_of
 from omnitune.report import BenchmarkEntry, build_report
 from omnitune.report.build import choose_examples
 from omnitune.report.collect import judge

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omnitune import storage
+from omnitune.io import storage
 
 pytestmark = pytest.mark.unit
 

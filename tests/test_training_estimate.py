@@ -16,7 +16,7 @@ from tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.flops import SampleTokens
-from omnitune.training.estimate import (
+from omnitune.planning.memory import (
     choose_parallelism,
     device_memory,
     encoder_bytes_of,

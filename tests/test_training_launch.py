@@ -10,12 +10,14 @@ import pytest
 from tiny import OPTIONS
 
 from omnitune.config import ExperimentOptions
-from omnitune.launcher import STOP_SIGNALS, Topology, interface_towards, launch_environment
-from omnitune.training.files import TrainingFiles
-from omnitune.training.launch import launch_command
-from omnitune.training.layout import Layout, choose_layout
+from omnitune.distributed.layout import Layout
+from omnitune.distributed.parallel import SharedError, gather, require_agreement, together
+from omnitune.distributed.processes import Topology, interface_towards, launch_environment
+from omnitune.distributed.stopping import STOP_SIGNALS
+from omnitune.launching.launch import launch_command
+from omnitune.launching.strategy import choose_layout
+from omnitune.training.inputs import TrainingFiles
 from omnitune.training.nonfinite import NonFinite
-from omnitune.training.parallel import SharedError, gather, require_agreement, together
 
 pytestmark = pytest.mark.unit
 
@@ -52,7 +54,7 @@ def test_replicas_must_be_equal_and_several(topology: Topology, size: int | None
 def test_only_shards_are_offloaded(parallelism: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where auto has found that every process can hold all parameters, and where there is one process."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
-    monkeypatch.setattr("omnitune.training.layout._fitting", lambda *_: ("ddp", "it fits"))
+    monkeypatch.setattr("omnitune.distributed.layout._fitting", lambda *_: ("ddp", "it fits"))
     for processes in (1, 2):
         with pytest.raises(ValueError, match=r"train\.cpu_offload: true needs several processes"):
             choose_layout(options(parallelism=parallelism, cpu_offload=True), Topology(processes), FILES)
@@ -93,7 +95,7 @@ def test_interface_of_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1, "b": 3, "c": 0}]
-    monkeypatch.setattr("omnitune.training.parallel.gather", lambda value: found)
+    monkeypatch.setattr("omnitune.distributed.parallel.gather", lambda value: found)
     with pytest.raises(SharedError) as error:
         require_agreement(found[0])
     assert "b: 2 (process 0) and 3 (process 1, 2)" in str(error.value)
@@ -104,7 +106,7 @@ def test_one_fails_all_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gather("x") == ["x"]
     with pytest.raises(SharedError, match="mine"), together():
         raise ValueError("mine")
-    monkeypatch.setattr("omnitune.training.parallel.gather", lambda value: [value, "another's"])
+    monkeypatch.setattr("omnitune.distributed.parallel.gather", lambda value: [value, "another's"])
     with pytest.raises(SharedError, match="another's"), together():
         pass
 
@@ -123,7 +125,7 @@ def test_too_many_steps_that_are_not_finite() -> None:
 
 STOPPING = """
 import sys, time
-from omnitune.training.stopping import StopRequest
+from omnitune.distributed.stopping import StopRequest
 stop = StopRequest()
 if sys.argv[1:]:
     stop.defer()

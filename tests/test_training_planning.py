@@ -14,14 +14,15 @@ from tiny import TRANSFORMER
 from typer.testing import CliRunner
 
 from omnitune.cli import app
-from omnitune.config import ConfigError, ExperimentOptions
-from omnitune.data.index import IndexRow, ShardIndex
-from omnitune.data.loader import TrainingBatches
-from omnitune.data.mixture import read_mixture
-from omnitune.data.plan import MixturePlan
+from omnitune.config import ExperimentOptions
+from omnitune.config.sources import read_mixture
+from omnitune.errors import ConfigError
+from omnitune.loading.loader import TrainingBatches
+from omnitune.loading.order import MixturePlan
 from omnitune.models.flops import SampleTokens
-from omnitune.training.planning import Machine, TrainingPlan, measured_rate, plan_training
-from omnitune.training.workload import histogram, longest_batch, read_workload
+from omnitune.planning.plan import Machine, TrainingPlan, measured_rate, plan_training
+from omnitune.planning.workload import histogram, longest_batch, read_workload
+from omnitune.sharding.index import IndexRow, ShardIndex
 
 pytestmark = pytest.mark.unit
 

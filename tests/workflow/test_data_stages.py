@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from workplace import Workplace
 
-from omnitune import storage
+from omnitune.io import storage
 
 pytestmark = pytest.mark.workflow
 

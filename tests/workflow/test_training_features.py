@@ -17,7 +17,7 @@ from trainings import TRAINED, difference, rows, tensors, train, write_options
 from workplace import Workplace
 
 from omnitune.config import ExperimentOptions, starting_weights
-from omnitune.training.files import TrainingFiles
+from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
 
 pytestmark = pytest.mark.workflow

@@ -89,9 +89,9 @@ def validate(
     """
     from rich.console import Console
 
-    from omnitune.data.merge import RejectedTooMany
-    from omnitune.data.summary import summary_tables
-    from omnitune.data.validate import Checks, validate_mixture
+    from omnitune.validation.dataset import RejectedTooMany
+    from omnitune.validation.source import Checks, validate_mixture
+    from omnitune.validation.summary import summary_tables
 
     folder = str(tokenizer) if tokenizer else None
     checks = Checks(depth, max_image_pixels, image_root, maximum_text_tokens, tokenizer=folder)
@@ -126,7 +126,7 @@ def shard(
     workers: Annotated[int, option("workers", "Processes.", min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Write validated samples into WebDataset tars under the pixel limits, and index them."""
-    from omnitune.data.shard import ImageLimits, shard_dataset
+    from omnitune.sharding.shard import ImageLimits, shard_dataset
 
     try:
         inputs = [int(word) for word in max_input_pixels.split(",")]
@@ -160,8 +160,8 @@ def encode(
     """Encode the shards of an experiment's data set, but for those that are encoded already."""
     import torch
 
-    from omnitune.data.encode import EncodingFiles, encode_dataset
-    from omnitune.launcher import Topology
+    from omnitune.distributed.processes import Topology
+    from omnitune.encoding.encode import EncodingFiles, encode_dataset
 
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
@@ -195,8 +195,8 @@ def plan(
     """
     from rich.console import Console
 
-    from omnitune.training.plan_report import plan_tables, plan_warnings
-    from omnitune.training.planning import Rate, plan_experiment
+    from omnitune.planning.plan import Rate, plan_experiment
+    from omnitune.planning.tables import plan_tables, plan_warnings
 
     rate = Rate(samples_per_second, "--samples_per_second") if samples_per_second else None
     found = plan_experiment(config, index, nodes=nodes, gpu_memory_gb=gpu_memory_gb, rate=rate)
@@ -231,9 +231,9 @@ def train(
     output: Annotated[Path | None, option("output", "Experiment's folder, if not experiments/{name}.")] = None,
 ) -> None:
     """Train an experiment on prepared data, or go on with it; several nodes each run this command with their --rank."""
-    from omnitune.launcher import Topology
-    from omnitune.training.files import TrainingFiles
-    from omnitune.training.launch import launch
+    from omnitune.distributed.processes import Topology
+    from omnitune.launching.launch import launch
+    from omnitune.training.inputs import TrainingFiles
 
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
@@ -317,7 +317,7 @@ def generate(
 ) -> None:
     """Draw or edit an image with the base model or with fine-tuned weights."""
     settings = dict(locals())
-    from omnitune.evaluation.single import generate_images
+    from omnitune.evaluation.sample import generate_images
 
     generate_images(**settings)
 
@@ -331,9 +331,9 @@ def evaluate(
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
     """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
-    from omnitune.evaluation.benchmark import read_prompts
     from omnitune.evaluation.generate import generate_part
-    from omnitune.evaluation.metrics import score
+    from omnitune.evaluation.prompts import read_prompts
+    from omnitune.evaluation.scoring import score
     from omnitune.evaluation.weights import describe_weights, evaluated_weights
 
     options = ExperimentOptions.load(config)
@@ -366,7 +366,7 @@ def report(
     ] = None,
 ) -> None:
     """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
-    from omnitune.evaluation.benchmark import read_prompts
+    from omnitune.evaluation.prompts import read_prompts
     from omnitune.report.build import BenchmarkEntry, build_report
 
     options = ExperimentOptions.load(config)

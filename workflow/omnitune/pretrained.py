@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
-from omnitune.files import sha256_of, write_json
+from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import MANIFEST_FILE
 
 logger = logging.getLogger("omnitune")

@@ -7,21 +7,14 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omnitune.config import (
-    Benchmark,
-    ConfigError,
-    ExperimentOptions,
-    StartingWeights,
-    WorkflowConfig,
-    load_config,
-    starting_weights,
-)
+from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, WorkflowConfig, load_config, starting_weights
 from omnitune.config.affects import keys_affecting
 from omnitune.config.base import check_config
 from omnitune.config.options import DataOptions, ModelOptions
-from omnitune.data.groups import grouped
-from omnitune.data.mixture import Source, read_mixture
-from omnitune.evaluation.benchmark import read_prompts
+from omnitune.config.sources import Source, read_mixture
+from omnitune.encoding.groups import grouped
+from omnitune.errors import ConfigError
+from omnitune.evaluation.prompts import read_prompts
 from omnitune.paths import (
     BASE,
     DEMO,

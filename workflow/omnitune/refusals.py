@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omnitune.config import ConfigError
-from omnitune.data.digests import read_sources
-from omnitune.data.lines import count_rows
-from omnitune.files import sha256_of
+from omnitune.errors import ConfigError
+from omnitune.io.files import sha256_of
+from omnitune.io.lines import count_rows
+from omnitune.io.storage import is_url
 from omnitune.paths import EXPERIMENT, INDEX, SUMMARY, VALIDATED_SOURCE, adapter_file
 from omnitune.project import Project
-from omnitune.storage import is_url
+from omnitune.sharding.digests import read_sources
 from omnitune.training.identity import changes, refusal
 from omnitune.training.states import newest_state
 

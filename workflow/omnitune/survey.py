@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from omnitune.files import sha256_of
+from omnitune.io.files import sha256_of
 from omnitune.paths import (
     BASE_MANIFEST,
     ENCODED,

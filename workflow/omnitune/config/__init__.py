@@ -1,15 +1,14 @@
 """The three kinds of configuration files, as pydantic models that refuse what they do not know."""
 
-from omnitune.config.base import ConfigError, load_config
+from omnitune.config.base import load_config
 from omnitune.config.benchmark import Benchmark
 from omnitune.config.mixture import Mixture, MixtureEntry
 from omnitune.config.options import ExperimentOptions, require_processes
-from omnitune.config.pretrained import StartingWeights, evaluation_folders, starting_weights
+from omnitune.config.starts import StartingWeights, evaluation_folders, starting_weights
 from omnitune.config.workflow import WorkflowConfig
 
 __all__ = [
     "Benchmark",
-    "ConfigError",
     "ExperimentOptions",
     "Mixture",
     "MixtureEntry",

@@ -10,9 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-
-class ConfigError(ValueError):
-    """A user's mistake in a configuration file; its text names file, key, value and what is allowed."""
+from omnitune.errors import ConfigError
 
 
 class Section(BaseModel):

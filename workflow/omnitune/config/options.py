@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
-from omnitune.config.base import ConfigError, PositiveInt, Probability, Section, load_config
+from omnitune.config.base import PositiveInt, Probability, Section, load_config
 from omnitune.config.training import TrainOptions, TransportOptions
+from omnitune.errors import ConfigError
 from omnitune.paths import EvaluatedStep, parse_converted
 
 
@@ -147,7 +148,7 @@ class DataOptions(Section):
 
     @property
     def image_limits(self) -> dict[str, Any]:
-        """What becomes of images in shards: the arguments of `omnitune.data.images.ImageLimits`."""
+        """What becomes of images in shards: the arguments of `omnitune.images.prepare.ImageLimits`."""
         return keys_affecting(self, "shards")
 
 

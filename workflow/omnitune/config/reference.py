@@ -16,7 +16,7 @@ from omnitune.config.benchmark import Benchmark
 from omnitune.config.mixture import Mixture
 from omnitune.config.options import ExperimentOptions
 from omnitune.config.workflow import WorkflowConfig
-from omnitune.files import write_text
+from omnitune.io.files import write_text
 
 MODELS: dict[str, tuple[type[Section], str]] = {
     "workflow": (WorkflowConfig, "config/config.yaml"),

@@ -20,7 +20,7 @@ from omnitune.conversion.keys import (
 from omnitune.conversion.manifest import check_checkpoint
 from omnitune.conversion.read import AVERAGED_FOLDER, SHARDED_FOLDER, State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
-from omnitune.files import portable, sha256_of, write_json
+from omnitune.io.files import portable, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, save_lora
 from omnitune.models.lora import FACTORS, lora_config_of
 from omnitune.paths import ADAPTER_FILE, CONVERSION_FILE

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omnitune.files import sha256_of
+from omnitune.io.files import sha256_of
 from omnitune.paths import CONVERSION_FILE, STATE_FILE
 from omnitune.training.states import check_files, read_state
 

@@ -16,7 +16,7 @@ import torch
 
 from omnitune.demo.text_encoder import HIDDEN_SIZE, save_text_encoder
 from omnitune.demo.vae import load_vae
-from omnitune.files import write_json
+from omnitune.io.files import write_json
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.components import PUBLISHED_INDEX
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention

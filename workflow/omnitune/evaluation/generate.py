@@ -13,7 +13,8 @@ from omnitune.config import Benchmark
 from omnitune.console import Progress
 from omnitune.conversion.export import DTYPES
 from omnitune.conversion.manifest import check_conversion
-from omnitune.evaluation.benchmark import (
+from omnitune.evaluation.loss import heldout_losses, loss_times
+from omnitune.evaluation.prompts import (
     Prompt,
     negative_prompt,
     open_image,
@@ -22,9 +23,8 @@ from omnitune.evaluation.benchmark import (
     protocol_fingerprint,
     read_prompts,
 )
-from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.files import atomic_path, is_whole, json_line, sealed, sha256_of, write_text
+from omnitune.io.files import atomic_path, is_whole, json_line, sealed, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,

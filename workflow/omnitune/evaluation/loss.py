@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.benchmark import Prompt, open_image, prompt_seed
-from omnitune.models import OmniGen2Pipeline, resize, target_size, to_tensor
+from omnitune.evaluation.prompts import Prompt, open_image, prompt_seed
+from omnitune.images.resize import resize, target_size, to_tensor
+from omnitune.models import OmniGen2Pipeline
 from omnitune.training.flow_matching import Conditioned, velocity_errors
 
 

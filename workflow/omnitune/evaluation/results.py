@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omnitune.files import is_whole, sha256_of
+from omnitune.io.files import is_whole, sha256_of
 
 
 def read_scores(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnitune.files import portable, sha256_of
+from omnitune.io.files import portable, sha256_of
 from omnitune.paths import CONVERSION_FILE, MANIFEST_FILE
 
 

@@ -1,13 +1,12 @@
-"""OmniGen2 in diffusers style: transformer, schedulers, pipeline, text features, images and LoRA.
+"""OmniGen2 in diffusers style: transformer, schedulers, pipeline, text features and LoRA.
 
-Names are loaded when they are first used: importing diffusers takes seconds, and sizing an image needs none of it.
+Names are loaded when they are first used: importing diffusers takes seconds, and reading a prompt needs none of it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
     from .lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
     from .pipeline_omnigen2 import OmniGen2Pipeline
     from .prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template
@@ -31,12 +30,7 @@ _HOMES = {
     "lora_config": "lora",
     "lora_state_dict": "lora",
     "read_lora": "lora",
-    "resize": "image_processor",
     "save_lora": "lora",
-    "target_size": "image_processor",
-    "to_pil": "image_processor",
-    "to_rgb": "image_processor",
-    "to_tensor": "image_processor",
 }
 
 __all__ = [
@@ -55,12 +49,7 @@ __all__ = [
     "lora_config",
     "lora_state_dict",
     "read_lora",
-    "resize",
     "save_lora",
-    "target_size",
-    "to_pil",
-    "to_rgb",
-    "to_tensor",
 ]
 
 

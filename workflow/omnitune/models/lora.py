@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from omnitune.config.training import TrainOptions
-from omnitune.files import atomic_path
+from omnitune.io.files import atomic_path
 from omnitune.paths import ADAPTER_FILE, starting_adapter_file
 
 METADATA_KEY = "lora_adapter_metadata"

@@ -17,10 +17,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 from PIL import Image
 
-from omnitune.files import write_json
+from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
+from omnitune.io.files import write_json
 
 from .components import COMPONENTS, LOADERS, PUBLISHED_INDEX
-from .image_processor import resize, target_size, to_pil, to_rgb, to_tensor
 from .lora import OmniGen2LoraLoaderMixin
 from .scheduler import OmniGen2FlowMatchScheduler
 from .text_features import encode_text

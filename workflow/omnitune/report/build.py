@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from omnitune.config import ExperimentOptions
-from omnitune.evaluation.benchmark import Prompt
-from omnitune.files import write_text
+from omnitune.evaluation.prompts import Prompt
+from omnitune.io.files import write_text
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import (
     SHOWN_REJECTED,

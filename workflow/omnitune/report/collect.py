@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
-from omnitune.evaluation.benchmark import Prompt, protocol_fingerprint
 from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
+from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.paths import BASE, EvaluatedStep

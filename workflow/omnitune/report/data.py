@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from omnitune.data.fingerprint import stored_fingerprint
-from omnitune.data.groups import GROUPS
-from omnitune.data.summary import TITLES
+from omnitune.encoding.fingerprint import stored_fingerprint
+from omnitune.encoding.groups import GROUPS
+from omnitune.validation.summary import TITLES
 
 SHOWN_LABELS = 20  # of a histogram without an order of its own; the rest is counted in one more
 TOKEN_COLUMNS = ("output_tokens", "input_tokens", "text_tokens")

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from omnitune.evaluation.benchmark import open_image
+from omnitune.evaluation.prompts import open_image
 
 LARGEST_SIDE = 448
 PIXELATED_BELOW = 200  # a smaller image is shown enlarged, in whole pixels

@@ -19,10 +19,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from omnitune.files import sha256_of, write_json
+from omnitune.distributed.parallel import SharedError, gather, local_part, together
+from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import STATE_FILE
 from omnitune.training.optimizer import WeightAverage
-from omnitune.training.parallel import SharedError, gather, local_part, together
 from omnitune.training.states import TrainerState, check_files, read_state, remove, remove_superfluous
 
 logger = logging.getLogger("omnitune")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from omnitune.config.training import TransportOptions
-from omnitune.data.encoded import EncodedIndex
-from omnitune.data.loader import Sample
+from omnitune.encoding.read import EncodedIndex
+from omnitune.loading.loader import Sample
 from omnitune.models.encoder import FrozenEncoder
 from omnitune.training.flow_matching import Conditioned, draw_time, sample_seed
 

@@ -1,4 +1,4 @@
-"""The training loop of one process; started by `omnitune.training.launch` through `accelerate launch`."""
+"""The training loop of one process; started by `omnitune.launching.launch` through `accelerate launch`."""
 
 import argparse
 import logging
@@ -18,15 +18,18 @@ from torch import Tensor
 
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.console import Progress, setup_logging
-from omnitune.data.drawn import mixture_report
-from omnitune.data.loader import Sample, training_loader
-from omnitune.files import sha256_of, write_json, write_text
-from omnitune.launcher import MISTAKE, PEER_LOST, die_with_parent, is_first_of_node, launched_rank
+from omnitune.distributed import parallel
+from omnitune.distributed.layout import Layout
+from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
+from omnitune.distributed.processes import MISTAKE, is_first_of_node, launched_rank
+from omnitune.distributed.stopping import PEER_LOST, StopRequest, die_with_parent
+from omnitune.io.files import sha256_of, write_json, write_text
+from omnitune.loading.loader import Sample, training_loader
+from omnitune.loading.mixture_report import mixture_report
 from omnitune.models.flops import ModelFlops
 from omnitune.paths import STATE_FILE
 from omnitune.training import checkpoint as checkpoints
-from omnitune.training import parallel
-from omnitune.training.files import TrainingFiles, lock_experiment
+from omnitune.training.data import open_data, shared_facts
 from omnitune.training.flow_matching import (
     BINS,
     Conditioned,
@@ -38,9 +41,10 @@ from omnitune.training.flow_matching import (
     training_times,
     velocity_errors,
 )
+from omnitune.training.heldout import Validation, due
 from omnitune.training.identity import identity_of, require_same
-from omnitune.training.layout import Layout
-from omnitune.training.metrics import MetricsLog, check_trackers
+from omnitune.training.inputs import TrainingFiles, lock_experiment
+from omnitune.training.log import MetricsLog, check_trackers
 from omnitune.training.model import build_model
 from omnitune.training.nonfinite import NonFinite
 from omnitune.training.optimizer import (
@@ -53,8 +57,6 @@ from omnitune.training.optimizer import (
     learning_rate_schedule,
     update,
 )
-from omnitune.training.parallel import COMPUTE_DTYPES, SharedError, together
-from omnitune.training.setup import open_data, shared_facts
 from omnitune.training.states import (
     TrainerState,
     find_resumable,
@@ -63,9 +65,7 @@ from omnitune.training.states import (
     remove_leftovers,
     require_steps,
 )
-from omnitune.training.stopping import StopRequest
 from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
-from omnitune.training.validation import Validation, due
 
 logger = logging.getLogger("omnitune")
 

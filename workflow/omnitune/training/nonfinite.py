@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from omnitune.distributed.parallel import SharedError, gather
 from omnitune.training.flow_matching import Conditioned
-from omnitune.training.parallel import SharedError, gather
 
 logger = logging.getLogger("omnitune")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from omnitune.config.training import TrainOptions
+from omnitune.distributed.parallel import local_part
 from omnitune.models import OmniGen2TransformerBlock
-from omnitune.training.parallel import local_part
 
 
 def check_optimizer(train: TrainOptions) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omnitune.files import sha256_of
+from omnitune.io.files import sha256_of
 from omnitune.paths import STATE_FILE
 
 logger = logging.getLogger("omnitune")

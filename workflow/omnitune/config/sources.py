@@ -1,0 +1,203 @@
+"""Read mixture files: nested .yml files become a flat list of sources with ratios that sum to one."""
+
+import glob
+import hashlib
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from omnitune.config import Mixture, MixtureEntry, load_config
+from omnitune.errors import ConfigError
+from omnitune.io.storage import is_url
+
+MIXTURE_SUFFIXES = (".yml", ".yaml")
+SAMPLE_SUFFIXES = (".jsonl", ".json")
+PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One leaf of a nested mixture.
+
+    Attributes:
+        name: letters, digits and `_`; unique in the mixture.
+        files: .jsonl files in the order in which their lines count, a Path each or, at a URL, a str; several for a folder
+            or pattern. They need not exist yet.
+        ratio: share of the whole mixture; over all sources the ratios sum to 1.
+        type: the kind of samples, for reports only.
+        mixture: the mixture file that names the source, for error messages.
+    """
+
+    name: str
+    files: tuple[Path | str, ...]
+    ratio: float
+    type: str
+    mixture: Path | None = None
+
+    def places(self, file: Path | str) -> list[Path | str]:
+        """Where a file of this source was looked for: from the working directory, then beside its mixture."""
+        if isinstance(file, str) or file.is_absolute() or self.mixture is None:
+            return [file]
+        return list(dict.fromkeys([file, self.mixture.parent / file]))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A source before it has its name, which is made from `origin`: a file without its extension, a folder or a pattern."""
+
+    origin: PurePosixPath
+    source: Source
+
+
+def read_mixture(path: Path | str) -> list[Source]:
+    """Reads a mixture file and everything it names.
+
+    Args:
+        path: a .yml mixture; its entries are .jsonl files or URLs of such, folders (searched for *.jsonl), patterns
+            (`data/part-*.jsonl`, `**` for all folders below) or further mixtures.
+
+    Returns:
+        Sources by name, without those of ratio 0; the same files named twice are one source. In which order the mixture
+        names them changes nothing.
+
+    Raises:
+        ConfigError: for a missing mixture or folder, a pattern without a match, an unknown extension, ratios that are all
+            0, or a circle.
+    """
+    path = Path(path)
+    if path.suffix not in MIXTURE_SUFFIXES:
+        raise ConfigError(f"{path}: a mixture is a .yml file. Name this file as `path` in one.")
+    leaves: list[_Leaf] = []
+    _descend(path, 1.0, [], leaves)
+    return sorted(_named(_merged(leaves)), key=lambda source: source.name)
+
+
+def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf]) -> None:
+    """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that lead to it."""
+    _refuse_circle(path, above)
+    mixture = load_config(path, Mixture)
+    total = math.fsum(entry.ratio for entry in mixture.data)  # the same to the last bit in any order
+    if total <= 0:
+        raise ConfigError(f"{path}: data: the ratios of all entries are 0, which leaves nothing. Raise one above 0.")
+    for number, entry in enumerate(mixture.data):
+        if entry.ratio == 0:
+            continue
+        where = f"{path}: data.{number}.path: {entry.path!r}"
+        ratio = share * (entry.ratio / total)
+        found = _resolve(entry, path)
+        if isinstance(found, Path) and found.suffix in MIXTURE_SUFFIXES and not found.is_dir():
+            if not found.is_file():
+                raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
+            _descend(found, ratio, [*above, path], leaves)
+        else:
+            origin, files = _files(found, entry, path, where)
+            leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
+
+
+def _files(
+    found: Path | str, entry: MixtureEntry, mixture: Path, where: str
+) -> tuple[PurePosixPath, tuple[Path | str, ...]]:
+    """What names a source, and its .jsonl files."""
+    if isinstance(found, str):
+        place = PurePosixPath(found.partition("?")[0])
+        if place.suffix not in SAMPLE_SUFFIXES:
+            raise ConfigError(f"{where}: a URL names one .jsonl file; folders, patterns and mixtures are read locally.")
+        return place.with_suffix(""), (found,)
+    if found.is_dir():
+        return PurePosixPath(found.absolute()), _folder_files(found, where)
+    if PATTERN.search(entry.path) and not found.exists():
+        # `data/*.jsonl` is named after `data`, and `data/train_*.jsonl` after `train_`.
+        parts = [part for part in found.absolute().with_suffix("").parts if part.strip("*?")]
+        return PurePosixPath(*parts), _matching_files(entry, mixture, where)
+    if found.suffix in SAMPLE_SUFFIXES:
+        return PurePosixPath(found.absolute().with_suffix("")), (found,)
+    raise ConfigError(
+        f"{where}: is neither a .jsonl file, a .yml mixture, an existing folder nor a pattern; "
+        f"tried {_tried(entry, mixture)}."
+    )
+
+
+def _refuse_circle(path: Path, above: list[Path]) -> None:
+    if path.resolve() in [file.resolve() for file in above]:
+        circle = " -> ".join(str(file) for file in [*above, path])
+        raise ConfigError(f"{above[-1]}: mixtures name each other in a circle: {circle}. Take one of the links out.")
+
+
+def _resolve(entry: MixtureEntry, mixture: Path) -> Path | str:
+    """The path from the working directory, or beside the mixture if only there something is; a URL is itself.
+
+    Where nothing is in either place the first one counts: another rule may make the file there.
+    """
+    if is_url(entry.path):
+        return entry.path
+    path = Path(entry.path)
+    beside = mixture.parent / path
+    return beside if not path.exists() and beside.exists() else path
+
+
+def _tried(entry: MixtureEntry, mixture: Path) -> str:
+    places = dict.fromkeys([Path(entry.path).absolute(), (mixture.parent / entry.path).absolute()])
+    return " and ".join(str(place) for place in places)
+
+
+def _folder_files(folder: Path, where: str) -> tuple[Path, ...]:
+    files = tuple(sorted((file for file in folder.rglob("*.jsonl") if file.is_file()), key=lambda file: file.parts))
+    if not files:
+        raise ConfigError(f"{where}: the folder {folder} holds no .jsonl file. Put one there or take the entry out.")
+    return files
+
+
+def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, ...]:
+    """The .jsonl files that a pattern matches from the working directory, or else beside the mixture."""
+    for pattern in (entry.path, str(Path(glob.escape(str(mixture.parent))) / entry.path)):
+        matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
+        files = [file for file in matches if file.suffix == ".jsonl" and file.is_file()]
+        if files:
+            return tuple(sorted(files, key=lambda file: file.parts))
+    raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
+
+
+def _order(leaf: _Leaf) -> tuple[Any, ...]:
+    """In which order leaves of the same files become one: not that of the mixture, which is to change nothing."""
+    return str(leaf.origin), list(map(str, leaf.source.files)), leaf.source.type, leaf.source.ratio
+
+
+def _merged(leaves: list[_Leaf]) -> list[_Leaf]:
+    """Leaves of the same files as one, with the sum of their ratios and their types joined by `+`."""
+    merged: dict[tuple[Path | str, ...], _Leaf] = {}
+    for leaf in sorted(leaves, key=_order):
+        identity = tuple(file if isinstance(file, str) else file.resolve() for file in leaf.source.files)
+        first = merged.get(identity)
+        if first is None:
+            merged[identity] = leaf
+            continue
+        old, new = first.source, leaf.source
+        types = old.type if new.type in old.type.split("+") else f"{old.type}+{new.type}"
+        merged[identity] = replace(first, source=replace(old, ratio=old.ratio + new.ratio, type=types))
+    return list(merged.values())
+
+
+def _named(leaves: list[_Leaf]) -> list[Source]:
+    """Gives each source its stem as name, lengthened by parent folders until no two are equal."""
+    depths = [1] * len(leaves)
+    while True:
+        names = [_name(leaf.origin, depth) for leaf, depth in zip(leaves, depths, strict=True)]
+        # Compared without case: the names become file names, also on file systems that ignore case.
+        counts = Counter(name.lower() for name in names)
+        clashing = [k for k, name in enumerate(names) if counts[name.lower()] > 1]
+        growing = [k for k in clashing if depths[k] < len(leaves[k].origin.parts)]
+        if not growing:
+            break
+        for k in growing:
+            depths[k] += 1
+    for k in clashing:  # `a-b.jsonl` beside `a_b.jsonl`: no folder tells them apart
+        names[k] += "_" + hashlib.sha256(str(leaves[k].origin).encode()).hexdigest()[:8]
+    return [replace(leaf.source, name=name) for leaf, name in zip(leaves, names, strict=True)]
+
+
+def _name(origin: PurePosixPath, depth: int) -> str:
+    parts = [part for part in origin.parts[-depth:] if part != origin.anchor]
+    return re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(parts)).strip("_") or "source"

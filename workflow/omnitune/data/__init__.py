@@ -1,1 +1,0 @@
-"""Data: mixtures, validation, shards, and the loader that training reads them by."""

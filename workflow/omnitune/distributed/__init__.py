@@ -1,0 +1,1 @@
+"""Processes that work together: started, sharing a model, stopped."""

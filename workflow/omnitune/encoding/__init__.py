@@ -1,0 +1,1 @@
+"""VAE posteriors and text features, stored once for all trainings."""

@@ -1,0 +1,86 @@
+"""Drawing or editing images for one instruction: what `omnitune generate` does."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from omnitune.evaluation.generate import load_pipeline
+from omnitune.evaluation.prompts import open_image
+from omnitune.io.files import atomic_path
+from omnitune.models import DEFAULT_NEGATIVE_PROMPT
+
+logger = logging.getLogger("omnitune")
+
+
+def generate_images(
+    *,
+    model_path: str,
+    instruction: str,
+    input_image_path: Sequence[Path] | None,
+    output_image_path: Path,
+    num_inference_step: int,
+    height: int,
+    width: int,
+    text_guidance_scale: float,
+    image_guidance_scale: float,
+    cfg_range_start: float,
+    cfg_range_end: float,
+    negative_prompt: str | None,
+    num_images_per_prompt: int,
+    max_input_image_pixels: int,
+    transformer_path: Path | None,
+    transformer_lora_path: Path | None,
+    scheduler: str,
+    seed: int,
+    dtype: str,
+    enable_model_cpu_offload: bool,
+) -> list[Path]:
+    """Writes the images and returns their paths: output_image_path, or with several images {stem}_0, {stem}_1, ...
+
+    The arguments are those of the published inference script. Raises ValueError or OSError for what cannot be loaded.
+    """
+    offload = enable_model_cpu_offload and torch.cuda.is_available()
+    pipeline = load_pipeline(
+        model_path,
+        transformer_path,
+        transformer_lora_path,
+        dtype=dtype,
+        scheduler=scheduler,
+        device="cpu" if offload else None,
+    )
+    if offload:
+        pipeline.enable_model_cpu_offload()
+    elif enable_model_cpu_offload:
+        logger.warning("--enable_model_cpu_offload: there is no GPU to take models off; it has no effect")
+    pipeline.set_progress_bar_config(disable=False)
+    output: Any = pipeline(
+        prompt=instruction,
+        negative_prompt=DEFAULT_NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
+        input_images=[open_image(path) for path in input_image_path] if input_image_path else None,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_step,
+        text_guidance_scale=text_guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        cfg_range=(cfg_range_start, cfg_range_end),
+        max_pixels=max_input_image_pixels,
+        num_images_per_prompt=num_images_per_prompt,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pil",
+    )
+    return _save(output.images, output_image_path)
+
+
+def _save(images: Sequence[Image.Image], path: Path) -> list[Path]:
+    names = [path] if len(images) == 1 else [path.with_stem(f"{path.stem}_{i}") for i in range(len(images))]
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output_image_path: {path} is no image name; end it with .png, .jpg or .webp.")
+    for name, image in zip(names, images, strict=True):
+        with atomic_path(name) as temporary:
+            image.save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
+        logger.info("wrote %s (%d x %d)", name, *image.size)
+    return names

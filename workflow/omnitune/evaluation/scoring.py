@@ -1,0 +1,152 @@
+"""Measure generated images against targets and known scenes, and sum up a benchmark."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from omnitune.config import Benchmark
+from omnitune.demo.check import check_scene
+from omnitune.evaluation.measures import CHECKS, MEASURES
+from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
+from omnitune.evaluation.results import require_image
+from omnitune.images.resize import resize
+from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
+from omnitune.paths import EvaluatedStep
+
+HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
+
+
+def score(
+    benchmark: Benchmark,
+    prompts: Sequence[Prompt],
+    parts: Sequence[Path],
+    output: Path,
+    *,
+    name: str,
+    step: EvaluatedStep,
+    weights: dict[str, Any],
+) -> dict[str, Any]:
+    """Scores all images of a benchmark; writes generations.jsonl and, last, scores.json. Equal inputs give equal bytes.
+
+    Args:
+        benchmark: the protocol.
+        prompts: all of the benchmark's.
+        parts: the parts/{part}.jsonl files of all parts.
+        output: evaluation/{step}/{benchmark}, where images/ is.
+        name: of the benchmark.
+        step: whose weights these are.
+        weights: from `describe_weights`: what the images must have been drawn with.
+
+    Returns:
+        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), means, by_task_type,
+        loss_by_time ([time, loss] pairs), per_prompt, the hash of generations.jsonl, and a seal over all of it. A measure
+        that no prompt can have is left out.
+
+    Raises:
+        ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other weights.
+    """
+    protocol = protocol_fingerprint(benchmark, prompts)
+    rows = _read_parts(parts, prompts, protocol, weights)
+    for row in rows:
+        require_image(output / row["image"], row["sha256"])
+    per_prompt = [_measure(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
+    tasks = sorted({prompt.task_type for prompt in prompts})
+    scores = {
+        "benchmark": name,
+        "step": step.number,
+        "ema": step.ema,
+        "protocol": protocol,
+        "weights": weights,
+        "prompts": len(prompts),
+        "means": _means(per_prompt),
+        "by_task_type": {task: _means([row for row in per_prompt if row["task_type"] == task]) for task in tasks},
+        "loss_by_time": _loss_by_time(rows),
+        "per_prompt": per_prompt,
+    }
+    generations = output / "generations.jsonl"
+    write_text(generations, "".join(map(json_line, rows)))
+    content = sealed({**scores, "generations_sha256": sha256_of(generations)})
+    write_json(output / "scores.json", content)
+    return content
+
+
+def _read_parts(
+    parts: Sequence[Path], prompts: Sequence[Prompt], protocol: str, weights: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows of all parts in the order of the prompts."""
+    rows: dict[str, dict[str, Any]] = {}
+    for path in parts:
+        fix = f"Draw the images again: snakemake --cores 2 --force {path}"
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            row = json.loads(line)
+            if row["protocol"] != protocol:
+                raise ValueError(
+                    f"{path}:{number}: made under another protocol ({row['protocol'][:12]}, not {protocol[:12]}): the benchmark "
+                    f"or its images changed since. {fix}"
+                )
+            if row["weights"] != weights:
+                raise ValueError(f"{path}:{number}: made with other weights than those that are there now. {fix}")
+            if not is_whole(row):
+                raise ValueError(f"{path}:{number}: was changed after it was written. {fix}")
+            if row["key"] in rows:
+                raise ValueError(f"{path}:{number}: a second image for {row['key']!r}.")
+            rows[row["key"]] = row
+    lost = [prompt.key for prompt in prompts if prompt.key not in rows]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(prompts)} prompts have no image: {', '.join(lost[:10])}. Generate all parts."
+        )
+    return [rows[prompt.key] for prompt in prompts]
+
+
+def _measure(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
+    image = open_image(output / row["image"])
+    if prompt.target:
+        result |= compare_images(image, open_image(prompt.target))
+    if row["losses"]:
+        result["loss"] = round(fmean(row["losses"]), 6)
+    if benchmark.check == "demo_scene":
+        assert prompt.expect is not None  # read_prompts has checked
+        checked = check_scene(image, prompt.expect)
+        result |= {f"check_{name}": float(checked[name]) for name in CHECKS}
+    return result
+
+
+def compare_images(image: Image.Image, target: Image.Image) -> dict[str, float]:
+    """PSNR in dB (at most HIGHEST_PSNR) and SSIM of two RGB images; the target is brought to the image's size."""
+    found, wanted = _pixels(image), _pixels(resize(target, image.size))
+    psnr = float(peak_signal_noise_ratio(found, wanted, data_range=1.0))
+    ssim = structural_similarity_index_measure(found, wanted, data_range=1.0)
+    assert isinstance(ssim, torch.Tensor)
+    return {"psnr": round(min(psnr, HIGHEST_PSNR), 6), "ssim": round(float(ssim), 6)}
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """[1, 3, H, W] in [0, 1]; float64, so that threads cannot change a printed digit."""
+    return torch.from_numpy(np.array(image, dtype=np.float64)).permute(2, 0, 1)[None] / 255
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each measure over the prompts that have it."""
+    means = {}
+    for measure in MEASURES:
+        values = [row[measure] for row in rows if measure in row]
+        if values:
+            means[measure] = round(fmean(values), 6)
+    return means
+
+
+def _loss_by_time(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
+    losses = [row for row in rows if row["losses"]]
+    if not losses:
+        return []
+    columns = zip(*(row["losses"] for row in losses), strict=True)
+    return [[time, round(fmean(column), 6)] for time, column in zip(losses[0]["loss_times"], columns, strict=True)]

@@ -1,0 +1,299 @@
+"""Images on their way into shards: upright, RGB, within the limits; untouched where they are all that already.
+
+Pillow says what a file is and writes it anew. JPEG, PNG and WebP that have to shrink are decoded and resized by libvips,
+in strips: less memory and time than a full decode. It is imported at the first such image.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, NamedTuple
+
+from PIL import Image, ImageCms
+
+from omnitune.images.inspect import (
+    EXIF_ORIENTATION,
+    FORMATS,
+    MAX_PIXELS,
+    MIN_SIDE,
+    SIXTEEN_BITS,
+    ImageFacts,
+    ImageRefused,
+    has_foreign_profile,
+    inspect_image,
+    orientation,
+    own_pixel_limit,
+)
+from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor, upright
+
+__all__ = [
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "ImageFacts",
+    "ImageLimits",
+    "ImageRefused",
+    "PreparedImage",
+    "UndecodableImage",
+    "inspect_image",
+    "load_rgb",
+    "prepare_image",
+    "resize",
+    "target_size",
+    "to_pil",
+    "to_rgb",
+    "to_tensor",
+]
+
+KEPT_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+KEPT_MODES = frozenset({"RGB", "L", "P"})  # each becomes RGB on loading without a loss
+ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # image_format: extension, Pillow's name and options
+    "jpeg": ("jpg", "JPEG", {"subsampling": 0}),
+    "webp": ("webp", "WEBP", {}),
+    "webp_lossless": ("webp", "WEBP", {"lossless": True}),
+    "png": ("png", "PNG", {}),
+}
+WITH_QUALITY = frozenset({"jpeg", "webp"})
+VIPS_LOADERS = {
+    "JPEG": "jpegload_source",
+    "MPO": "jpegload_source",
+    "PNG": "pngload_source",
+    "WEBP": "webpload_source",
+}
+DECODER_FACTORS = (8, 4, 2)  # by which a JPEG or WebP can be shrunk while it is decoded
+# What the decoder shrinks by is cruder than Lanczos. 1.25 times the wanted size, resized the rest of the way, differs
+# from a full decode and Lanczos by noise of 44 dB in the worst of the pictures tried, the wanted size itself by 37 dB.
+DECODER_MARGIN = 1.25
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# How chunks of a PNG start that can hold an orientation, as Pillow looks for it.
+PNG_ORIENTATIONS = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
+TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+
+
+class UndecodableImage(ValueError):  # noqa: N818  (beside ImageRefused: what became of an image)
+    """An image whose bytes cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How large images may be in shards, and how those that have to be changed are written.
+
+    Attributes:
+        max_output_pixels: of an output image, width x height in pixels.
+        max_input_pixels: of an input image; a list's k-th entry holds for samples with k inputs.
+        max_side_length: of any side, in pixels.
+        image_format: of images that are changed: jpeg (without chroma subsampling), webp, webp_lossless or png.
+        image_quality: of jpeg and webp, 1 to 100.
+    """
+
+    max_output_pixels: int
+    max_input_pixels: int | Sequence[int]
+    max_side_length: int
+    image_format: str = "jpeg"
+    image_quality: int = 95
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> "ImageLimits":
+        """From the keys of `data` that affect shards."""
+        return cls(**{field.name: keys[field.name] for field in fields(cls)})
+
+    def __post_init__(self) -> None:
+        if self.image_format not in ENCODERS:
+            raise ValueError(f"image_format: {self.image_format!r} is not allowed; use one of {', '.join(ENCODERS)}")
+        if not 1 <= self.image_quality <= 100:
+            raise ValueError(f"image_quality: {self.image_quality} is not allowed; use 1 to 100")
+
+    def input_limit(self, num_inputs: int) -> int:
+        """Limit in pixels for each input image of a sample with that many; the last entry holds for more."""
+        if isinstance(self.max_input_pixels, int):
+            return self.max_input_pixels
+        return self.max_input_pixels[min(num_inputs, len(self.max_input_pixels)) - 1]
+
+    def note(self, max_inputs: int) -> str | None:
+        """A sentence for the log where samples have more inputs than the list of limits has entries."""
+        if isinstance(self.max_input_pixels, int) or max_inputs <= len(self.max_input_pixels):
+            return None
+        return (
+            f"data.max_input_pixels has {len(self.max_input_pixels)} entries and samples have up to {max_inputs} input "
+            f"images; the last entry, {self.max_input_pixels[-1]} pixels, holds for them"
+        )
+
+
+class PreparedImage(NamedTuple):
+    """An image as it goes into a shard: its file, extension, size in pixels, and whether the bytes are the original's."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+    kept: bool
+
+
+def load_rgb(file: bytes | Path) -> Image.Image:
+    """Decodes a file, or its bytes, into an upright RGB image, transparency over white, colours as sRGB.
+
+    Raises what Pillow raises on bytes that are no image.
+    """
+    with own_pixel_limit(), _stream(file) as stream:
+        image = Image.open(stream, formats=FORMATS)
+        image.load()
+        if image.mode == "RGB" and orientation(image) == 1 and _is_plain(image):
+            return image  # as nearly all are in training, which each of the steps below would copy
+        return _upright_rgb(image)
+
+
+def prepare_image(
+    file: bytes | Path, max_pixels: int, max_side_length: int, image_format: str = "jpeg", image_quality: int = 95
+) -> PreparedImage:
+    """Brings an image within the limits.
+
+    Args:
+        file: a file's bytes, or its path: then it is not read into memory where it can be read in pieces.
+        max_pixels, max_side_length: limits of width x height and of the longer side, in pixels.
+        image_format, image_quality: of an image that is changed, as in `ImageLimits`.
+
+    Returns:
+        The original bytes where they are a JPEG, PNG or WebP that needs no change at all; otherwise an image of the asked
+        format, resized by Lanczos.
+
+    Raises:
+        UndecodableImage: where the bytes are no image, or a damaged one.
+        ValueError: where a side is rounded down to nothing under the limits.
+    """
+    try:
+        image, turn = _header(file)
+    except Exception as error:  # a format's reader may raise anything on bytes that it did not expect
+        raise UndecodableImage(f"cannot be opened: {error}") from None
+    upright = image.size[::-1] if turn in TURNED else image.size
+    size = target_size(*upright, max_pixels, max_side_length)
+    if size == image.size and turn == 1 and _is_plain(image):
+        data = file if isinstance(file, bytes) else file.read_bytes()
+        return PreparedImage(data, KEPT_EXTENSIONS[image.format or ""], *size, True)
+    try:
+        rgb = _resized(file, image, turn, size)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:
+        raise UndecodableImage(f"cannot be decoded: {error}") from None
+    rgb.info.clear()  # comments and profiles of the original
+    extension, kind, options = ENCODERS[image_format]
+    quality = {"quality": image_quality} if image_format in WITH_QUALITY else {}
+    buffer = io.BytesIO()
+    rgb.save(buffer, kind, **options, **quality)
+    return PreparedImage(buffer.getvalue(), extension, *size, False)
+
+
+def _stream(file: bytes | Path) -> IO[bytes]:
+    return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+
+
+def _header(file: bytes | Path) -> tuple[Image.Image, int]:
+    """The image with nothing decoded, where that is possible, and its EXIF orientation."""
+    with own_pixel_limit(), _stream(file) as stream:
+        image = Image.open(stream, formats=FORMATS)
+        # Pillow turns a TIFF upright by itself as it loads it.
+        if image.format == "TIFF" or (image.format == "PNG" and _has_late_orientation(file)):
+            image.load()
+        return image, _orientation(image)
+
+
+def _has_late_orientation(png: bytes | Path) -> bool:
+    """Whether a chunk that can hold an orientation follows the pixels, which is rare."""
+    late = False
+    with _stream(png) as stream:
+        place = stream.seek(len(PNG_SIGNATURE))
+        while (start := stream.read(32)) and start[4:8] != b"IEND":
+            if late and start[4:].startswith(PNG_ORIENTATIONS):
+                return True
+            late = late or start[4:8] == b"IDAT"
+            place = stream.seek(place + 12 + int.from_bytes(start[:4], "big"))
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8."""
+    if image.format != "PNG":
+        return orientation(image)
+    metadata = Image.new("1", (1, 1))  # asked for its EXIF, an opened PNG would decode all of its pixels first
+    metadata.info = image.info
+    return orientation(metadata)
+
+
+def _resized(file: bytes | Path, image: Image.Image, turn: int, size: tuple[int, int]) -> Image.Image:
+    """The image as upright RGB at `size`; `image` is its header."""
+    stored = size[::-1] if turn in TURNED else size
+    if image.format in VIPS_LOADERS and stored != image.size:
+        try:
+            small = _shrink(file, image, stored)
+        except _vips().Error:  # what is an image and what is damaged is Pillow's to say: it was validated by Pillow
+            return resize(load_rgb(file), size)
+        if small.mode == "RGB" and turn == 1 and not has_foreign_profile(image):
+            return small
+        small.info["icc_profile"] = image.info.get("icc_profile")
+        small.getexif()[EXIF_ORIENTATION] = turn
+        return _upright_rgb(small)
+    return resize(load_rgb(file), size)
+
+
+def _shrink(file: bytes | Path, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image as it is stored, resized to `size`: L, RGB or CMYK of 8 bits, transparency over white."""
+    load = getattr(_vips().Image, VIPS_LOADERS[image.format or ""])
+    ratio = min(image.width / size[0], image.height / size[1]) / DECODER_MARGIN
+    factor = next((factor for factor in DECODER_FACTORS if factor <= ratio), 1)
+    options: dict[str, float] = {}
+    if image.format != "PNG":
+        options = {"scale": 1 / factor} if image.format == "WEBP" else {"shrink": factor}
+    sources = _vips().Source
+    source = sources.new_from_memory(file) if isinstance(file, bytes) else sources.new_from_file(str(file))
+    picture = load(source, access="sequential", fail_on="error", **options)
+    if picture.hasalpha():  # over black, plus white where it is transparent
+        picture = (picture.flatten() + picture[picture.bands - 1].invert()).cast(picture.format)
+    picture = picture.resize(size[0] / picture.width, vscale=size[1] / picture.height, kernel="lanczos3")
+    if picture.format == "ushort":
+        picture = (picture / 257).rint().cast("uchar")
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[picture.bands]
+    return Image.frombytes(mode, size, picture.write_to_memory())
+
+
+@cache
+def _vips() -> ModuleType:
+    """libvips, which starts threads when it is used: a process must not be forked from one that has used it."""
+    import pyvips
+
+    pyvips.cache_set_max(0)  # operations would keep the images that they worked on
+    pyvips.concurrency_set(1)  # some buffers have so many lines for each thread
+    return pyvips
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = upright(image)
+    return to_rgb(_to_srgb(image) if has_foreign_profile(image) else image)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether every reader takes the file, if it is upright, for the same opaque sRGB picture."""
+    return (
+        image.format in KEPT_EXTENSIONS
+        and image.mode in KEPT_MODES
+        and not SIXTEEN_BITS.search(str([tile[3] for tile in getattr(image, "tile", ())]))
+        and not image.has_transparency_data
+        and not has_foreign_profile(image)
+    )
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Converts from the image's own colour profile; a profile that is damaged or of another mode is left unused."""
+    profile = image.info["icc_profile"]
+    if image.mode in {"P", "PA"}:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
+        return image
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    return converted if converted is not None else image

@@ -1,0 +1,87 @@
+"""A whole training from inside a job: here, or with one launcher on each node that SLURM has given."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from omnitune.config import ExperimentOptions, require_processes
+from omnitune.console import INTERRUPTED, Interrupted
+from omnitune.distributed.processes import Topology, run
+from omnitune.distributed.stopping import Stops
+from omnitune.launching.launch import launch
+from omnitune.training.inputs import TrainingFiles
+
+
+def launch_job(
+    options: ExperimentOptions, files: TrainingFiles, *, nodes: int, gpus_per_node: int, threads: int
+) -> None:
+    """Runs a whole training from inside a job: here, or with one launcher per node of the SLURM allocation.
+
+    Args:
+        nodes: nodes of the job.
+        gpus_per_node: GPUs of each node, one process for each; 0 on CPU, where the batch sizes say how many.
+        threads: CPU threads of each node.
+    """
+    processes = gpus_per_node or max(options.train.num_processes // nodes, 1)
+    topology = Topology(processes, nodes, threads_per_process=max(threads // processes, 1))
+    require_processes(options, topology.world_size, str(files.config))
+    hosts = slurm_hosts()
+    if nodes == 1 and len(hosts) != 1:
+        launch(options, files, topology)
+        return
+    if not hosts:
+        raise ValueError(
+            f"nodes: {nodes} is not allowed outside of SLURM; take --workflow-profile workflow/profiles/slurm, or start "
+            "`omnitune train` on each node (see its --help)."
+        )
+    # On a single node as well: SLURM signals the steps of an expiring job (sbatch --signal), not what else runs in it.
+    command = srun_command(files, topology, hosts)
+    code = run(command, dict(os.environ), Stops())
+    if code == INTERRUPTED:
+        raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
+    if code:
+        raise ValueError(
+            f"training {options.name} on {nodes} node(s) failed with exit code {code}; see the messages above."
+        )
+
+
+def slurm_hosts() -> list[str]:
+    """The nodes of the SLURM job that this process runs in; none outside of one."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if job_id is None or shutil.which("squeue") is None:
+        return []
+    names = _output_of(["squeue", "--noheader", "--job", job_id, "--format", "%N"])
+    return _output_of(["scontrol", "show", "hostnames", names]).splitlines()
+
+
+def srun_command(files: TrainingFiles, topology: Topology, hosts: list[str]) -> list[str]:
+    """One launcher on each node of this SLURM job; each reads its own number from SLURM_NODEID."""
+    if len(hosts) != topology.nodes:
+        raise ValueError(
+            f"SLURM gave {len(hosts)} node(s) ({', '.join(hosts)}) to a training on {topology.nodes}. Set both resources: "
+            f"--set-resources train_experiment:nodes={topology.nodes} train_experiment:tasks={topology.nodes}"
+        )
+    address = _address_of(hosts[0])
+    nodes = str(topology.nodes)
+    launcher = [sys.executable, "-m", "omnitune.cli", "train", "--slurm", *files.arguments()]
+    launcher += ["--num_processes", str(topology.world_size), "--world_size", nodes]
+    launcher += ["--num_threads", str(topology.threads_per_process)]
+    # Two jobs may share a node, so the port comes from the job's number.
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+    launcher += ["--master_addr", address, "--master_port", str(port)]
+    step = ["srun", "--overlap", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
+    return [*step, "--cpus-per-task", str(topology.threads_per_process * topology.processes_per_node), *launcher]
+
+
+def _address_of(host: str) -> str:
+    """The address that SLURM knows a node under, which may differ from its name."""
+    fields = _output_of(["scontrol", "--oneliner", "show", "node", host]).split()
+    return next((field.removeprefix("NodeAddr=") for field in fields if field.startswith("NodeAddr=")), host)
+
+
+def _output_of(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{' '.join(command)} failed, by which a job asks SLURM for its nodes: {error}") from None

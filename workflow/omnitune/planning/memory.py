@@ -1,0 +1,360 @@
+"""How much memory a training process needs, before any GPU is used, and which parallelism follows from it."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from omnitune.config import ExperimentOptions
+from omnitune.config.training import WHOLE_TENSORS, TrainOptions, trained_names
+from omnitune.distributed.layout import SHARDED, shard_size_of, sharded_strategies
+from omnitune.distributed.parallel import COMPUTE_DTYPES
+from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.models.flops import SampleTokens, Unit, gradient_reaches, is_trained
+from omnitune.models.lora import lora_config_of
+from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
+
+FITS = 0.85  # of a device's memory; the rest is for CUDA, NCCL and what the allocator cannot use
+SMALL_8BIT = 4096  # elements below which bitsandbytes keeps 32-bit moments
+FLOAT = 4  # bytes of the float32 in which weights, gradients and averages are kept
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one process at the moment when it needs most.
+
+    Attributes:
+        weights: float32, those of this process.
+        optimizer: its state.
+        average: of the weights (train.ema_decay).
+        encoders: VAE and text encoder, where training encodes.
+        gradients: those that are there at that moment.
+        gathered: weights of blocks that FSDP has gathered.
+        activations: kept for the backward pass.
+        temporary: of the block, or the update, that is being computed.
+        moment: "forward", "backward" or "update".
+    """
+
+    weights: int
+    optimizer: int
+    average: int
+    encoders: int
+    gradients: int
+    gathered: int
+    activations: int
+    temporary: int
+    moment: str
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+
+def planned_model(config: Mapping[str, Any], train: TrainOptions) -> OmniGen2Transformer2DModel:
+    """The transformer on the meta device, with adapters and `requires_grad` as the options say.
+
+    Args:
+        config: as in the transformer's config.json, or model.arch_opt.
+        train: decides what is trained.
+
+    Raises:
+        ValueError: for parameters or layers that it does not have.
+    """
+    with torch.device("meta"):
+        model = OmniGen2Transformer2DModel.from_config(dict(config))
+        if train.lora_ft:
+            model.requires_grad_(False)
+            model.add_adapter(lora_config_of(train, model))
+            return model.train()
+    names = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return model.train()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block in the order of the forward pass: its parameters and trained parameters (numbers), and its bytes."""
+
+    parameters: int
+    trained: int
+    footprint: Footprint
+
+
+class _Process:
+    """One process of a training: what it holds all the time, and the moments of a step.
+
+    Args: as of `estimate_memory`.
+    """
+
+    def __init__(
+        self,
+        options: ExperimentOptions,
+        config: Mapping[str, Any],
+        strategy: str,
+        shard_size: int,
+        batch: Sequence[SampleTokens],
+        device: str,
+    ) -> None:
+        self.train = options.train
+        self.strategy = strategy
+        self.sharded = strategy in SHARDED
+        self.shards = shard_size if self.sharded else 1
+        self.model = planned_model(config, self.train)
+        dtype = COMPUTE_DTYPES[self.train.mixed_precision]
+        self.compute = Compute(dtype, dtype if self.sharded else torch.float32, device)
+        self.blocks = _blocks(self.model, batch, self.compute, self.train)
+        self.ends = ends_footprint(self.model, batch, self.compute)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+
+    def held(self) -> dict[str, int]:
+        """Bytes of weights, optimizer and average; on the device, where cpu_offload does not keep them off it."""
+        if self.sharded and self.train.cpu_offload:
+            return {"weights": 0, "optimizer": 0, "average": 0}
+        return {
+            "weights": FLOAT * sum(self._local(p) for p in self.model.parameters()),
+            "optimizer": optimizer_state(self.model, self.train, self.shards),
+            "average": FLOAT * sum(map(self._local, self.trained)) if self.train.ema_decay else 0,
+        }
+
+    def _local(self, parameter: torch.Tensor) -> int:
+        return math.prod(_local_shape(parameter, self.shards))
+
+    def moments(self) -> list[dict[str, Any]]:
+        """Gradients, gathered weights, activations and temporary bytes at the moments that may need most."""
+        kept = [block.footprint.kept for block in self.blocks]
+        moments = [self._moment("forward", len(kept), sum(kept), sum(b.footprint.forward_only for b in self.blocks))]
+        for number, block in enumerate(self.blocks):
+            exchanged = FLOAT * block.trained if self.sharded else 0
+            moments.append(
+                self._moment("backward", number + 1, sum(kept[:number]), block.footprint.backward + exchanged)
+            )
+        update = {"gradients": FLOAT * sum(map(self._local, self.trained)), "temporary": self._update()}
+        return [*moments, {"moment": "update", "gathered": 0, "activations": 0, **update}]
+
+    def _moment(self, moment: str, number: int, kept: int, temporary: int) -> dict[str, Any]:
+        """One moment, at which the first `number` blocks have no gradients yet."""
+        return {
+            "moment": moment,
+            "gradients": self._gradients(self.blocks[number:]),
+            "gathered": self._gathered(number),
+            "activations": self.ends.kept + kept,
+            "temporary": temporary,
+        }
+
+    def _gradients(self, done: Sequence[_Block]) -> int:
+        """Bytes of gradients once those of some blocks are there."""
+        if self.train.gradient_accumulation_steps > 1 or self.strategy == "ddp":
+            # DDP keeps its buckets. FSDP adds up whole gradients until it exchanges them after the last microbatch.
+            return FLOAT * sum(parameter.numel() for parameter in self.trained)
+        return FLOAT * sum(block.trained for block in done) // self.shards
+
+    def _gathered(self, number: int) -> int:
+        """Bytes that FSDP has gathered: what is no block, and blocks, the one that is being gathered twice."""
+        if not self.sharded:
+            return 0
+        sizes = [block.parameters for block in self.blocks]
+        root = sum(p.numel() for p in self.model.parameters()) - sum(sizes)
+        largest = max(sizes, default=0)
+        held = 2 * largest if self.train.reshard_after_forward else sum(sizes[:number])
+        return self.compute.weights.itemsize * (root + held + largest)
+
+    def _update(self) -> int:
+        """Temporary bytes of an update: optimizers that are not fused compute on one parameter at a time."""
+        if self.train.optimizer_name in {"adamw", "adamw_8bit"}:
+            return 0
+        return 2 * FLOAT * max(map(self._local, self.trained), default=0)
+
+
+def _local_shape(parameter: torch.Tensor, shards: int) -> tuple[int, ...]:
+    """FSDP cuts a parameter along its first axis and pads the last part."""
+    first, *rest = parameter.shape or (1,)
+    return (-(-first // shards), *rest)
+
+
+def optimizer_bytes(name: str, shape: tuple[int, ...], block_matrix: bool) -> int:
+    """Bytes of an optimizer's state for a parameter; `block_matrix`: it is a matrix of a block, which Muon takes."""
+    numel = math.prod(shape)
+    if name == "adamw_8bit":
+        return 2 * numel if numel >= SMALL_8BIT else 8 * numel
+    if name == "adafactor":
+        rows_and_columns = numel // shape[-1] + numel // shape[-2] if len(shape) > 1 else numel
+        return FLOAT * rows_and_columns
+    if name == "prodigy":
+        return 16 * numel
+    return 4 * numel if name == "muon" and block_matrix else 8 * numel
+
+
+def optimizer_state(model: OmniGen2Transformer2DModel, train: TrainOptions, shards: int = 1) -> int:
+    """Bytes of the optimizer's state in each of so many processes that share it."""
+    blocks = [unit.module for unit, _ in gradient_reaches(model) if unit.block]
+    matrices = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(optimizer_bytes(train.optimizer_name, _local_shape(p, shards), id(p) in matrices) for p in trained)
+
+
+def _blocks(
+    model: OmniGen2Transformer2DModel,
+    batch: Sequence[SampleTokens],
+    compute: Compute,
+    train: TrainOptions,
+) -> list[_Block]:
+    """The blocks in order; like ones are measured once."""
+    temb = is_trained(model.time_caption_embed.timestep_embedder)
+    known: dict[Any, Footprint] = {}
+    places: dict[str, int] = {}
+    blocks = []
+    for unit, into in gradient_reaches(model):
+        if not unit.block:
+            continue
+        place = places[unit.stage] = places.get(unit.stage, -1) + 1
+        recompute = train.gradient_checkpointing and place % train.gradient_checkpointing_every == 0
+        pattern = tuple((tuple(p.shape), p.requires_grad) for p in unit.module.parameters())
+        key = (unit.stage, into, recompute, pattern)
+        if key not in known:
+            axes = model.config.axes_dim_rope
+            known[key] = _footprint(unit, batch, compute, axes, into=into, temb=temb, recompute=recompute)
+        parameters = list(unit.module.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        blocks.append(_Block(sum(p.numel() for p in parameters), trained, known[key]))
+    return blocks
+
+
+def _footprint(
+    unit: Unit, batch: Sequence[SampleTokens], compute: Compute, axes: Sequence[int], **gradients: bool
+) -> Footprint:
+    if not any(sum(sample.sequences(unit.stage)) for sample in batch):  # no references: gradients of zero
+        trained = sum(p.numel() for p in unit.module.parameters() if p.requires_grad)
+        return Footprint(0, 0, compute.weights.itemsize * trained)
+    return block_footprint(unit.module, batch, unit.stage, compute, axes_dim_rope=axes, **gradients)
+
+
+def estimate_memory(
+    options: ExperimentOptions,
+    config: Mapping[str, Any],
+    *,
+    strategy: str,
+    shard_size: int,
+    batch: Sequence[SampleTokens],
+    device: str,
+    encoder_bytes: int = 0,
+) -> MemoryEstimate:
+    """Memory of one process where it needs most. Images that are drawn while training are not in it.
+
+    Args:
+        options: of the experiment.
+        config: of the transformer.
+        strategy: single, ddp, fsdp or hsdp.
+        shard_size: processes that hold one copy of the parameters between them; ddp and single hold it each.
+        batch: the samples of the largest microbatch.
+        device: "cuda" or "cpu".
+        encoder_bytes: of VAE and text encoder, where training encodes; see `encoder_bytes_of`.
+    """
+    process = _Process(options, config, strategy, shard_size, batch, device)
+    held = process.held() | {"encoders": encoder_bytes}
+    offloaded = process.sharded and options.train.cpu_offload
+    moments = [moment | ({"gradients": 0} if offloaded else {}) for moment in process.moments()]
+    estimates = [MemoryEstimate(**{**held, **moment}) for moment in moments]
+    return max(estimates, key=lambda estimate: estimate.total)
+
+
+def model_config(options: ExperimentOptions, transformer: Path) -> dict[str, Any]:
+    """The transformer's config: its config.json where it is there already, else model.arch_opt.
+
+    Raises:
+        ValueError: where there is neither.
+    """
+    path = transformer / "config.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if options.model.arch_opt is None:
+        raise ValueError(
+            f"{path} is missing and model.arch_opt is not set, so the transformer's size is not known. Set model.arch_opt, or "
+            "make the weights with `snakemake --cores 2 train`."
+        )
+    return options.model.arch_opt.model_dump()
+
+
+def encoder_bytes_of(base: Path, options: ExperimentOptions) -> int:
+    """Bytes of VAE and text encoder in training, from the headers of their files; 0 with data.encode or without files."""
+    if options.data.encode:
+        return 0
+    text = 2 if options.train.mixed_precision == "bf16" else FLOAT
+    total = 0
+    for folder, size in ((base / "vae", FLOAT), (base / "mllm", text)):
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                # instructions pass neither through the vision tower nor through the output head
+                names = [name for name in file.keys() if "visual." not in name and not name.startswith("lm_head.")]  # noqa: SIM118
+                total += size * sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
+
+
+def device_memory(processes: int = 1) -> int:
+    """Bytes of the first GPU; without any, of the machine, shared by so many processes."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info(0)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
+
+
+def gigabytes(size: float) -> str:
+    """For a person: 10^9 bytes."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def choose_parallelism(
+    options: ExperimentOptions,
+    model_config: Mapping[str, Any],
+    *,
+    processes: int,
+    nodes: int,
+    device_bytes: int,
+    batch: Sequence[SampleTokens],
+    encoder_bytes: int = 0,
+) -> tuple[str, str]:
+    """What `train.parallelism: auto` stands for, and one sentence why.
+
+    `ddp` where it fits into 85 % of a device; else, on several nodes, `hsdp` where a replica shared within a node fits; else
+    `fsdp`, whether it fits or not.
+
+    Args:
+        options, model_config, batch, encoder_bytes: as of `estimate_memory`.
+        processes, nodes: on all nodes, and the nodes.
+        device_bytes: memory of a process's device.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def total(strategy: str, shard_size: int) -> int:
+        keys: dict[str, Any] = {"batch": batch, "device": device, "encoder_bytes": encoder_bytes}
+        return estimate_memory(options, model_config, strategy=strategy, shard_size=shard_size, **keys).total
+
+    return cheapest_strategy(total, options.train, processes=processes, nodes=nodes, device_bytes=device_bytes)
+
+
+def cheapest_strategy(
+    total: Callable[[str, int], int], train: TrainOptions, *, processes: int, nodes: int, device_bytes: int
+) -> tuple[str, str]:
+    """The first strategy that fits, of those that exchange more and more; `total` gives the bytes of one. And why."""
+    if processes == 1:
+        return "single", "there is one process"
+    if train.optimizer_name in WHOLE_TENSORS:
+        return "ddp", f"the optimizer {train.optimizer_name!r} computes over whole parameters"
+    reasons = []
+    for strategy in ("ddp", *sharded_strategies(train, processes, nodes)):
+        needed = total(strategy, shard_size_of(strategy, train, processes, nodes))
+        reasons.append(f"{strategy} needs {gigabytes(needed)} of {gigabytes(device_bytes)} per process")
+        if needed <= FITS * device_bytes:
+            break
+    return strategy, "; ".join(reasons)

@@ -1,0 +1,274 @@
+"""Write validated samples as WebDataset shards, and the index over them.
+
+A tar depends on its manifest and the limits alone: the same two give the same bytes on every run.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from omnitune.console import Progress
+from omnitune.errors import ConfigError
+from omnitune.images.inspect import ImageRefused, read_bytes
+from omnitune.images.prepare import ImageLimits, PreparedImage, UndecodableImage, prepare_image
+from omnitune.io import storage
+from omnitune.io.files import atomic_path, json_line, sha256_of
+from omnitune.io.parquet import ParquetRows
+from omnitune.io.workers import ordered_map
+from omnitune.paths import parse_shard
+from omnitune.sharding.digests import index_metadata
+from omnitune.validation.dataset import SHARDS
+
+INDEX = "index.parquet"
+MAPPED = "index.arrow"
+TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
+ROWS_PER_BATCH = 10_000  # of the joined index: what is held in memory while it is written
+LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory
+logger = logging.getLogger(__name__)
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("shard", pa.int32()),
+        ("key", pa.string()),
+        ("task_type", pa.string()),
+        ("instruction", pa.string()),
+        ("tar", pa.string()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("image_offsets", pa.list_(pa.int64())),
+        ("image_sizes", pa.list_(pa.int64())),
+        ("widths", pa.list_(pa.int32())),
+        ("heights", pa.list_(pa.int32())),
+        ("output_tokens", pa.int32()),
+        ("input_tokens", pa.int32()),
+        ("text_tokens", pa.int32()),
+        ("sha256", pa.string()),
+        ("tar_bytes", pa.int64()),
+        ("tar_sha256", pa.string()),
+    ]
+)
+
+
+def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimits) -> int:
+    """Writes the samples of a manifest as one tar, {key}.json, {key}.input_0.{ext} .., {key}.output.{ext} each, and its index.
+
+    Args:
+        manifest: shards/{source}-{shard}.jsonl of the validation.
+        tar: the file to write, {source}-{shard}.tar, beside the index; or a URL, to which it is uploaded once it is whole.
+        index: the parquet file to write, one row per sample with the place of each member's bytes. It comes last.
+        limits: of image sizes, and how changed images are written.
+
+    Returns:
+        Number of samples.
+
+    Raises:
+        ValueError: for an image that is no longer what was validated, that cannot be decoded, or that the limits leave no
+            pixels of; for a URL that cannot be written to.
+        OSError: where a disk or a service fails.
+    """
+    source, shard = parse_shard(tar)
+    with Path(manifest).open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    note = limits.note(max((len(row["input_images"]) for row in rows), default=0))
+    if note:
+        logger.warning("%s: %s", manifest, note)
+    with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+            samples = [_add_sample(archive, row, limits) for row in rows]
+        name = str(tar) if storage.is_url(tar) else Path(tar).name
+        facts = {"source": source, "shard": shard, "tar": name}
+        facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
+    with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
+        for sample in samples:
+            index_rows.append({**facts, **sample})
+    return len(rows)
+
+
+def _add_sample(archive: tarfile.TarFile, row: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
+    """Writes the members of one sample; returns its row of the index, but for what all rows of the tar share."""
+    images = _prepared_images(row, limits)
+    key, text_tokens = row["key"], row.get("text_tokens")
+    description = {name: row[name] for name in ("key", "source", "task_type", "instruction")}
+    description["text_tokens"] = text_tokens
+    description["images"] = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
+    names = [*(f"input_{k}" for k in range(len(images) - 1)), "output"]
+    contents = [json_line(description).encode("utf-8"), *(image.data for image in images)]
+    offsets = [_add_member(archive, f"{key}.json", contents[0])]
+    for name, image in zip(names, images, strict=True):
+        offsets.append(_add_member(archive, f"{key}.{name}.{image.extension}", image.data))
+    tokens = [image.width * image.height // TOKEN_PIXELS for image in images]
+    return {
+        "key": key,
+        "task_type": row["task_type"],
+        "instruction": row["instruction"],
+        "json_offset": offsets[0],
+        "json_size": len(contents[0]),
+        "image_offsets": offsets[1:],
+        "image_sizes": [len(image.data) for image in images],
+        "widths": [image.width for image in images],
+        "heights": [image.height for image in images],
+        "output_tokens": tokens[-1],
+        "input_tokens": sum(tokens[:-1]),
+        "text_tokens": text_tokens,
+        "sha256": hashlib.sha256(b"".join(contents)).hexdigest(),
+    }
+
+
+def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Writes one file; returns where its bytes start in the tar."""
+    member = tarfile.TarInfo(name)  # time 0, owner 0: nothing of this run goes into the bytes
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+    padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return archive.offset - padded
+
+
+def _prepared_images(row: dict[str, Any], limits: ImageLimits) -> list[PreparedImage]:
+    """The images of one sample, inputs then output, as they go into the tar."""
+    key, paths = row["key"], [*row["input_images"], row["output_image"]]
+    images = []
+    for position, path in enumerate(paths):
+        is_output = position == len(paths) - 1
+        pixels = limits.max_output_pixels if is_output else limits.input_limit(len(paths) - 1)
+        file = _validated(key, path, row["bytes"][position], row["sha256"][position])
+        images.append(_prepare(key, path, file, pixels, limits))
+    return images
+
+
+def _validated(key: str, place: str, size: int, sha256: str | None) -> bytes | Path:
+    """An image as `prepare_image` takes it, which must still be what was validated; without a hash, of the same size."""
+    fix = "Validate again: snakemake --cores 2 --forcerun validate_source, or omnitune validate."
+    try:
+        file = Path(place) if size > LARGE_FILE and not storage.is_url(place) else read_bytes(place)
+        found_size, found = _size_and_hash(file)
+    except ImageRefused as error:
+        raise ValueError(f"{key}: {error.message}, but it could be read at validation. {fix}") from None
+    except (FileNotFoundError, PermissionError) as error:
+        reason = error.strerror or error
+        raise ValueError(f"{key}: {place}: {reason}, but it could be read at validation. {fix}") from None
+    if found_size != size:
+        raise ValueError(f"{key}: {place} has {found_size} bytes, but {size} at validation. {fix}")
+    if sha256 is not None and found != sha256:
+        raise ValueError(f"{key}: {place} has sha256 {found}, but {sha256} at validation. {fix}")
+    return file
+
+
+def _size_and_hash(file: bytes | Path) -> tuple[int, str]:
+    if isinstance(file, bytes):
+        return len(file), hashlib.sha256(file).hexdigest()
+    return file.stat().st_size, sha256_of(file)
+
+
+def _prepare(key: str, place: str, file: bytes | Path, max_pixels: int, limits: ImageLimits) -> PreparedImage:
+    try:
+        return prepare_image(file, max_pixels, limits.max_side_length, limits.image_format, limits.image_quality)
+    except UndecodableImage as error:
+        fix = "Take the row out, or validate with data.validation_depth: full, which rejects such images."
+        raise ValueError(f"{key}: {place} {error}. {fix}") from None
+    except ValueError as error:
+        raise ValueError(f"{key}: {place}: {error}. Take the row out, or raise the limits in `data`.") from None
+
+
+def write_index(parts: Sequence[Path], index: Path) -> int:
+    """Joins the indexes of all shards, ordered by source and shard; returns the number of samples.
+
+    Args:
+        parts: the shards' indexes.
+        index: the parquet file to write. Beside it comes an .arrow file (Arrow IPC, not compressed) with the same rows,
+            which can be mapped into memory.
+
+    Raises:
+        ValueError: for a part that has another name or other columns than a shard's index.
+    """
+    samples, index = 0, Path(index)
+    ordered = sorted(map(Path, parts), key=parse_shard)
+    for part in ordered:
+        _require_index(part, pq.read_schema(part))
+    schema = INDEX_SCHEMA.with_metadata(index_metadata(ordered))
+    with ExitStack() as stack:
+        joined = stack.enter_context(atomic_path(index))  # the first to be entered is the last to get its name
+        mapped = stack.enter_context(atomic_path(index.with_suffix(".arrow")))
+        table = stack.enter_context(pq.ParquetWriter(joined, schema, compression="zstd"))
+        arrow = stack.enter_context(pa.ipc.new_file(str(mapped), schema))
+        for batch in _batches(ordered):
+            table.write_batch(batch.replace_schema_metadata(schema.metadata))
+            arrow.write_batch(batch.replace_schema_metadata(schema.metadata))
+            samples += batch.num_rows
+    return samples
+
+
+def _require_index(part: Path, schema: pa.Schema) -> None:
+    if not schema.equals(INDEX_SCHEMA):
+        raise ValueError(f"{part}: is of another version or no index of a shard. Delete it and run again.")
+
+
+def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """The rows of all parts in batches of ROWS_PER_BATCH, the last one smaller."""
+    waiting = INDEX_SCHEMA.empty_table()
+    for part in parts:
+        waiting = pa.concat_tables([waiting, pq.read_table(part)])
+        while waiting.num_rows >= ROWS_PER_BATCH:
+            yield waiting.slice(0, ROWS_PER_BATCH).combine_chunks().to_batches()[0]
+            waiting = waiting.slice(ROWS_PER_BATCH)
+    if waiting.num_rows:
+        yield waiting.combine_chunks().to_batches()[0]
+
+
+def _write_one(manifest: Path, output: Path, tars: str, limits: ImageLimits) -> Path:
+    """Writes one shard; returns its index."""
+    index = output / f"{manifest.stem}.parquet"
+    write_shard(manifest, storage.join(tars, f"{manifest.stem}.tar"), index, limits)
+    return index
+
+
+def shard_dataset(
+    validated: Path,
+    output: Path,
+    limits: ImageLimits,
+    workers: int = 1,
+    progress: bool = True,
+    tars: str | None = None,
+) -> list[Path]:
+    """Writes every shard of a validated data set, each with its index, and the index over all: output/index.parquet.
+
+    Args:
+        validated: folder that the validation wrote.
+        output: folder for the indexes, and for the tars.
+        limits: of image sizes, and how changed images are written.
+        workers: processes; the written bytes do not depend on it.
+        progress: report on stderr.
+        tars: URL to write the tars below, instead of into `output`.
+
+    Returns:
+        The shards' indexes. Raises ConfigError where nothing was validated, and what `write_shard` raises.
+    """
+    manifests = sorted((Path(validated) / SHARDS).glob("*.jsonl"))
+    if not manifests:
+        raise ConfigError(f"{validated}: holds no {SHARDS}/*.jsonl; validate first (omnitune validate).")
+    if tars is not None and not storage.is_url(tars):
+        raise ConfigError(f"tars: {tars!r} is no URL; local tars lie in the output folder, beside their index.")
+    output, parts = Path(output), []
+    write_one = partial(_write_one, output=output, tars=tars or str(output), limits=limits)
+    with Progress("write shards", len(manifests), "shards", enabled=progress) as reporter:
+        for part in ordered_map(write_one, manifests, workers):
+            parts.append(part)
+            reporter.advance()
+    write_index(parts, output / INDEX)
+    known = {INDEX, MAPPED, *(f"{part.stem}{kind}" for part in parts for kind in (".parquet", ".tar"))}
+    strays = sorted(
+        path.name for kind in ("tar", "parquet") for path in output.glob(f"*.{kind}") if path.name not in known
+    )
+    if strays:
+        logger.warning("%s: of an earlier data set and not in the index: %s", output, ", ".join(strays))
+    return parts

@@ -1,0 +1,265 @@
+"""Merge the validation of all sources of a data set, apply the limit on rejected rows, and cut samples into shards."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from omnitune.images.prepare import ImageLimits, target_size
+from omnitune.io.files import atomic_path, json_line, sha256_of, write_json, write_text
+from omnitune.io.parquet import ParquetRows
+from omnitune.paths import shard_name
+from omnitune.validation.source import REJECTED, SAMPLES, SCHEMA, SUMMARY, read_summary
+from omnitune.validation.summary import Tally
+
+SHARDS = "shards"
+DIGEST = ".sha256"  # beside a manifest: small enough for Snakemake to compare, which goes by a large file's age alone
+MAX_SHARDS = 100_000  # of a source: names have five digits
+MANIFEST_KEYS = (
+    "key",
+    "source",
+    "task_type",
+    "instruction",
+    "text_tokens",
+    "input_images",
+    "output_image",
+    "bytes",
+    "sha256",
+)
+REPEATED = "output image has the same bytes as an earlier row's"
+# For the estimate of a tar: blocks of headers and of padding per member, and bytes per pixel of what is written anew.
+MEMBER_BYTES = 1024
+BYTES_PER_PIXEL = {"jpeg": 0.6, "webp": 0.6, "webp_lossless": 2.0, "png": 2.0}
+
+
+class RejectedTooMany(ValueError):  # noqa: N818  (a name for what happened, caught by the command line)
+    """More rows were rejected than data.max_reject_fraction allows, or a source has no accepted sample.
+
+    Attributes:
+        summary: the merged summary.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
+@dataclass(frozen=True)
+class ShardCut:
+    """Where the shards of a source end: after so many rows, or at about so many bytes.
+
+    By rows, neither appended nor newly rejected rows move others. By bytes, a row's shard depends on the rows before it.
+
+    Attributes:
+        samples_per_shard: rows, the rejected ones included.
+        shard_bytes: estimated size of a tar at which it ends.
+        limits: with shard_bytes, the arguments of `omnitune.images.prepare.ImageLimits`, under which images are written.
+    """
+
+    samples_per_shard: int | None = None
+    shard_bytes: int | None = None
+    limits: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> "ShardCut":
+        """From the keys of `data` that affect manifests."""
+        if keys["shard_bytes"] is None:
+            return cls(samples_per_shard=keys["samples_per_shard"])
+        return cls(shard_bytes=keys["shard_bytes"], limits=vars(ImageLimits.from_keys(keys)))
+
+    def __post_init__(self) -> None:
+        for name, value in (("samples_per_shard", self.samples_per_shard), ("shard_bytes", self.shard_bytes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is not allowed: needs 1 or more")
+        if (self.samples_per_shard is None) == (self.shard_bytes is None):
+            raise ValueError("shards are cut either by samples_per_shard or by shard_bytes: give one of the two")
+        if self.shard_bytes is not None and self.limits is None:
+            raise ValueError("shard_bytes needs limits, as the size of a tar depends on them")
+
+    def numbers(self) -> Callable[[Mapping[str, Any]], int]:
+        """A function that takes the rows of one source in order, and gives each row's shard, from 0."""
+        if self.samples_per_shard is not None:
+            rows = self.samples_per_shard
+            return lambda row: (row["ordinal"] - 1) // rows
+        return _ByBytes(self.shard_bytes or 0, ImageLimits(**self.limits or {}))
+
+
+class _ByBytes:
+    """Gives the next shard's number once the estimated bytes of the current one reach the limit."""
+
+    def __init__(self, shard_bytes: int, limits: ImageLimits) -> None:
+        self.shard_bytes, self.limits = shard_bytes, limits
+        self.shard, self.filled = 0, 0.0
+
+    def __call__(self, row: Mapping[str, Any]) -> int:
+        if self.filled >= self.shard_bytes:
+            self.shard, self.filled = self.shard + 1, 0.0
+        self.filled += estimated_bytes(row, self.limits)
+        return self.shard
+
+
+def estimated_bytes(row: Mapping[str, Any], limits: ImageLimits) -> float:
+    """About how many bytes a sample takes in a tar: images within the limits keep theirs, the others are written anew."""
+    inputs = len(row["input_images"])
+    total = (len(row["bytes"]) + 1.0) * MEMBER_BYTES + len(row["instruction"].encode())
+    for k, (width, height, size) in enumerate(zip(row["widths"], row["heights"], row["bytes"], strict=True)):
+        most = limits.max_output_pixels if k == inputs else limits.input_limit(inputs)
+        total += (
+            size if _is_kept(width, height, most, limits) else min(size, _written_bytes(width, height, most, limits))
+        )
+    return total
+
+
+def _is_kept(width: int, height: int, max_pixels: int, limits: ImageLimits) -> bool:
+    return width * height <= max_pixels and max(width, height) <= limits.max_side_length
+
+
+def _written_bytes(width: int, height: int, max_pixels: int, limits: ImageLimits) -> float:
+    try:
+        new_width, new_height = target_size(width, height, max_pixels, limits.max_side_length)
+    except ValueError:  # nothing would be left of the image, which the writer of the shard says
+        return 0.0
+    return BYTES_PER_PIXEL[limits.image_format] * new_width * new_height
+
+
+def merge_validation(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    max_reject_fraction: float,
+    cut: ShardCut,
+) -> dict[str, Any]:
+    """Merges validated sources into samples.parquet, rejected.jsonl, summary.json and shards/{source}-{shard}.jsonl.
+
+    Beside each of these manifests lies its SHA-256. Output images with the bytes of an earlier row's are noted on their
+    rows, here as this goes across sources.
+
+    Args:
+        folders: what `validate_source` wrote, one folder per source, in the order of the mixture.
+        output: folder to write into.
+        max_reject_fraction: the largest allowed share of rejected rows in all rows, 0 to 1.
+        cut: where shards end.
+
+    Returns:
+        The merged summary, with the summary of each source under `sources`.
+
+    Raises:
+        RejectedTooMany: with the ledger kept in `{output}.failed`, as a failed rule's own outputs are deleted.
+        ValueError: where a source has too many shards.
+    """
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    summaries = [read_summary(folder) for folder in folders]
+    tally = Tally()
+    for folder, summary in zip(folders, summaries, strict=True):
+        tally.add_summary(summary)
+        for row in _rows(folder / SAMPLES, ["sha256"]):
+            tally.outputs.add(row["sha256"][-1])
+    repeated = tally.outputs.repeated()
+    merged = _merged_summary(tally, summaries, repeated, cut)
+    _apply_limit(folders, merged, output, max_reject_fraction)
+    (output / SUMMARY).unlink(missing_ok=True)  # it comes last, and says that the rest is whole
+    manifests = output / f".{SHARDS}.partial"
+    shutil.rmtree(manifests, ignore_errors=True)
+    manifests.mkdir(parents=True)
+    with atomic_path(output / SAMPLES) as temporary, ParquetRows(temporary, SCHEMA) as samples:
+        flags = iter(np.zeros(merged["accepted"], dtype=np.bool_) if repeated is None else repeated)
+        for folder in folders:
+            _merge_source(folder, flags, samples, manifests, cut)
+    for manifest in manifests.glob("*.jsonl"):
+        write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
+    shutil.rmtree(output / SHARDS, ignore_errors=True)
+    manifests.replace(output / SHARDS)
+    _join(folders, output / REJECTED)
+    write_json(output / SUMMARY, merged)
+    shutil.rmtree(_failed(output), ignore_errors=True)  # the ledger of an earlier failure no longer tells the truth
+    return merged
+
+
+def _merge_source(
+    folder: Path, repeated: Iterator[np.bool_], samples: ParquetRows, manifests: Path, cut: ShardCut
+) -> None:
+    """Adds a source's samples to the merged file and writes its manifests, one open at a time."""
+    shard_of, current = cut.numbers(), -1
+    with ExitStack() as stack:
+        manifest: IO[str] | None = None
+        for row in _rows(folder / SAMPLES):
+            if next(repeated):
+                row["notes"].append(REPEATED)
+            samples.append(row, len(row["instruction"]))
+            shard = shard_of(row)
+            if manifest is None or shard != current:
+                _check_number(shard, row["source"])
+                stack.close()
+                current, path = shard, manifests / f"{shard_name(row['source'], shard)}.jsonl"
+                manifest = stack.enter_context(path.open("w", encoding="utf-8"))
+            manifest.write(json_line({key: row[key] for key in MANIFEST_KEYS}))
+
+
+def _check_number(shard: int, source: str) -> None:
+    if shard >= MAX_SHARDS:
+        raise ValueError(
+            f"source {source!r} has more than {MAX_SHARDS} shards; raise data.samples_per_shard or data.shard_bytes, "
+            "or split the source"
+        )
+
+
+def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file, of one row group at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=columns, use_threads=False).to_pylist()
+
+
+def _join(folders: Sequence[Path], path: Path) -> None:
+    """All ledgers one after the other."""
+    with atomic_path(path) as temporary, temporary.open("wb") as joined:
+        for folder in folders:
+            with (folder / REJECTED).open("rb") as ledger:
+                shutil.copyfileobj(ledger, joined)
+
+
+def _merged_summary(
+    tally: Tally, summaries: list[dict[str, Any]], repeated: np.ndarray | None, cut: ShardCut
+) -> dict[str, Any]:
+    count = None if repeated is None else int(repeated.sum())
+    if count:
+        tally.counts["notes"][REPEATED] = count
+    return {
+        "depth": ", ".join(sorted({summary["depth"] for summary in summaries})),
+        **tally.summary(count),
+        "samples_per_shard": cut.samples_per_shard,
+        "shard_bytes": cut.shard_bytes,
+        "sources": {summary["source"]: {k: v for k, v in summary.items() if k != "source"} for summary in summaries},
+    }
+
+
+def _failed(output: Path) -> Path:
+    return output.with_name(f"{output.name}.failed")
+
+
+def _apply_limit(folders: list[Path], merged: dict[str, Any], output: Path, max_reject_fraction: float) -> None:
+    """Raises RejectedTooMany for a source without accepted samples or for too many rejected rows in all."""
+    empty = [name for name, summary in merged["sources"].items() if not summary["accepted"]]
+    rows, rejected = merged["rows"], merged["rejected"]
+    if not empty and rejected / rows <= max_reject_fraction:  # a division gives 29/100 as 0.29 exactly
+        return
+    failed = _failed(output)
+    _join(folders, failed / REJECTED)
+    write_json(failed / SUMMARY, merged)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in merged["reasons"].items()) or "none rejected"
+    ledger = f"Every rejected row with its reason: {failed / REJECTED}."
+    if empty:
+        names = ", ".join(repr(name) for name in empty)
+        message = f"no accepted sample in source {names} (reasons over all sources: {reasons}). {ledger}"
+        raise RejectedTooMany(message, merged)
+    raise RejectedTooMany(
+        f"{rejected} of {rows} rows are rejected ({rejected / rows:.2%}): {reasons}. "
+        f"data.max_reject_fraction: {max_reject_fraction} allows {max_reject_fraction:.2%}. {ledger} "
+        "Correct the rows, or raise data.max_reject_fraction.",
+        merged,
+    )

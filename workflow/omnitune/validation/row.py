@@ -1,0 +1,211 @@
+"""One line of a .jsonl file: what a sample must hold, and the random draws of its conditioning in training."""
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omnitune.errors import Refused
+
+# Task types as published, and the name each is kept under.
+TASK_TYPES = {"t2i": "t2i", "text_to_image": "t2i", "edit": "edit", "ic": "ic", "in_context": "ic"}
+MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
+MAX_INPUT_IMAGES = 5  # the model has five image index embeddings
+KNOWN_KEYS = frozenset({"task_type", "instruction", "input_images", "output_image"})
+CLICHE = re.compile(r"(?:The image (?:portrays|depicts|captures|highlights|shows) |这张图片展示了)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An accepted line: task type under its short name, paths as written, and notes on what was unusual."""
+
+    task_type: str
+    instruction: str
+    input_images: tuple[str, ...]
+    output_image: str
+    notes: tuple[str, ...] = ()
+
+
+def decode_line(line: bytes) -> dict[str, Any]:
+    """The JSON object on a line. Raises Refused: not_utf8, bad_json, duplicate_key or not_an_object."""
+    try:
+        content = json.loads(
+            line.decode("utf-8"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number
+        )
+    except Refused:
+        raise
+    except UnicodeDecodeError as error:
+        raise Refused("not_utf8", f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise Refused("bad_json", f"not readable as JSON: {error}") from None
+    if _is_deeper(content, MAX_NESTING):
+        raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
+    if not isinstance(content, dict):
+        raise Refused("not_an_object", f"a line must be a JSON object, found {_kind(content)}")
+    return content
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand inside each other more than so many levels deep."""
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a key that is there twice, of which a reader would take one or the other."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key in content if counts[key] > 1)
+        raise Refused("duplicate_key", f"key {shown(key)} is there {counts[key]} times; keep one")
+    return content
+
+
+def _number(text: str) -> float:
+    """Refuses NaN, Infinity and numbers of that size, which JSON does not have and the ledger could not repeat."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refused("bad_json", f"{shown(text)} is no number of JSON")
+    return value
+
+
+def check_row(content: dict[str, Any]) -> Row:
+    """Checks one sample against the published format.
+
+    Args:
+        content: the object on the line: task_type, instruction, input_images (paths; may be absent or null) and
+            output_image (path).
+
+    Raises:
+        Refused: wrong_type, unknown_task_type, empty_instruction, no_output_image, no_input_images,
+            too_many_input_images or unexpected_input_images.
+    """
+    task_type = _task_type(content)
+    instruction = _instruction(content)
+    inputs = _input_images(content)
+    _check_number_of_inputs(task_type, len(inputs))
+    notes = [f"unknown key {shown(key)} is ignored" for key in sorted(set(content) - KNOWN_KEYS)]
+    if content["task_type"] != task_type:
+        notes.append(f"task_type {content['task_type']!r} is read as {task_type!r}")
+    return Row(task_type, instruction, inputs, _output_image(content), tuple(notes))
+
+
+def shown(value: str) -> str:
+    """A value as messages quote it: cut, as a line may be a million characters."""
+    return repr(value if len(value) <= 80 else f"{value[:80]}..")
+
+
+def _kind(value: Any) -> str:
+    """How JSON calls a value's type."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _task_type(content: dict[str, Any]) -> str:
+    known = ", ".join(TASK_TYPES)
+    value = content.get("task_type")
+    if value is None:
+        raise Refused("unknown_task_type", f"task_type is missing; known: {known}")
+    if not isinstance(value, str):
+        raise Refused("wrong_type", f"task_type must be a string, found {_kind(value)}")
+    if value not in TASK_TYPES:
+        raise Refused("unknown_task_type", f"task_type {shown(value)} is not known; known: {known}")
+    return TASK_TYPES[value]
+
+
+def _instruction(content: dict[str, Any]) -> str:
+    value = content.get("instruction")
+    if value is None:
+        raise Refused("empty_instruction", "instruction is missing")
+    if not isinstance(value, str):
+        raise Refused("wrong_type", f"instruction must be a string, found {_kind(value)}")
+    if not value.strip():
+        raise Refused("empty_instruction", "instruction is empty")
+    return _encodable(value, "instruction")
+
+
+def _encodable(value: str, key: str) -> str:
+    """Refuses half of a character pair, which JSON can spell and no file or tokenizer can hold."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused("bad_json", f"{key} holds a lone surrogate (\\ud800 to \\udfff)") from None
+    return value
+
+
+def _path(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise Refused("wrong_type", f"{key} must be a path (a string), found {_kind(value)}")
+    if not value.strip():
+        raise Refused("wrong_type", f"{key} is an empty path")
+    return _encodable(value, key)
+
+
+def _input_images(content: dict[str, Any]) -> tuple[str, ...]:
+    value = content.get("input_images")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise Refused("wrong_type", f"input_images must be a list of paths, found {_kind(value)}")
+    return tuple(_path(item, f"input_images[{k}]") for k, item in enumerate(value))
+
+
+def _output_image(content: dict[str, Any]) -> str:
+    value = content.get("output_image")
+    if value is None or value == "":
+        raise Refused("no_output_image", "output_image is missing; every sample needs the image to be learnt")
+    return _path(value, "output_image")
+
+
+def _check_number_of_inputs(task_type: str, number: int) -> None:
+    if task_type == "t2i" and number:
+        message = f"task_type 't2i' takes no input_images, found {number}; 'edit' and 'ic' take them"
+        raise Refused("unexpected_input_images", message)
+    if task_type != "t2i" and not number:
+        message = f"task_type {task_type!r} needs 1 to {MAX_INPUT_IMAGES} input_images, found none"
+        raise Refused("no_input_images", message)
+    if number > MAX_INPUT_IMAGES:
+        raise Refused(
+            "too_many_input_images", f"the model takes at most {MAX_INPUT_IMAGES} input_images, found {number}"
+        )
+
+
+def remove_cliche(instruction: str) -> str:
+    """The caption without a leading "The image portrays " or the like; a caption that is nothing else stays as it is."""
+    match = CLICHE.match(instruction)
+    rest = instruction[match.end() :] if match else instruction
+    return rest if rest.strip() else instruction
+
+
+def draw_condition(
+    task_type: str,
+    instruction: str,
+    rng: np.random.Generator,
+    prompt_dropout_prob: float,
+    ref_img_dropout_prob: float,
+) -> tuple[str, bool, bool]:
+    """Draws what a sample is conditioned on in one training step.
+
+    The instruction is dropped with `prompt_dropout_prob`; where it is, and only there, the references are dropped with
+    `ref_img_dropout_prob`. The captions of text-to-image samples lose a leading cliche with probability 1/2.
+
+    Returns:
+        (instruction, drop_prompt, drop_references); a dropped instruction is "".
+    """
+    # All draws are taken each time, so that one probability's value does not move the others' outcomes.
+    prompt_draw, reference_draw, cliche_draw = rng.random(3)
+    drop_prompt = bool(prompt_draw < prompt_dropout_prob)
+    drop_references = drop_prompt and bool(reference_draw < ref_img_dropout_prob)
+    if drop_prompt:
+        return "", True, drop_references
+    if TASK_TYPES.get(task_type) == "t2i" and cliche_draw < 0.5:
+        instruction = remove_cliche(instruction)
+    return instruction, False, False

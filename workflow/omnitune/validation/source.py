@@ -1,0 +1,323 @@
+"""Validate sources: look at every image of every row, and account for each row as accepted or rejected with a reason.
+
+Files are read as streams and results written as they come, so a source may be larger than memory.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import pyarrow as pa
+
+from omnitune.config.sources import Source, read_mixture
+from omnitune.console import Progress
+from omnitune.errors import ConfigError, Refused
+from omnitune.images.inspect import MAX_PIXELS, Depth, ImageFacts, ImageRefused, inspect_image
+from omnitune.io.files import atomic_path, json_line, write_json
+from omnitune.io.lines import MAX_LINE_BYTES, Line, count_lines, local_copies, read_lines
+from omnitune.io.parquet import ParquetRows
+from omnitune.io.storage import is_url, redact
+from omnitune.io.workers import ordered_map
+from omnitune.models.prompts import count_tokens, load_tokenizer
+from omnitune.validation.image_places import image_places
+from omnitune.validation.row import Row, check_row, decode_line
+from omnitune.validation.summary import Tally
+
+SAMPLES = "samples.parquet"
+REJECTED = "rejected.jsonl"
+SUMMARY = "summary.json"
+# A worker gets so many lines at once, and no more bytes than this.
+LINES_PER_TASK: dict[Depth, int] = {"full": 16, "header": 128}
+BYTES_PER_TASK = 1 << 20
+LEDGER_TEXT = 2_000  # characters of a message, and of an unreadable line, that the ledger holds
+NOTE_TEXT = 200  # characters of a note
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("ordinal", pa.int64()),
+        ("key", pa.string()),
+        ("task_type", pa.string()),
+        ("instruction", pa.string()),
+        ("text_tokens", pa.int32()),
+        ("input_images", pa.list_(pa.string())),
+        ("output_image", pa.string()),
+        ("widths", pa.list_(pa.int32())),
+        ("heights", pa.list_(pa.int32())),
+        ("formats", pa.list_(pa.string())),
+        ("bytes", pa.list_(pa.int64())),
+        ("sha256", pa.list_(pa.string())),
+        ("notes", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is looked at, and what is allowed.
+
+    Attributes:
+        depth: `full` decodes and hashes every image; `header` reads its first bytes.
+        max_image_pixels: images of more pixels are refused before they are decoded.
+        image_root: folder or URL below which alone images may lie; None allows every place.
+        maximum_text_tokens: instructions of more tokens are refused.
+        use_chat_template: whether the tokens are those of the whole chat, as training wraps instructions in it.
+        input_limits: number of limits in data.max_input_pixels where that is a list; more input images are noted.
+        tokenizer: pipeline folder whose tokenizer counts; None: tokens are neither counted nor limited.
+    """
+
+    depth: Depth = "full"
+    max_image_pixels: int = MAX_PIXELS
+    image_root: str | None = None
+    maximum_text_tokens: int = 888
+    use_chat_template: bool = True
+    input_limits: int | None = None
+    tokenizer: str | None = None
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any], tokenizer: str | None = None) -> "Checks":
+        """From the keys of `data` that affect samples."""
+        return cls(
+            depth=keys["validation_depth"],
+            max_image_pixels=keys["max_image_pixels"],
+            image_root=keys["image_root"],
+            maximum_text_tokens=keys["maximum_text_tokens"],
+            use_chat_template=keys["use_chat_template"],
+            input_limits=keys["max_input_pixels"],
+            tokenizer=tokenizer,
+        )
+
+    def __post_init__(self) -> None:
+        if self.depth not in get_args(Depth):
+            raise ValueError(f"depth: {self.depth!r} is not allowed; use {' or '.join(get_args(Depth))}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a line: `sample` (a row of samples.parquet) or `rejected` (a row of the ledger)."""
+
+    sample: dict[str, Any] | None = None
+    rejected: dict[str, Any] | None = None
+
+
+def validate_source(
+    source_name: str,
+    files: Sequence[str | Path],
+    output: Path,
+    checks: Checks = Checks(),
+    *,
+    workers: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Validates one source and writes samples.parquet, rejected.jsonl and summary.json into `output`.
+
+    Args:
+        source_name: the name that `read_mixture` gave; keys of samples start with it.
+        files: paths or URLs of its .jsonl files.
+        output: folder for the three files.
+        checks: what is looked at.
+        workers: processes that look at images; the written bytes do not depend on it.
+        progress: report on stderr.
+
+    Returns:
+        The summary. Rejected rows are no error here: the limit applies to the whole mixture, in `merge_validation`.
+
+    Raises:
+        ConfigError: for a .jsonl file that is not there, or a folder without a tokenizer.
+        OSError, ValueError: where a disk or service fails, which is no verdict on an image.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if checks.tokenizer:
+        _tokenizer(checks.tokenizer)  # before the workers fork, which share its memory then
+    tally = Tally()
+    with ExitStack() as stack:
+        copies = stack.enter_context(local_copies(files, source_name, output))
+        total = sum(count_lines(path, source_name) for _, path in copies)
+        # Entered in this order, they are renamed in the reverse one, and summary.json comes last of all.
+        samples_path = stack.enter_context(atomic_path(output / SAMPLES))
+        rejected_path = stack.enter_context(atomic_path(output / REJECTED))
+        samples = stack.enter_context(ParquetRows(samples_path, SCHEMA))
+        rejected = stack.enter_context(rejected_path.open("w", encoding="utf-8"))
+        reporter = stack.enter_context(Progress(f"validate {source_name}", total, "lines", enabled=progress))
+        for verdicts in ordered_map(check_lines, _tasks(source_name, copies, checks, tally), workers):
+            _record(verdicts, samples, rejected, tally)
+            reporter.advance(len(verdicts), f"{tally.totals['rejected']} rejected")
+        reporter.advance(tally.totals["blank_lines"])
+    repeated = tally.outputs.repeated()
+    summary = {
+        "source": source_name,
+        "files": [str(file) for file in files],
+        "depth": checks.depth,
+        **tally.summary(None if repeated is None else int(repeated.sum())),
+    }
+    write_json(output / SUMMARY, summary)
+    return summary
+
+
+def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], tally: Tally) -> None:
+    for verdict in verdicts:
+        if verdict.sample is not None:
+            samples.append(verdict.sample, len(verdict.sample["instruction"]))
+            tally.add_accepted(verdict.sample)
+        else:
+            assert verdict.rejected is not None
+            rejected.write(redact(json_line(verdict.rejected)))
+            tally.add_rejected(verdict.rejected["reason"])
+
+
+def _tasks(
+    name: str, files: Sequence[tuple[str, Path]], checks: Checks, tally: Tally
+) -> Iterator[tuple[str, Checks, list[Line]]]:
+    """Lines in portions for the workers; blank ones are counted and left out."""
+    portion: list[Line] = []
+    size = 0
+    for line in read_lines(files):
+        if not line.content and not line.too_long:
+            tally.totals["blank_lines"] += 1
+            continue
+        portion.append(line)
+        size += len(line.content)
+        if len(portion) >= LINES_PER_TASK[checks.depth] or size >= BYTES_PER_TASK:
+            yield name, checks, portion
+            portion, size = [], 0
+    if portion:
+        yield name, checks, portion
+
+
+def check_lines(task: tuple[str, Checks, list[Line]]) -> list[Verdict]:
+    """Checks a portion of lines; runs in a worker process."""
+    source_name, checks, lines = task
+    return [check_line(source_name, line, checks) for line in lines]
+
+
+def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdict:
+    """Accepts or rejects one line, with all of its images."""
+    content: Any = line.content.decode("utf-8", errors="replace")[:LEDGER_TEXT]
+    try:
+        if line.too_long:
+            raise Refused("line_too_long", f"more than {MAX_LINE_BYTES} bytes; is the end of the line missing?")
+        content = decode_line(line.content)
+        row = check_row(content)
+        tokens = _count_tokens(row.instruction, checks)
+        images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
+    except Refused as error:
+        ledger = {"file": line.file, "line": line.number, "reason": error.reason}
+        return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": content})
+    places, facts = [place for place, _ in images], [fact for _, fact in images]
+    sample = {
+        "source": source_name,
+        "file": line.file,
+        "line": line.number,
+        "ordinal": line.ordinal,
+        "key": f"{source_name}_{line.ordinal:08d}",
+        "task_type": row.task_type,
+        "instruction": row.instruction,
+        "text_tokens": tokens,
+        "input_images": places[:-1],
+        "output_image": places[-1],
+        "widths": [fact.width for fact in facts],
+        "heights": [fact.height for fact in facts],
+        "formats": [fact.format for fact in facts],
+        "bytes": [fact.bytes for fact in facts],
+        "sha256": [fact.sha256 for fact in facts],
+        "notes": [note[:NOTE_TEXT] for note in _notes(line, row, facts, checks)],
+    }
+    return Verdict(sample=sample)
+
+
+def _notes(line: Line, row: Row, facts: list[ImageFacts], checks: Checks) -> list[str]:
+    """What is unusual about an accepted line, each thing once."""
+    notes = ["the file starts with a byte order mark, which is left out"] if line.has_bom else []
+    notes += row.notes
+    if checks.input_limits is not None and len(row.input_images) > checks.input_limits:
+        notes.append(f"more input images than the {checks.input_limits} entries of max_input_pixels: the last holds")
+    return list(dict.fromkeys([*notes, *chain.from_iterable(fact.notes for fact in facts)]))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except Exception as error:  # the library raises anything where files are missing or are no tokenizer
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error)}). "
+            "Name a pipeline folder with processor/."
+        ) from None
+
+
+def _count_tokens(instruction: str, checks: Checks) -> int | None:
+    if not checks.tokenizer:
+        return None
+    tokens = count_tokens(_tokenizer(checks.tokenizer), instruction, checks.use_chat_template)
+    if tokens > checks.maximum_text_tokens:
+        whole = " with its chat" if checks.use_chat_template else ""
+        raise Refused(
+            "instruction_too_long",
+            f"the instruction has {tokens} tokens{whole}; data.maximum_text_tokens allows {checks.maximum_text_tokens}",
+        )
+    return tokens
+
+
+def _inspect(image: str, samples: str, checks: Checks) -> tuple[str, ImageFacts]:
+    """The first place where an image lies, and its facts."""
+    places = image_places(image, samples, checks.image_root)
+    for place in places:
+        try:
+            return place, inspect_image(place, checks.max_image_pixels, checks.depth)
+        except ImageRefused as error:
+            if error.reason != "missing":
+                raise
+    raise ImageRefused("missing", f"{image} does not exist; tried {' and '.join(places)}")
+
+
+def check_files(source: Source) -> None:
+    """Raises ConfigError where a .jsonl file of a source is not there, naming the mixture and the places tried."""
+    for file in source.files:
+        if not is_url(file) and not Path(file).is_file():
+            tried = " and ".join(str(place) for place in source.places(file))
+            raise ConfigError(f"{source.mixture}: source {source.name!r}: no such file of samples; tried {tried}.")
+
+
+def validate_mixture(
+    mixture: Path | str,
+    output: Path,
+    checks: Checks = Checks(),
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    max_reject_fraction: float = 0.01,
+    **cut: Any,
+) -> dict[str, Any]:
+    """Validates every source of a mixture into output/sources/{source} and merges them into `output`.
+
+    `cut` are the arguments of `omnitune.validation.dataset.ShardCut`, by default samples_per_shard=1000.
+    Returns the merged summary. Raises what `read_mixture`, `validate_source` and `merge_validation` raise.
+    """
+    from omnitune.validation.dataset import ShardCut, merge_validation
+
+    shard_cut = ShardCut(**cut or {"samples_per_shard": 1000})
+    sources = read_mixture(mixture)
+    for source in sources:
+        check_files(source)
+    folders = []
+    for source in sources:
+        folder = Path(output) / "sources" / source.name
+        validate_source(source.name, source.files, folder, checks, workers=workers, progress=progress)
+        folders.append(folder)
+    return merge_validation(folders, Path(output), max_reject_fraction=max_reject_fraction, cut=shard_cut)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a validated source or data set; ConfigError where it is missing."""
+    try:
+        content: dict[str, Any] = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: holds no {SUMMARY}; validate first (omnitune validate).") from None
+    return content
