@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from lab import draw_images, first_lab, write_lab
-from tiny import write_tiny
-from trainings import prepare_mixed
-from workplace import Workplace, copy_project
+
+from helpers.lab import draw_images, first_lab, write_lab
+from helpers.tiny import write_tiny
+from helpers.trainings import prepare_mixed
+from helpers.workplace import Workplace, copy_project
 
 SharedRun = Callable[[str, Callable[[Workplace], None]], Workplace]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from projects import changed, project, write
 
+from helpers.projects import changed, project, write
 from omnitune.config import ExperimentOptions, evaluation_folders
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from projects import changed, project, write, write_shards
 
+from helpers.projects import changed, project, write, write_shards
 from omnitune.paths import STATE_FILE
 from omnitune.refusals import refused_trainings
 from omnitune.training.identity import identity_of

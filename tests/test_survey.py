@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from projects import changed, project, sha256, write
 
+from helpers.projects import changed, project, sha256, write
 from omnitune import survey
 from omnitune.survey import lost_files
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import missing_programs, slurm_cluster
 from safetensors.torch import load_file
-from tiny import write_tiny
-from workplace import Workplace
+
+from helpers.cluster import missing_programs, slurm_cluster
+from helpers.tiny import write_tiny
+from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.slurm
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny import OPTIONS, write_tiny
-from workplace import Workplace
+
+from helpers.tiny import OPTIONS, write_tiny
+from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.workflow
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from workplace import Workplace
+
+from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.workflow
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from workplace import Workplace
 
+from helpers.workplace import Workplace
 from omnitune.io import storage
 
 pytestmark = pytest.mark.workflow

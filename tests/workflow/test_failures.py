@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import write_tiny
-from workplace import Workplace
+
+from helpers.tiny import write_tiny
+from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.workflow
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
-from lab import first_lab, write_lab
-from planner import Planner
 from pydantic.fields import FieldInfo
-from workplace import Workplace
 
+from helpers.lab import first_lab, write_lab
+from helpers.planner import Planner
+from helpers.workplace import Workplace
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import affects_of
 from omnitune.config.base import section_of

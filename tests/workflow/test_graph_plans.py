@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edits import EDITS, Edit
-from graph_model import Graph, expected, refused
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
-from lab import first_lab, write_lab
-from planner import Planner
-from workplace import Workplace
+
+from helpers.edits import EDITS, Edit
+from helpers.graph_model import Graph, expected, refused
+from helpers.lab import first_lab, write_lab
+from helpers.planner import Planner
+from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.workflow
 

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from edits import EDITS, Edit, append_row, change_row, lose, remove_row, set_key, start_over, third_experiment
-from graph_model import refused, refused_later, start_of, weights_facts
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from lab import Lab, draw_images, first_lab, write_lab
-from planner import read_plan
-from workplace import Workplace, copy_project
+
+from helpers.edits import EDITS, Edit, append_row, change_row, lose, remove_row, set_key, start_over, third_experiment
+from helpers.graph_model import refused, refused_later, start_of, weights_facts
+from helpers.lab import Lab, draw_images, first_lab, write_lab
+from helpers.planner import read_plan
+from helpers.workplace import Workplace, copy_project
 
 pytestmark = pytest.mark.workflow
 

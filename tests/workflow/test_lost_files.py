@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from workplace import Workplace, count_jobs
+
+from helpers.workplace import Workplace, count_jobs
 
 pytestmark = pytest.mark.workflow
 

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from workplace import Workplace
+
+from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.workflow
 

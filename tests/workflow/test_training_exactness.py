@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from trainings import (
+
+from helpers.trainings import (
     TRAINED,
     difference,
     kill,
@@ -20,9 +21,8 @@ from trainings import (
     wait_for,
     write_options,
 )
-from workplace import Workplace
-
-from omnitune.training.checkpoint import list_checkpoints
+from helpers.workplace import Workplace
+from omnitune.training.states import list_checkpoints
 
 pytestmark = pytest.mark.workflow
 

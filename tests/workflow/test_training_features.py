@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainings import TRAINED, difference, rows, tensors, train, write_options
-from workplace import Workplace
 
+from helpers.trainings import TRAINED, difference, rows, tensors, train, write_options
+from helpers.workplace import Workplace
 from omnitune.config import ExperimentOptions, starting_weights
 from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from networks import ADDRESSES, can_make_namespaces, two_nodes
-from trainings import (
+
+from helpers.networks import ADDRESSES, can_make_namespaces, two_nodes
+from helpers.trainings import (
     kill,
     largest_difference,
     log_of,
@@ -17,7 +18,7 @@ from trainings import (
     wait_for,
     write_options,
 )
-from workplace import Workplace
+from helpers.workplace import Workplace
 
 pytestmark = [
     pytest.mark.workflow,

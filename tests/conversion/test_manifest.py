@@ -1,0 +1,109 @@
+"""Converted weights and the checkpoints they come from are what was written, or are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.projects import sha256, write
+from omnitune.conversion.manifest import check_checkpoint, check_conversion, read_conversion
+from omnitune.io.files import sha256_of
+from omnitune.paths import STATE_FILE
+from omnitune.training.states import TrainerState
+
+pytestmark = pytest.mark.unit
+
+FILES = {"config.json": "{}", "diffusion_pytorch_model.safetensors": "weights"}
+PARTS = {"pytorch_model_fsdp_0/.metadata": "m", "pytorch_model_fsdp_0/__0_0.distcp": "w", "ema_0/__0_0.distcp": "a"}
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    folder = tmp_path / "experiments/x/checkpoint-3/transformer"
+    facts = {name: {"sha256": sha256(text), "bytes": len(text)} for name, text in FILES.items()}
+    for name, text in FILES.items():
+        write(folder / name, text)
+    write(folder / "conversion.json", json.dumps({"kind": "full", "files": facts}))
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "experiments/x/checkpoint-3"
+    for name, text in PARTS.items():
+        write(folder / name, text)
+    identity = {"options": {}, "data": {}}
+    state = TrainerState(3, identity, None, files={name: sha256(text) for name, text in PARTS.items()})
+    write(folder / STATE_FILE, json.dumps(vars(state)))
+    return folder
+
+
+def test_whole_weights_give_their_manifest(converted: Path) -> None:
+    assert (
+        check_conversion(converted)
+        == read_conversion(converted)
+        == json.loads((converted / "conversion.json").read_text())
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_changed_and_missing_weights_are_named_with_the_command(converted: Path, name: str) -> None:
+    again = rf"Convert again: snakemake --cores 2 --force {converted}/conversion\.json"
+    write(converted / name, "changed")
+    with pytest.raises(ValueError, match=rf"transformer/{name}: is not what was converted \(its SHA-256 .*{again}"):
+        check_conversion(converted)
+    (converted / name).unlink()
+    with pytest.raises(ValueError, match=rf"transformer/{name}: is missing\. {again}"):
+        check_conversion(converted)
+
+
+def test_a_missing_or_damaged_manifest_is_named(converted: Path) -> None:
+    write(converted / "conversion.json", "{")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"conversion\.json: cannot be read .*\. Convert again: snakemake "):
+            check_conversion(converted)
+        (converted / "conversion.json").unlink(missing_ok=True)
+
+
+def test_a_whole_checkpoint_gives_the_hash_of_its_state(checkpoint: Path) -> None:
+    found = sha256_of(checkpoint / STATE_FILE)
+    assert check_checkpoint(checkpoint, "pytorch_model_fsdp_0") == found
+    write(checkpoint.parent / "train.json", json.dumps({"states": {"3": found, "9": "0"}}))
+    assert check_checkpoint(checkpoint, "ema_0") == found
+    write(checkpoint.parent / "train.json", json.dumps({"checkpoints": [3]}))
+    assert check_checkpoint(checkpoint, "ema_0") == found, "manifests of earlier versions name no states"
+
+
+def test_what_training_has_not_written_is_not_looked_at(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint-3/pytorch_model_fsdp.bin", "of the published code")
+    assert check_checkpoint(tmp_path / "checkpoint-3", "pytorch_model_fsdp_0") is None
+    assert check_checkpoint(tmp_path / "model.safetensors", "pytorch_model_fsdp_0") is None
+
+
+def test_another_state_than_train_json_names_is_refused(checkpoint: Path) -> None:
+    train = write(checkpoint.parent / "train.json", json.dumps({"states": {"3": "0" * 64}}))
+    expected = rf"checkpoint-3: is not the checkpoint that {train} names .*rm {train}, then snakemake --cores 2 train"
+    with pytest.raises(ValueError, match=expected):
+        check_checkpoint(checkpoint, "pytorch_model_fsdp_0")
+
+
+def test_changed_bytes_of_the_part_are_refused(checkpoint: Path) -> None:
+    write(checkpoint / "ema_0/__0_0.distcp", "b")
+    check_checkpoint(checkpoint, "pytorch_model_fsdp_0")
+    with pytest.raises(ValueError, match=r"ema_0/__0_0\.distcp: is not what training has saved"):
+        check_checkpoint(checkpoint, "ema_0")
+    (checkpoint / "pytorch_model_fsdp_0/__0_0.distcp").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model_fsdp_0/__0_0\.distcp: is missing"):
+        check_checkpoint(checkpoint, "pytorch_model_fsdp_0")
+
+
+def test_an_edited_state_is_refused_where_train_json_names_it(checkpoint: Path) -> None:
+    """Its hashes could otherwise be changed along with the files that they are of."""
+    train = {"states": {"3": sha256_of(checkpoint / STATE_FILE)}}
+    write(checkpoint.parent / "train.json", json.dumps(train))
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    write(checkpoint / "ema_0/__0_0.distcp", "b")
+    state["files"]["ema_0/__0_0.distcp"] = sha256("b")
+    write(checkpoint / STATE_FILE, json.dumps(state))
+    with pytest.raises(ValueError, match="is not the checkpoint that"):
+        check_checkpoint(checkpoint, "ema_0")

@@ -1,0 +1,342 @@
+"""A tiny pipeline generates, is killed, goes on, and is scored."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from helpers.tiny import TRANSFORMER
+from omnitune.config import Benchmark
+from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
+from omnitune.evaluation.generate import generate, generate_part, load_pipeline
+from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
+from omnitune.evaluation.prompts import Prompt
+from omnitune.evaluation.results import read_generations, read_scores
+from omnitune.evaluation.scoring import HIGHEST_PSNR, compare_images, score
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
+from omnitune.io.files import is_whole, sha256_of
+from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
+from omnitune.paths import BASE
+
+pytestmark = pytest.mark.unit
+
+CONFIG: dict[str, Any] = {**TRANSFORMER, "in_channels": 16, "num_layers": 1, "text_feat_dim": HIDDEN_SIZE}
+
+
+def build_pipeline(seed: int = 0) -> OmniGen2Pipeline:
+    torch.manual_seed(seed)
+    transformer = OmniGen2Transformer2DModel(**CONFIG).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 8, 8),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+    tokenizer = build_tokenizer()
+    mllm = build_text_encoder(tokenizer)
+    return OmniGen2Pipeline(transformer, vae, OmniGen2FlowMatchScheduler(), mllm, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(base: Path) -> OmniGen2Pipeline:
+    return load_pipeline(base, dtype="fp32", device="cpu")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[Prompt]:
+    rng = np.random.default_rng(0)
+    for name, size in (("in", (48, 32)), ("out", (48, 32)), ("square", (32, 32))):
+        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    return [
+        Prompt("edit-1", "edit", "make the circle red.", (tmp_path / "in.png",), tmp_path / "out.png"),
+        Prompt("t2i-1", "t2i", "a red circle.", (), tmp_path / "square.png"),
+        Prompt("t2i-2", "t2i", "a blue square at the left."),
+    ]
+
+
+def protocol(**changes: Any) -> Benchmark:
+    settings = {"num_inference_steps": 2, "height": 32, "width": 32, "max_pixels": 4096, "dtype": "fp32"}
+    return Benchmark(prompts="unused.jsonl", loss_timesteps=3, **{**settings, **changes})
+
+
+def described(base: Path, transformer: Path | None = None) -> dict[str, Any]:
+    return describe_weights(EvaluatedWeights(base, transformer, None))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_images_do_not_depend_on_batches_and_parts(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    weights = described(base)
+    whole = generate(protocol(batch_size=3), prompts, pipeline, tmp_path / "whole", weights=weights)
+    cut = protocol(parts=2)
+    for part in range(2):
+        generate(cut, prompts, pipeline, tmp_path / "cut", weights=weights, part=part)
+    assert [row["key"] for row in read_rows(whole)] == ["edit-1", "t2i-1", "t2i-2"]
+    assert [row["key"] for row in read_rows(tmp_path / "cut/parts/0.jsonl")] == ["edit-1", "t2i-2"]
+    for prompt in prompts:
+        one, other = (np.asarray(open_image(tmp_path / f / f"images/{prompt.key}.png"), int) for f in ("whole", "cut"))
+        assert abs(one - other).max() <= 1, prompt.key
+    row = read_rows(whole)[0]
+    assert row["size"] == [48, 32]
+    assert row["loss_times"] == pytest.approx([1 / 6, 0.5, 5 / 6])
+    assert read_rows(whole)[2]["losses"] is None
+    assert {path.name for path in (tmp_path / "whole").rglob("*")} == {
+        *("images", "parts", "0.jsonl"),
+        *(f"{prompt.key}.png" for prompt in prompts),
+    }
+    assert str(tmp_path) not in whole.read_text()
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[generate.__module__]
+    real: Callable[..., Any] = module._generate_batch
+    seen: list[str] = []
+
+    def dying(job: Any, batch: list[Prompt]) -> Any:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.extend(prompt.key for prompt in batch)
+        return real(job, batch)
+
+    weights = described(base)
+    arguments = (protocol(), prompts, pipeline, tmp_path / "run")
+    monkeypatch.setattr(module, "_generate_batch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        generate(*arguments, weights=weights)
+    assert not (tmp_path / "run/parts/0.jsonl").exists()
+    (tmp_path / "run/images/t2i-1.png").write_bytes(b"damaged")
+    seen[:] = []
+    generate(*arguments, weights=weights)
+    assert seen == ["t2i-1", "t2i-2"]
+    assert [row["key"] for row in read_rows(tmp_path / "run/parts/0.jsonl")] == ["edit-1", "t2i-1", "t2i-2"]
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the prompts that are drawn from now on."""
+    module = sys.modules[generate.__module__]
+    real: Callable[..., Any] = module._generate_batch
+    drawn: list[str] = []
+
+    def generate_batch(job: Any, batch: list[Prompt]) -> Any:
+        drawn.extend(prompt.key for prompt in batch)
+        return real(job, batch)
+
+    monkeypatch.setattr(module, "_generate_batch", generate_batch)
+    return drawn
+
+
+def test_a_lost_part_is_made_again_from_the_images_that_are_there(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held stands in generations.jsonl."""
+    output, weights, settings = tmp_path / "run", described(base), protocol(parts=2)
+
+    def run(part: int, **changes: Any) -> Path:
+        return generate(settings, prompts, pipeline, output, part=part, **{"weights": weights, **changes})
+
+    parts = [run(part) for part in range(2)]
+    assert all(is_whole(row) for part in parts for row in read_rows(part))
+    score(settings, prompts, parts, output, name="mine", step=BASE, weights=weights)
+    first = {path: path.read_bytes() for path in [*parts, *output.glob("images/*")]}
+    drawn = recorded(monkeypatch)
+    parts[0].unlink()
+    run(0)
+    assert drawn == []
+    (output / "images/t2i-2.png").unlink()
+    (output / "images/t2i-1.png").write_bytes(b"another")
+    run(0)
+    run(1)
+    assert drawn == ["t2i-2", "t2i-1"]
+    assert {path: path.read_bytes() for path in first} == first
+    drawn.clear()
+    generations = output / "generations.jsonl"
+    generations.write_text(generations.read_text().replace("make the circle red.", "make the circle blue."))
+    run(0)
+    assert drawn == ["edit-1"], "a row that was changed is none"
+    run(1, weights={**weights, "sha256": "other"})
+    assert drawn == ["edit-1", "t2i-1"], "nor is one of other weights"
+
+
+def test_changed_weights_are_refused_before_they_are_loaded(base: Path, tmp_path: Path) -> None:
+    converted = tmp_path / "checkpoint-3/transformer"
+    build_pipeline(seed=5).transformer.save_pretrained(converted)
+    facts = {path.name: {"sha256": sha256_of(path)} for path in converted.iterdir()}
+    (converted / "conversion.json").write_text(json.dumps({"files": facts}))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"key": "k", "task_type": "t2i", "instruction": "x"}))
+    settings = protocol().model_copy(update={"prompts": str(tmp_path / "prompts.jsonl")})
+    weights = EvaluatedWeights(base, converted, None)
+    part = generate_part(settings, weights, tmp_path / "run", part=0, threads=1, name="x")
+    assert read_rows(part)[0]["weights"] == describe_weights(weights)
+    file = next(converted.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(ValueError, match=rf"{file.name}: is not what was converted .*Convert again: snakemake"):
+        generate_part(settings, weights, tmp_path / "run", part=0, threads=1, name="x")
+
+
+def test_heldout_loss_is_the_training_loss_at_fixed_times(pipeline: OmniGen2Pipeline, prompts: list[Prompt]) -> None:
+    with_target = prompts[:2]
+    single = heldout_losses(pipeline, with_target, protocol(batch_size=1))
+    assert heldout_losses(pipeline, with_target, protocol(batch_size=5)) == [
+        pytest.approx(row, rel=1e-4) for row in single
+    ]
+    assert [len(row) for row in single] == [3, 3]
+    transformer = OmniGen2Transformer2DModel(**CONFIG)  # untrained, it predicts exactly zero
+    blank = OmniGen2Pipeline(transformer, pipeline.vae, pipeline.scheduler, pipeline.mllm, pipeline.processor)
+    from omnitune.evaluation.loss import _latent, _noise
+
+    with torch.no_grad():
+        latent = _latent(pipeline, prompts[1].target, protocol())  # type: ignore[arg-type]
+    wanted = [float((latent - _noise(latent, 0, "t2i-1", i)).square().mean()) for i in range(3)]
+    assert heldout_losses(blank, prompts[1:2], protocol())[0] == pytest.approx(wanted, rel=1e-5)
+    assert loss_times(protocol()) == pytest.approx([1 / 6, 0.5, 5 / 6])
+
+
+def test_other_weights_are_loaded_and_described(base: Path, tmp_path: Path) -> None:
+    other = build_pipeline(seed=5).transformer
+    other.save_pretrained(tmp_path / "transformer")
+    loaded = load_pipeline(base, tmp_path / "transformer", dtype="fp32", scheduler="dpmsolver++", device="cpu")
+    assert torch.equal(loaded.transformer.x_embedder.weight, other.x_embedder.weight)
+    assert type(loaded.scheduler).__name__ == "OmniGen2DPMSolverScheduler"
+    plain, changed = described(base), described(base, tmp_path / "transformer")
+    assert plain["sha256"] != changed["sha256"]
+    assert not changed["transformer"].startswith("/")
+    with pytest.raises(ValueError, match="dtype: 'fp8' is not allowed"):
+        load_pipeline(base, dtype="fp8")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds neither"):
+        described(base, tmp_path / "empty")
+    assert plain["pipeline_sha256"] is None, "the base has no manifest"
+
+
+def test_weights_are_known_by_the_manifests_beside_them(tmp_path: Path) -> None:
+    """Of a base model that the workflow has made, and of a conversion: their files need not be read."""
+    base, converted, lora = tmp_path / "base", tmp_path / "c/transformer", tmp_path / "c/transformer_lora"
+    for folder in (base, converted, lora):
+        folder.mkdir(parents=True)
+    hashes = {"vae/a": "1", "transformer/a": "2"}
+    (base / "manifest.json").write_text(json.dumps(hashes))
+    for folder in (converted, lora):
+        (folder / "conversion.json").write_text(json.dumps({"files": {}, "source": folder.name}))
+    start, full = EvaluatedWeights(base, None, None), EvaluatedWeights(base, converted, None)
+    adapted, both = EvaluatedWeights(base, None, lora), EvaluatedWeights(base, converted, lora)
+    assert (start.converted, adapted.converted, both.converted) == ([], [lora], [converted, lora])
+    first = {weights: describe_weights(weights) for weights in (start, full, adapted, both)}
+    assert len({found["sha256"] for found in first.values()}) == 4
+    assert {found["pipeline_sha256"] for found in first.values()} == {sha256_of(base / "manifest.json")}
+    (base / "manifest.json").write_text(json.dumps({**hashes, "vae/a": "3"}))
+    again = {weights: describe_weights(weights) for weights in first}
+    assert all(again[weights]["sha256"] == first[weights]["sha256"] for weights in first)
+    assert all(again[weights]["pipeline_sha256"] != first[weights]["pipeline_sha256"] for weights in first)
+    (base / "manifest.json").write_text(json.dumps({**hashes, "transformer/a": "3"}))
+    other = {weights for weights in first if describe_weights(weights)["sha256"] != first[weights]["sha256"]}
+    assert other == {start, adapted}
+
+
+def test_scores_sum_up_what_was_generated(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    weights = described(base)
+    part = generate(protocol(), prompts, pipeline, output, weights=weights)
+    scores = score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
+    text = (output / "scores.json").read_bytes()
+    assert json.loads(text) == scores == read_scores(output)
+    assert list(read_generations(output, scores)) == ["edit-1", "t2i-1", "t2i-2"]
+    assert scores["weights"] == weights
+    assert scores["prompts"] == 3
+    assert set(scores["means"]) == {"psnr", "ssim", "loss"}
+    assert scores["means"]["psnr"] == pytest.approx(
+        np.mean([row["psnr"] for row in scores["per_prompt"][:2]]), abs=1e-5
+    )
+    assert scores["per_prompt"][2] == {"key": "t2i-2", "task_type": "t2i"}
+    assert scores["by_task_type"]["edit"]["loss"] == scores["per_prompt"][0]["loss"]
+    assert [time for time, _ in scores["loss_by_time"]] == loss_times(protocol())
+    assert len(read_rows(output / "generations.jsonl")) == 3
+    score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
+    assert (output / "scores.json").read_bytes() == text
+
+
+def test_scores_refuse_what_is_incomplete_or_of_another_protocol(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    output, weights = tmp_path / "run", described(base)
+    part = generate(protocol(), prompts[:2], pipeline, output, weights=weights)
+
+    def scored(prompts: list[Prompt], parts: list[Path], weights: dict[str, Any] = weights) -> dict[str, Any]:
+        return score(protocol(), prompts, parts, output, name="mine", step=BASE, weights=weights)
+
+    again = rf"Draw the images again: snakemake --cores 2 --force {part}"
+    with pytest.raises(ValueError, match=rf"made under another protocol .*{again}"):
+        scored(prompts, [part])
+    with pytest.raises(ValueError, match="2 of 2 prompts have no image"):
+        scored(prompts[:2], [])
+    with pytest.raises(
+        ValueError, match=rf"0\.jsonl:1: made with other weights than those that are there now\. {again}"
+    ):
+        scored(prompts[:2], [part], {**weights, "sha256": "other"})
+    text = part.read_text()
+    part.write_text(text.replace("a red circle.", "a red square."))
+    with pytest.raises(ValueError, match=rf"0\.jsonl:2: was changed after it was written\. {again}"):
+        scored(prompts[:2], [part])
+    part.write_text(text)
+    (output / "images/t2i-1.png").write_bytes((output / "images/edit-1.png").read_bytes())
+    with pytest.raises(ValueError, match=rf"t2i-1\.png: .*its SHA-256 differs.*Draw it again: .*--force {part}"):
+        scored(prompts[:2], [part])
+    (output / "images/t2i-1.png").unlink()
+    with pytest.raises(ValueError, match=r"t2i-1\.png: is missing"):
+        scored(prompts[:2], [part])
+    assert not (output / "scores.json").exists()
+
+
+def test_image_measures_agree_with_their_definition() -> None:
+    rng = np.random.default_rng(1)
+    one = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
+    other = np.clip(one.astype(int) + rng.integers(-9, 9, one.shape), 0, 255).astype(np.uint8)
+    measured = compare_images(Image.fromarray(one), Image.fromarray(other))
+    error = np.mean((one.astype(float) - other.astype(float)) ** 2)
+    assert measured["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-5)
+    assert 0.9 < measured["ssim"] < 1
+    assert compare_images(Image.fromarray(one), Image.fromarray(one)) == {"psnr": HIGHEST_PSNR, "ssim": 1.0}
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"x\.png: cannot be read as an image"):
+        open_image(tmp_path / "x.png")
+
+
+def test_which_weights_a_converted_checkpoint_means() -> None:
+    base, start, checkpoint = Path("base"), Path("experiments/a/checkpoint-3/transformer_ema"), Path("b/checkpoint-9")
+    assert evaluated_weights(base, base / "transformer", None) == EvaluatedWeights(base, None, None)
+    assert evaluated_weights(base, start, None) == EvaluatedWeights(base, start, None)
+    for suffix in ("", "_ema"):
+        full, lora = checkpoint / f"transformer{suffix}", checkpoint / f"transformer_lora{suffix}"
+        assert evaluated_weights(base, start, full) == EvaluatedWeights(base, full, None)
+        assert evaluated_weights(base, start, lora) == EvaluatedWeights(base, start, lora)
