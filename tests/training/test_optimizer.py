@@ -11,11 +11,9 @@ from omnitune.training.optimizer import (
     WeightAverage,
     build_optimizers,
     check_optimizer,
-    depends_on_length,
-    learning_rate_schedule,
-    peak_learning_rate,
     update,
 )
+from omnitune.training.schedules import depends_on_length, learning_rate_schedule, peak_learning_rate
 
 pytestmark = pytest.mark.unit
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section
+from omnitune.config.choices import CHECKS, OneOf
 
 
 class Benchmark(Section):
@@ -76,7 +77,7 @@ class Benchmark(Section):
         Affects("images"),
     ] = 8
     check: Annotated[
-        Literal["demo_scene"] | None,
+        Annotated[str, OneOf(CHECKS)] | None,
         Field(description="A check of the picture's content. `demo_scene`: colour and position of the demo's shapes."),
         Affects("scores"),
     ] = None

@@ -3,6 +3,7 @@
 import json
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from omnitune.config.affects import affects_of
 from omnitune.config.base import Section, section_of
 from omnitune.config.benchmark import Benchmark
+from omnitune.config.choices import OneOf
 from omnitune.config.mixture import Mixture
 from omnitune.config.options import ExperimentOptions
 from omnitune.config.workflow import WorkflowConfig
@@ -67,7 +69,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
         section = section_of(field.annotation)
         key = f"{prefix}{name}"
         rows.append(
-            f"| `{key}` | {_type(field.annotation, field)} | {_default(field)} | {_escape(field.description or '')} | "
+            f"| `{key}` | {_type(field.annotation, field.metadata)} | {_default(field)} | {_escape(field.description or '')} | "
             f"{_affected(field)} |"
         )
         if section is not None:
@@ -75,10 +77,12 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
     return rows
 
 
-def _type(annotation: Any, field: FieldInfo) -> str:
-    limits = [
-        f"{sign} {getattr(m, attribute)}" for m in field.metadata for attribute, sign in _SIGNS if hasattr(m, attribute)
-    ]
+def _type(annotation: Any, metadata: Iterable[Any]) -> str:
+    limits = []
+    for found in metadata:
+        if isinstance(found, OneOf):
+            annotation = Literal[tuple(found.names)]
+        limits += [f"{sign} {getattr(found, attribute)}" for attribute, sign in _SIGNS if hasattr(found, attribute)]
     return _escape(", ".join([_type_name(annotation), *limits]))
 
 
@@ -88,7 +92,7 @@ _SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="), ("multiple_of", 
 def _type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _type(arguments[0], arguments[1])
+        return _type(arguments[0], [m for found in arguments[1:] for m in getattr(found, "metadata", [found])])
     if origin is Literal:
         return " or ".join(f"`{json.dumps(a)}`" for a in arguments)
     if origin in {typing.Union, types.UnionType}:

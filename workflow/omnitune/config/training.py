@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from omnitune.config.affects import NOTHING, Affects
 from omnitune.config.base import PositiveInt, Section
+from omnitune.config.choices import OPTIMIZERS, SCHEDULES, OneOf
 
 WHOLE_TENSORS = ("adamw_8bit", "adafactor", "prodigy")  # optimizers over whole parameters, which FSDP cuts
 
@@ -181,7 +182,8 @@ class TrainOptions(Section):
         Affects("weights"),
     ] = False
     optimizer: Annotated[
-        Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "muon"],
+        str,
+        OneOf(OPTIMIZERS),
         Field(
             description="`adamw_8bit` needs bitsandbytes and a GPU, and one process or ddp. `prodigy` finds its step size: set "
             "learning_rate: 1. `muon` trains the matrices of the blocks with Muon, all else with AdamW."
@@ -196,17 +198,8 @@ class TrainOptions(Section):
         bool, Field(description="Multiply the learning rate by global_batch_size."), Affects("weights")
     ] = False
     lr_scheduler: Annotated[
-        Literal[
-            "timm_constant_with_warmup",
-            "timm_cosine",
-            "constant",
-            "constant_with_warmup",
-            "linear",
-            "cosine",
-            "cosine_with_restarts",
-            "polynomial",
-            "piecewise_constant",
-        ],
+        str,
+        OneOf(SCHEDULES),
         Field(
             description="Schedule: the published `timm_` ones (keys warmup_*, t_*, lr_min) or diffusers' (keys lr_*)."
         ),

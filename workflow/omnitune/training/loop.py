@@ -53,10 +53,9 @@ from omnitune.training.optimizer import (
     build_optimizers,
     check_optimizer,
     clear_gradients,
-    depends_on_length,
-    learning_rate_schedule,
     update,
 )
+from omnitune.training.schedules import depends_on_length, learning_rate_schedule
 from omnitune.training.states import (
     TrainerState,
     find_resumable,

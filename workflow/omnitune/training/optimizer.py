@@ -1,17 +1,17 @@
-"""Optimizers, their parameter groups, the learning rate, and the average of the weights."""
+"""Optimizers, their parameter groups, and the average of the weights."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from omnitune.config.choices import OPTIMIZERS
 from omnitune.config.training import TrainOptions
 from omnitune.distributed.parallel import local_part
 from omnitune.models import OmniGen2TransformerBlock
+from omnitune.training.schedules import peak_learning_rate
 
 
 def check_optimizer(train: TrainOptions) -> None:
@@ -53,12 +53,19 @@ def build_optimizers(
     """
     named = {name.removeprefix("module."): p for name, p in model.named_parameters() if p.requires_grad}
     if train.optimizer_name != "muon":
-        return [_OPTIMIZERS[train.optimizer_name](_groups(named, train, learning_rates), train)]
+        return [_build(train.optimizer_name, named, train, learning_rates)]
     matrices = _block_matrices(model)
     muon = {name: p for name, p in named.items() if id(p) in matrices}
     rest = {name: p for name, p in named.items() if id(p) not in matrices}
     parts = (("muon", muon), ("adamw", rest))
-    return [_OPTIMIZERS[kind](_groups(part, train, learning_rates), train) for kind, part in parts if part]
+    return [_build(kind, part, train, learning_rates) for kind, part in parts if part]
+
+
+def _build(
+    kind: str, named: Mapping[str, nn.Parameter], train: TrainOptions, learning_rates: Mapping[str, float | None] | None
+) -> Optimizer:
+    optimizer: Optimizer = OPTIMIZERS[kind].load()(_groups(named, train, learning_rates), train)
+    return optimizer
 
 
 def _block_matrices(model: nn.Module) -> set[int]:
@@ -79,28 +86,33 @@ def _groups(
     return [{"params": parameters, "lr": peak * factor, "peak": factor} for factor, parameters in groups.items()]
 
 
-def _adamw(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+def adamw(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    """torch's, fused."""
     return torch.optim.AdamW(groups, **_adam_keys(train), fused=True)
 
 
-def _adamw_8bit(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+def adamw_8bit(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    """bitsandbytes' with moments in 8 bits."""
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, **_adam_keys(train))
 
 
-def _adafactor(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+def adafactor(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    """torch's, with factored second moments."""
     return torch.optim.Adafactor(groups, weight_decay=train.adam_weight_decay)
 
 
-def _prodigy(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+def prodigy(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    """pytorch-optimizer's, which finds its step size by itself."""
     from pytorch_optimizer import Prodigy
 
     betas = (train.adam_beta1, train.adam_beta2)
     return Prodigy(groups, betas=betas, weight_decay=train.adam_weight_decay, eps=train.adam_epsilon)
 
 
-def _muon(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+def muon(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
+    """torch's, for matrices."""
     # With this adjustment the learning rate and the weight decay of AdamW serve both.
     return torch.optim.Muon(
         groups, momentum=train.muon_momentum, weight_decay=train.adam_weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -110,15 +122,6 @@ def _muon(groups: list[dict[str, Any]], train: TrainOptions) -> Optimizer:
 def _adam_keys(train: TrainOptions) -> dict[str, Any]:
     betas = (train.adam_beta1, train.adam_beta2)
     return {"betas": betas, "weight_decay": train.adam_weight_decay, "eps": train.adam_epsilon}
-
-
-_OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], TrainOptions], Optimizer]] = {
-    "adamw": _adamw,
-    "adamw_8bit": _adamw_8bit,
-    "adafactor": _adafactor,
-    "prodigy": _prodigy,
-    "muon": _muon,
-}
 
 
 def update(optimizers: list[Optimizer], learning_rate: float) -> None:
@@ -191,50 +194,3 @@ class LossScale:
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint."""
         self.value, self.good_steps = state.get("loss_scale", self.value), state.get("good_steps", 0)
-
-
-def peak_learning_rate(train: TrainOptions) -> float:
-    """The configured learning rate, times the global batch if scale_lr."""
-    return train.learning_rate * (train.global_batch_size if train.scale_lr else 1)
-
-
-def learning_rate_schedule(train: TrainOptions) -> Callable[[int], float]:
-    """The learning rate of each update, counted from 0, as a pure function: nothing of it needs saving."""
-    peak = peak_learning_rate(train)
-    if train.lr_scheduler == "timm_constant_with_warmup":
-        return lambda update: _timm_warmup(update, peak, train) if update < train.warmup_t else peak
-    if train.lr_scheduler == "timm_cosine":
-        return lambda update: _timm_cosine(update, peak, train)
-    probe = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
-    scheduler = get_scheduler(
-        train.lr_scheduler,
-        probe,
-        num_warmup_steps=train.lr_warmup_steps,
-        num_training_steps=train.max_train_steps,
-        num_cycles=train.lr_num_cycles,
-        power=train.lr_power,
-        step_rules=train.lr_step_rules,
-    )
-    factor = scheduler.lr_lambdas[0]
-    return lambda update: peak * factor(update)
-
-
-def _timm_warmup(update: int, peak: float, train: TrainOptions) -> float:
-    return train.warmup_lr_init + update * (peak - train.warmup_lr_init) / train.warmup_t
-
-
-def _timm_cosine(update: int, peak: float, train: TrainOptions) -> float:
-    """One half cosine from peak to lr_min, then lr_min (timm's schedule with one cycle)."""
-    if update < train.warmup_t:
-        return _timm_warmup(update, peak, train)
-    offset = train.warmup_t if train.warmup_prefix else 0
-    length = train.t_initial or max(train.max_train_steps - offset, 1)
-    progress = min((update - offset) / length, 1.0)
-    return train.lr_min + 0.5 * (peak - train.lr_min) * (1 + math.cos(math.pi * progress))
-
-
-def depends_on_length(train: TrainOptions) -> bool:
-    """Whether another max_train_steps would change the learning rates of steps that are done."""
-    if train.lr_scheduler == "timm_cosine":
-        return train.t_initial is None
-    return train.lr_scheduler in {"linear", "cosine", "cosine_with_restarts", "polynomial"}

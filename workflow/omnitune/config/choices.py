@@ -1,0 +1,122 @@
+"""What can be added by name: each choice is an entry here and a function. docs/extending.md adds one of each kind.
+
+Functions are named, not imported: what reads a config needs none of the libraries that they use.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+
+class OneOf:
+    """An annotation of a key whose value is the name of a choice."""
+
+    def __init__(self, choices: Mapping[str, Any]) -> None:
+        self.names = list(choices)
+
+    def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(self.names)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice that is a function.
+
+    Attributes:
+        function: where it is, `module:name`.
+    """
+
+    function: str
+
+    def load(self) -> Any:
+        """The function."""
+        return resolve_name(self.function)
+
+
+@dataclass(frozen=True)
+class Schedule(Choice):
+    """A learning rate schedule: a function of the `train` section to one of the update, counted from 0, to the rate.
+
+    Attributes:
+        stretches: whether another max_train_steps changes the rates of steps before its end.
+    """
+
+    stretches: bool = False
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """A format that images are written in, by Pillow.
+
+    Attributes:
+        extension: of the file.
+        pillow: its name there.
+        options: of saving.
+        has_quality: whether data.image_quality is one of them.
+        bytes_per_pixel: of photographs at quality 95, by which the size of shards is foretold.
+    """
+
+    extension: str
+    pillow: str
+    bytes_per_pixel: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+    has_quality: bool = False
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a generated image, and how the report shows it.
+
+    Attributes:
+        function: `module:name` of a function of `omnitune.evaluation.measures.Case`, which gives None where there is nothing
+            to measure; None for a figure of the benchmark's check, check_{name}.
+        label: for people.
+        higher_is_better: which change counts as better.
+        digits: behind the point.
+        share: whether it is a share of 1, shown in percent.
+        headline: its place in a verdict's sentence, from 1; 0: none.
+    """
+
+    function: str | None
+    label: str
+    higher_is_better: bool = True
+    digits: int = 4
+    share: bool = False
+    headline: int = 0
+
+
+OPTIMIZERS = {  # functions of parameter groups and the `train` section to an optimizer
+    "adamw": Choice("omnitune.training.optimizer:adamw"),
+    "adamw_8bit": Choice("omnitune.training.optimizer:adamw_8bit"),
+    "adafactor": Choice("omnitune.training.optimizer:adafactor"),
+    "prodigy": Choice("omnitune.training.optimizer:prodigy"),
+    "muon": Choice("omnitune.training.optimizer:muon"),
+}
+_DIFFUSERS = "omnitune.training.schedules:of_diffusers"
+SCHEDULES = {
+    "timm_constant_with_warmup": Schedule("omnitune.training.schedules:timm_constant_with_warmup"),
+    "timm_cosine": Schedule("omnitune.training.schedules:timm_cosine", stretches=True),
+    "constant": Schedule(_DIFFUSERS),
+    "constant_with_warmup": Schedule(_DIFFUSERS),
+    "linear": Schedule(_DIFFUSERS, stretches=True),
+    "cosine": Schedule(_DIFFUSERS, stretches=True),
+    "cosine_with_restarts": Schedule(_DIFFUSERS, stretches=True),
+    "polynomial": Schedule(_DIFFUSERS, stretches=True),
+    "piecewise_constant": Schedule(_DIFFUSERS),
+}
+MEASURES = {
+    "psnr": Measure("omnitune.evaluation.measures:psnr", "PSNR (dB)", digits=2, headline=4),
+    "ssim": Measure("omnitune.evaluation.measures:ssim", "SSIM", headline=5),
+    "loss": Measure("omnitune.evaluation.measures:loss", "held-out loss", higher_is_better=False, headline=3),
+    "check_color": Measure(None, "colour right", share=True, headline=1),
+    "check_position": Measure(None, "position right", share=True),
+    "check_background": Measure(None, "background right", share=True),
+    "check_passed": Measure(None, "picture right", share=True, headline=2),
+}
+CHECKS = {  # functions of an image and its prompt's `expect` to figures by name
+    "demo_scene": Choice("omnitune.demo.check:check_scene"),
+}
