@@ -25,7 +25,7 @@ os.environ.update(
 
 from omnitune import paths
 from omnitune.config import Benchmark, ExperimentOptions
-from omnitune.config.affects import key_line, keys_affecting, keys_of
+from omnitune.config.affects import key_line, key_params
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.evaluation.prompts import prompt_images, prompts_hash, read_prompts
 from omnitune.paths import EvaluatedStep
@@ -86,7 +86,9 @@ def wait_for(open_chains):
     """Lets the job come back once the first phases of these are closed."""
     firsts = [phases[0] for phases in open_chains if phases]
     if firsts:
-        targets = [open_file(phase) for phase in firsts]
+        first, *others = [open_file(phase) for phase in firsts]
+        # Of a parameter, Snakemake only waits for one file.
+        targets = [first, *others] if others else first
         raise IncompleteCheckpointException(rule_of(firsts[0]), targets)
 
 
@@ -146,23 +148,3 @@ def look_ahead(chains):
         for message in survey().values():
             logger.error(message)
         raise SystemExit(1)
-
-
-def key_params(model, section, *stages, prefix=""):
-    """One parameter for each key that jobs depend on: what Snakemake compares, and shows where it differs.
-
-    `model` knows which these are, `section(wildcards)` has their values.
-    """
-    read = {}  # by section, as each has many keys and is asked for each
-
-    def line(key):
-        def value(wildcards):
-            found = section(wildcards)
-            if id(found) not in read:
-                read[id(found)] = keys_affecting(found, *stages, prefix=prefix)
-            return key_line(key, read[id(found)].get(key))
-
-        return value
-
-    names = keys_of(model, *stages, prefix=prefix)
-    return {name.replace(".", "_"): line(name) for name in names}

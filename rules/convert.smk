@@ -1,5 +1,7 @@
 """From a training checkpoint to the published weight format."""
 
+import omnitune.conversion
+
 
 checkpoint convert_checkpoint:
     # The identity says nothing of a checkpoint that its own state does not; by it a dry run knows what a training leads to.
@@ -22,6 +24,6 @@ checkpoint convert_checkpoint:
         transformer=lambda wildcards: str(
             PROJECT.starts[wildcards.experiment].transformer
         ),
-        format="format: 3",
+        format=f"format: {omnitune.conversion.FORMAT}",
     script:
         "../scripts/convert_checkpoint.py"

@@ -1,5 +1,7 @@
 """Encoded data (data.encode): VAE posteriors and text features, stored once for all trainings."""
 
+import omnitune.encoding
+
 
 rule encode_dataset:
     # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be made
@@ -23,6 +25,6 @@ rule encode_dataset:
         gpus_per_node=0,
     params:
         **key_params(DataOptions, get_data, "encodings", prefix="data."),
-        format="format: 1",
+        format=f"format: {omnitune.encoding.FORMAT}",
     script:
         "../scripts/encode_dataset.py"

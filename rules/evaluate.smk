@@ -1,5 +1,7 @@
 """Images of the held-out prompts by the base and by each checkpoint, and their scores."""
 
+import omnitune.evaluation
+
 
 localrules:
     prepare_benchmark,
@@ -24,7 +26,7 @@ checkpoint prepare_benchmark:
     params:
         **key_params(Benchmark, get_benchmark, "images", "scores"),
         prompts=get_prompts,
-        format="format: 1",
+        format=f"format: {omnitune.evaluation.PROTOCOL_FORMAT}",
     script:
         "../scripts/prepare_benchmark.py"
 
@@ -49,7 +51,7 @@ rule generate_images:
     params:
         **key_params(Benchmark, get_benchmark, "parts"),
         transformer=get_starting_transformer,
-        format="format: 2",
+        format=f"format: {omnitune.evaluation.IMAGES_FORMAT}",
     script:
         "../scripts/generate_images.py"
 
@@ -74,6 +76,6 @@ checkpoint score_images:
         runtime=120,
     params:
         transformer=get_starting_transformer,
-        format="format: 3",
+        format=f"format: {omnitune.evaluation.SCORES_FORMAT}",
     script:
         "../scripts/score_images.py"

@@ -1,5 +1,8 @@
 """Base weights and the demo's data: what the workflow needs from outside, or builds."""
 
+import omnitune.demo
+import omnitune.pretrained
+
 DEMO_TASKS = ["t2i", "edit", "in_context", "background"]
 
 
@@ -20,7 +23,7 @@ checkpoint prepare_pretrained:
         runtime=240,
     params:
         **key_params(ModelOptions, get_base_source, "base"),
-        format="format: 1",
+        format=f"format: {omnitune.pretrained.FORMAT}",
     script:
         "../scripts/prepare_pretrained.py"
 
@@ -40,6 +43,6 @@ checkpoint prepare_demo_data:
         mem_mb=1000,
         runtime=30,
     params:
-        format="format: 1",
+        format=f"format: {omnitune.demo.FORMAT}",
     script:
         "../scripts/prepare_demo_data.py"

@@ -1,5 +1,7 @@
 """The report of an experiment: one HTML file."""
 
+import omnitune.report
+
 
 rule build_report:
     input:
@@ -27,6 +29,6 @@ rule build_report:
         runtime=60,
     params:
         evaluations=get_evaluation_folders,
-        format="format: 4",
+        format=f"format: {omnitune.report.FORMAT}",
     script:
         "../scripts/build_report.py"

@@ -1,5 +1,7 @@
 """WebDataset tars under the pixel limits, and an index of what lies where."""
 
+import omnitune.sharding
+
 
 rule shard_dataset:
     input:
@@ -19,7 +21,7 @@ rule shard_dataset:
     params:
         **key_params(DataOptions, get_data, "shards", prefix="data."),
         tars=get_tar_folder,
-        format="format: 2",
+        format=f"format: {omnitune.sharding.FORMAT}",
     script:
         "../scripts/shard_dataset.py"
 
@@ -42,6 +44,6 @@ checkpoint index_dataset:
         mem_mb=2000,
         runtime=60,
     params:
-        format="format: 3",
+        format=f"format: {omnitune.sharding.INDEX_FORMAT}",
     script:
         "../scripts/index_dataset.py"

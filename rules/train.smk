@@ -1,5 +1,7 @@
 """Training: several processes, on one node or many, with checkpoints that survive a killed job."""
 
+import omnitune.training
+
 
 localrules:
     prepare_training,
@@ -28,7 +30,7 @@ checkpoint prepare_training:
     params:
         **key_params(ExperimentOptions, get_options, "weights"),
         mixture=get_ratios,
-        format="format: 1",
+        format=f"format: {omnitune.training.FORMAT}",
     script:
         "../scripts/prepare_training.py"
 
@@ -57,6 +59,6 @@ checkpoint train_experiment:
         mpi="",
     params:
         **key_params(ExperimentOptions, get_options, "checkpoints"),
-        format="format: 1",
+        format=f"format: {omnitune.training.FORMAT}",
     script:
         "../scripts/train_experiment.py"

@@ -1,5 +1,7 @@
 """Which rows of the data can be trained on, and a ledger of those that cannot."""
 
+import omnitune.validation
+
 
 rule validate_source:
     input:
@@ -23,7 +25,7 @@ rule validate_source:
         **key_params(DataOptions, get_data, "samples", prefix="data."),
         files=get_source_files,
         versions=get_url_versions,
-        format="format: 2",
+        format=f"format: {omnitune.validation.FORMAT}",
     script:
         "../scripts/validate_source.py"
 
@@ -48,6 +50,6 @@ checkpoint validate_dataset:
         runtime=60,
     params:
         **key_params(DataOptions, get_data, "manifests", prefix="data."),
-        format="format: 2",
+        format=f"format: {omnitune.validation.FORMAT}",
     script:
         "../scripts/validate_dataset.py"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnitune.console import job
-from omnitune.pretrained import prepare_pretrained
+from omnitune.pretrained.prepare import prepare_pretrained
 from omnitune.project import Project
 
 with job(snakemake.log[0]):

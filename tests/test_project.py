@@ -13,7 +13,6 @@ from omnitune.config import ExperimentOptions, evaluation_folders
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.project import Phase, Phases, Project
-from omnitune.training.inputs import TrainingFiles
 
 pytestmark = pytest.mark.unit
 
@@ -300,24 +299,6 @@ def test_where_an_experiment_starts_and_what_it_leaves(tmp_path: Path, monkeypat
         assert project(tmp_path, published).starting_adapter("x") == file
 
 
-def test_a_training_finds_its_files_where_the_rules_leave_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    loaded = load(tmp_path, family())
-    for name, transformer in (
-        ("first", "resources/pretrained/demo/transformer"),
-        ("both", "experiments/first/checkpoint-10/transformer_ema"),
-    ):
-        file = loaded.options_files[name]
-        assert TrainingFiles.of_workflow(loaded.experiments[name], file, loaded.starts[name]) == TrainingFiles(
-            config=file,
-            base=Path("resources/pretrained/demo"),
-            transformer=Path(transformer),
-            index=Path("prepared/mix/shards/index.parquet"),
-            encoded=Path("prepared/mix/encoded/demo"),
-            output=Path("experiments") / name,
-        )
-
-
 def test_shards_are_grouped_for_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     loaded = project(tmp_path, changed(data={"shards_per_encoding": 2}))
@@ -342,7 +323,7 @@ def test_unknown_names_are_one_sentence_with_the_known_ones(tmp_path: Path, monk
         (lambda: loaded.dataset("zzz"), "data set 'zzz' belongs to no experiment; known: mix, other."),
         (lambda: loaded.base_source("zzz"), "resources/pretrained/zzz: no experiment starts from this; known: demo."),
         (
-            lambda: loaded.encoding("mix", "zzz"),
+            lambda: loaded.encoder("mix", "zzz"),
             "prepared/mix/encoded/zzz: no experiment trains on this data from this model.",
         ),
     ):

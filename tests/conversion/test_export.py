@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
-from omnitune.conversion import convert, read_checkpoint, verify
+from omnitune.conversion.export import convert
+from omnitune.conversion.read import read_checkpoint
+from omnitune.conversion.verify import verify
 from omnitune.io.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import TARGET_MODULES, published_name

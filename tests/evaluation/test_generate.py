@@ -17,9 +17,10 @@ from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
 from omnitune.evaluation.generate import generate, generate_part, load_pipeline
 from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
+from omnitune.evaluation.measures import HIGHEST_PSNR, Case, measure
 from omnitune.evaluation.prompts import Prompt
 from omnitune.evaluation.results import read_generations, read_scores
-from omnitune.evaluation.scoring import HIGHEST_PSNR, compare_images, score
+from omnitune.evaluation.scoring import score
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
 from omnitune.io.files import is_whole, sha256_of
 from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
@@ -319,11 +320,14 @@ def test_image_measures_agree_with_their_definition() -> None:
     rng = np.random.default_rng(1)
     one = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
     other = np.clip(one.astype(int) + rng.integers(-9, 9, one.shape), 0, 255).astype(np.uint8)
-    measured = compare_images(Image.fromarray(one), Image.fromarray(other))
+    prompt = Prompt("p", "t2i", "a red circle")
+    measured = measure(Case(prompt, Image.fromarray(one), Image.fromarray(other)))
     error = np.mean((one.astype(float) - other.astype(float)) ** 2)
     assert measured["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-5)
     assert 0.9 < measured["ssim"] < 1
-    assert compare_images(Image.fromarray(one), Image.fromarray(one)) == {"psnr": HIGHEST_PSNR, "ssim": 1.0}
+    same = Case(prompt, Image.fromarray(one), Image.fromarray(one), losses=(0.25, 0.5))
+    assert measure(same) == {"psnr": HIGHEST_PSNR, "ssim": 1.0, "loss": 0.375}
+    assert measure(Case(prompt, Image.fromarray(one))) == {}, "no figure where there is nothing to measure"
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

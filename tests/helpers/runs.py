@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from omnitune.config import Benchmark
 from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.io.files import sealed, sha256_of
-from omnitune.report import BenchmarkEntry, build_report
+from omnitune.report.build import BenchmarkEntry, build_report
 
 ATTACK = "<script>document.title = 'owned'</script> & \"quotes\""
 WEIGHTS = {"base": "resources/pretrained/made_up", "transformer": None, "lora": None, "sha256": "ab" * 32}

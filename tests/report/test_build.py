@@ -12,16 +12,15 @@ from helpers.runs import (
     save_rows,
     write_encoded,
     write_evaluation,
+    write_options,
     write_prepared,
     write_prompts,
     write_run,
 )
-from helpers.trainings import write_options
 from omnitune.config import Benchmark
 from omnitune.evaluation.prompts import Prompt
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.report import BenchmarkEntry, build_report
-from omnitune.report.build import choose_examples
+from omnitune.report.build import BenchmarkEntry, build_report, choose_examples
 from omnitune.report.collect import judge
 
 pytestmark = pytest.mark.unit

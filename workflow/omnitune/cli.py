@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders, load_config, starting_weights
+from omnitune.config import Benchmark, load_config
 from omnitune.console import job
-from omnitune.paths import EvaluatedStep, weights_name
+from omnitune.paths import INDEX, EvaluatedStep
+from omnitune.stages import Experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -161,16 +162,16 @@ def encode(
     import torch
 
     from omnitune.distributed.processes import Topology
-    from omnitune.encoding.encode import EncodingFiles, encode_dataset
+    from omnitune.encoding.encode import encode_dataset
 
-    options = ExperimentOptions.load(config)
-    start = starting_weights(options, {options.name: options})
-    prepared = Path("prepared") / options.data.dataset
+    experiment = Experiment.alone(config)
     processes = num_processes or torch.cuda.device_count() or 1
     threads = num_threads or max((os.cpu_count() or 1) // processes, 1)
-    files = EncodingFiles(config, base or start.base, output or prepared / "encoded" / start.model)
-    topology = Topology(processes, threads_per_process=threads)
-    encode_dataset(options, files, index or prepared / "shards" / "index.parquet", topology)
+    files, topology = (
+        experiment.encoding_files(base=base, output=output),
+        Topology(processes, threads_per_process=threads),
+    )
+    encode_dataset(experiment.options, files, index or experiment.path(INDEX), topology)
 
 
 @app.command()
@@ -233,26 +234,17 @@ def train(
     """Train an experiment on prepared data, or go on with it; several nodes each run this command with their --rank."""
     from omnitune.distributed.processes import Topology
     from omnitune.launching.launch import launch
-    from omnitune.training.inputs import TrainingFiles
 
-    options = ExperimentOptions.load(config)
-    start = starting_weights(options, {options.name: options})
-    processes = num_processes or options.train.num_processes
+    experiment = Experiment.alone(config)
+    processes = num_processes or experiment.options.train.num_processes
     if processes % world_size:
         raise ValueError(f"--num_processes: {processes} is no multiple of --world_size {world_size} nodes.")
     if slurm and "SLURM_NODEID" not in os.environ:
         raise ValueError("--slurm: SLURM_NODEID is not set; give this option only to commands that srun starts.")
     node = int(os.environ["SLURM_NODEID"]) if slurm else rank
-    prepared = Path("prepared") / options.data.dataset
-    files = TrainingFiles(
-        config=config,
-        base=base or start.base,
-        transformer=transformer or start.transformer,
-        index=index or prepared / "shards" / "index.parquet",
-        encoded=encoded or prepared / "encoded" / start.model,
-        output=output or Path("experiments") / options.name,
-    )
-    launch(options, files, Topology(processes // world_size, world_size, node, master_addr, master_port, num_threads))
+    files = experiment.training_files(base=base, transformer=transformer, index=index, encoded=encoded, output=output)
+    topology = Topology(processes // world_size, world_size, node, master_addr, master_port, num_threads)
+    launch(experiment.options, files, topology)
 
 
 @app.command()
@@ -274,9 +266,9 @@ def convert(
     """Convert a training checkpoint to the published format, account for every key and verify what was written."""
     from omnitune.conversion.export import convert as convert_checkpoint
 
-    options = ExperimentOptions.load(config_path)
-    start = transformer or starting_weights(options, {options.name: options}).transformer
-    convert_checkpoint(options, model_path, save_path, start, ema=ema)
+    experiment = Experiment.alone(config_path)
+    start = transformer or experiment.start.transformer
+    convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema)
 
 
 @app.command()
@@ -331,27 +323,13 @@ def evaluate(
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
     """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
-    from omnitune.evaluation.generate import generate_part
-    from omnitune.evaluation.prompts import read_prompts
-    from omnitune.evaluation.scoring import score
-    from omnitune.evaluation.weights import describe_weights, evaluated_weights
-
-    options = ExperimentOptions.load(config)
-    start = starting_weights(options, {options.name: options})
-    experiment = Path("experiments") / options.name
     if ema and not step:
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
-    evaluated = EvaluatedStep(step, ema)
-    folder = experiment / "evaluation" / str(evaluated) / benchmark.stem
     protocol = load_config(benchmark, Benchmark)
-    tuned = experiment / f"checkpoint-{step}" / weights_name(options.train.lora_ft, ema) if step else None
-    weights = evaluated_weights(start.base, start.transformer, tuned)
-    name = f"{benchmark.stem} {options.name}-{evaluated}"
+    evaluation = Experiment.alone(config).evaluation(benchmark.stem, protocol, EvaluatedStep(step, ema))
     for part in range(protocol.parts):
-        generate_part(protocol, weights, folder, part=part, threads=num_threads, name=name)
-    parts = [folder / "parts" / f"{part}.jsonl" for part in range(protocol.parts)]
-    prompts, known = read_prompts(protocol, Path()), describe_weights(weights)
-    score(protocol, prompts, parts, folder, name=benchmark.stem, step=evaluated, weights=known)
+        evaluation.generate(part, num_threads)
+    evaluation.score()
 
 
 @app.command()
@@ -366,17 +344,8 @@ def report(
     ] = None,
 ) -> None:
     """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
-    from omnitune.evaluation.prompts import read_prompts
-    from omnitune.report.build import BenchmarkEntry, build_report
-
-    options = ExperimentOptions.load(config)
-    experiment = Path("experiments") / options.name
-    evaluations = evaluation_folders(experiment, options, shared=not (experiment / "evaluation" / "0").is_dir())
-    protocols = [(path.stem, load_config(path, Benchmark)) for path in benchmark or []]
-    entries = [BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in protocols]
-    output = output or experiment / "report" / "index.html"
-    prepared = Path("prepared") / options.data.dataset
-    build_report(experiment, prepared, entries, output, options=options, evaluations=evaluations)
+    protocols = {path.stem: load_config(path, Benchmark) for path in benchmark or []}
+    Experiment.alone(config).report(protocols, output)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a stage tells the person: log lines, progress, and errors without a traceback."""
 
+import gc
 import logging
 import os
 import sys
@@ -29,8 +30,16 @@ def plain_progress() -> bool:
     return PLAIN_PROGRESS in os.environ or not sys.stderr.isatty()
 
 
-def setup_logging(log_file: Path | str | None = None) -> None:
-    """Sends log lines to stderr and, if given, to a file as well."""
+# Where torchao is installed, importing diffusers warns of its kernels, which only GPUs of some kinds have.
+NOISY = ("torchao", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")
+
+
+def setup_process(log_file: Path | str | None = None) -> None:
+    """At the start of a process of ours: sends log lines to stderr and, if given, to a file as well."""
+    # What importing the libraries makes stays; looking for garbage among it takes a fifth of a process's start.
+    gc.set_threshold(50_000, *gc.get_threshold()[1:])
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
         os.environ[PLAIN_PROGRESS] = "1"
@@ -46,7 +55,7 @@ def job(log_file: Path | str | None = None) -> Iterator[None]:
 
     Exits with code 1 then, and with INTERRUPTED where work can go on; any other exception is a defect and keeps its traceback.
     """
-    setup_logging(log_file)
+    setup_process(log_file)
     try:
         yield
     except Interrupted as error:

@@ -198,11 +198,11 @@ class Project:
         per_group = self.dataset(dataset).shards_per_encoding
         return {key: [path.stem for path in paths] for key, paths in grouped(manifests, per_group).items()}
 
-    def encoding(self, dataset: str, model: str) -> tuple[ExperimentOptions, Path]:
-        """Options, and their file, of an experiment that trains on an encoding; all of them agree in what it depends on."""
+    def encoder(self, dataset: str, model: str) -> str:
+        """An experiment that trains on an encoding; all of them agree in what it depends on."""
         for name, options in self.experiments.items():
             if options.data.dataset == dataset and self.starts[name].model == model:
-                return options, self.options_files[name]
+                return name
         raise ConfigError(f"prepared/{dataset}/encoded/{model}: no experiment trains on this data from this model.")
 
     def encodings(self, dataset: str, model: str) -> list[str]:

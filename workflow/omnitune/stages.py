@@ -1,0 +1,164 @@
+"""One driver per stage of an experiment: cli.py and scripts/ both call it.
+
+The stages before there is an experiment (base model, validation, shards) take paths alone and have none here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, evaluation_folders, starting_weights
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
+from omnitune.paths import (
+    ENCODED,
+    EVALUATION,
+    EXPERIMENT,
+    INDEX,
+    PART,
+    PREPARED,
+    REPORT,
+    EvaluatedStep,
+    conversion_file,
+)
+from omnitune.project import Project
+from omnitune.training.inputs import TrainingFiles
+
+if TYPE_CHECKING:
+    from omnitune.encoding.encode import EncodingFiles
+
+# What loads torch is imported where it is used: `omnitune --help` and errors in options need not wait for it.
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment, and where the workflow keeps what its stages read and write.
+
+    Attributes:
+        options: what it is.
+        config: the options file.
+        start: the weights that it starts from.
+    """
+
+    options: ExperimentOptions
+    config: Path
+    start: StartingWeights
+
+    @classmethod
+    def of(cls, project: Project, name: str) -> Self:
+        """One of the workflow's."""
+        return cls(project.experiment(name), project.options_files[name], project.starts[name])
+
+    @classmethod
+    def alone(cls, config: Path) -> Self:
+        """That of an options file, whether or not the workflow's config names it; raises ConfigError."""
+        options = ExperimentOptions.load(config)
+        return cls(options, config, starting_weights(options, {options.name: options}))
+
+    def path(self, template: str, **names: Any) -> Path:
+        """A template of omnitune.paths, filled in."""
+        known = {"dataset": self.options.data.dataset, "model": self.start.model, "experiment": self.options.name}
+        return Path(template.format(**known, **names))
+
+    def encoding_files(self, **others: Path | None) -> "EncodingFiles":
+        """What its encoding reads and writes; `others` in place of the workflow's, but for None."""
+        from omnitune.encoding.encode import EncodingFiles
+
+        files = EncodingFiles(self.config, self.start.base, self.path(ENCODED))
+        return replace(files, **_given(others))
+
+    def training_files(self, **others: Path | None) -> TrainingFiles:
+        """What its training reads and writes; `others` in place of the workflow's, but for None."""
+        files = TrainingFiles(
+            config=self.config,
+            base=self.start.base,
+            transformer=self.start.transformer,
+            index=self.path(INDEX),
+            encoded=self.path(ENCODED),
+            output=self.path(EXPERIMENT),
+        )
+        return replace(files, **_given(others))
+
+    def evaluation(self, name: str, benchmark: Benchmark, step: EvaluatedStep) -> "Evaluation":
+        """That of a step with a benchmark; BASE is what the experiment starts from."""
+        tuned = (
+            Path(conversion_file(self.options.name, step, self.options.train.lora_ft)).parent if step.number else None
+        )
+        weights = evaluated_weights(self.start.base, self.start.transformer, tuned)
+        return Evaluation(name, benchmark, step, weights, self.options.name)
+
+    def report(
+        self,
+        benchmarks: Mapping[str, Benchmark],
+        output: Path | None = None,
+        evaluations: Mapping[EvaluatedStep, Path] | None = None,
+    ) -> None:
+        """Builds the report, see omnitune.report.build.
+
+        Args:
+            benchmarks: what it was evaluated with, by name.
+            output: the .html file, if not the workflow's.
+            evaluations: folder of each evaluated step, if it is not known what else the workflow has evaluated.
+        """
+        from omnitune.evaluation.prompts import read_prompts
+        from omnitune.report.build import BenchmarkEntry, build_report
+
+        folder = self.path(EXPERIMENT)
+        if evaluations is None:
+            shared = not (folder / "evaluation" / "0").is_dir()
+            evaluations = evaluation_folders(folder, self.options, shared=shared)
+        entries = [
+            BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in benchmarks.items()
+        ]
+        build_report(folder, self.path(PREPARED), entries, output or self.path(REPORT), evaluations=evaluations)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation of some weights with a benchmark.
+
+    Attributes:
+        name: the benchmark's.
+        benchmark: its protocol.
+        step: whose weights these are.
+        weights: where they lie.
+        experiment: the experiment's name.
+    """
+
+    name: str
+    benchmark: Benchmark
+    step: EvaluatedStep
+    weights: EvaluatedWeights
+    experiment: str
+
+    def path(self, template: str, **names: Any) -> Path:
+        """A template of omnitune.paths, filled in."""
+        return Path(template.format(experiment=self.experiment, step=self.step, benchmark=self.name, **names))
+
+    @property
+    def parts(self) -> Sequence[Path]:
+        """What `generate` leaves, for all parts."""
+        return [self.path(PART, part=part) for part in range(self.benchmark.parts)]
+
+    def generate(self, part: int, threads: int) -> None:
+        """Draws a part of the images and measures its held-out losses."""
+        from omnitune.evaluation.generate import generate_part
+
+        label, folder = f"{self.name} {self.experiment}-{self.step}", self.path(EVALUATION)
+        generate_part(self.benchmark, self.weights, folder, part=part, threads=threads, name=label)
+
+    def score(self) -> None:
+        """Measures the images of all parts."""
+        from omnitune.evaluation.prompts import read_prompts
+        from omnitune.evaluation.scoring import score
+
+        prompts, weights, folder = (
+            read_prompts(self.benchmark, Path()),
+            describe_weights(self.weights),
+            self.path(EVALUATION),
+        )
+        score(self.benchmark, prompts, self.parts, folder, name=self.name, step=self.step, weights=weights)
+
+
+def _given(others: Mapping[str, Path | None]) -> dict[str, Any]:
+    return {name: path for name, path in others.items() if path is not None}

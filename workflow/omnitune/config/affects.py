@@ -110,6 +110,31 @@ def key_line(name: str, value: Any) -> str:
     return f"{name}: {json.dumps(value, ensure_ascii=False)}"
 
 
+def key_params(
+    model: type[BaseModel], section: Callable[[Any], BaseModel], *stages: Stage, prefix: str = ""
+) -> dict[str, Callable[[Any], str]]:
+    """One parameter of a rule for each key that its jobs depend on: a function of wildcards to the key's line.
+
+    Args:
+        model: knows which keys these are.
+        section: a function of wildcards to the model that has their values.
+        stages: which jobs.
+        prefix: what stands before the names, such as "data.".
+    """
+    read: dict[int, dict[str, Any]] = {}  # by section, as each has many keys and is asked for each
+
+    def line(key: str) -> Callable[[Any], str]:
+        def value(wildcards: Any) -> str:
+            found = section(wildcards)
+            if id(found) not in read:
+                read[id(found)] = keys_affecting(found, *stages, prefix=prefix)
+            return key_line(key, read[id(found)].get(key))
+
+        return value
+
+    return {name.replace(".", "_"): line(name) for name in keys_of(model, *stages, prefix=prefix)}
+
+
 def read_key_lines(lines: Iterable[Any]) -> dict[str, Any]:
     """Keys by their own names, from parameters among which `key_line` has made some."""
     pairs = [line.partition(": ") for line in lines if isinstance(line, str) and ": " in line]

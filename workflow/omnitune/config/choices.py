@@ -88,6 +88,11 @@ class Measure:
     share: bool = False
     headline: int = 0
 
+    def load(self) -> Any:
+        """The function."""
+        assert self.function
+        return resolve_name(self.function)
+
 
 OPTIMIZERS = {  # functions of parameter groups and the `train` section to an optimizer
     "adamw": Choice("omnitune.training.optimizer:adamw"),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.options import DataOptions
-from omnitune.console import Progress, setup_logging
+from omnitune.console import Progress, setup_process
 from omnitune.distributed.processes import (
     MISTAKE,
     Topology,
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, nargs="*", default=[])
     arguments = vars(parser.parse_args())
     shards = arguments.pop("shards")
-    setup_logging()
+    setup_process()
     if launched_rank():
         logger.setLevel(logging.ERROR)
     state = PartialState(cpu=not torch.accelerator.is_available())

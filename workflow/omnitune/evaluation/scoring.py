@@ -6,21 +6,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
 from omnitune.config import Benchmark
-from omnitune.demo.check import check_scene
-from omnitune.evaluation.measures import CHECKS, MEASURES
+from omnitune.config.choices import MEASURES
+from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_image
-from omnitune.images.resize import resize
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
 from omnitune.paths import EvaluatedStep
-
-HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
 
 
 def score(
@@ -56,7 +48,7 @@ def score(
     rows = _read_parts(parts, prompts, protocol, weights)
     for row in rows:
         require_image(output / row["image"], row["sha256"])
-    per_prompt = [_measure(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
+    per_prompt = [_measured(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
     tasks = sorted({prompt.task_type for prompt in prompts})
     scores = {
         "benchmark": name,
@@ -106,41 +98,19 @@ def _read_parts(
     return [rows[prompt.key] for prompt in prompts]
 
 
-def _measure(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:
-    result: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
-    image = open_image(output / row["image"])
-    if prompt.target:
-        result |= compare_images(image, open_image(prompt.target))
-    if row["losses"]:
-        result["loss"] = round(fmean(row["losses"]), 6)
-    if benchmark.check == "demo_scene":
-        assert prompt.expect is not None  # read_prompts has checked
-        checked = check_scene(image, prompt.expect)
-        result |= {f"check_{name}": float(checked[name]) for name in CHECKS}
-    return result
-
-
-def compare_images(image: Image.Image, target: Image.Image) -> dict[str, float]:
-    """PSNR in dB (at most HIGHEST_PSNR) and SSIM of two RGB images; the target is brought to the image's size."""
-    found, wanted = _pixels(image), _pixels(resize(target, image.size))
-    psnr = float(peak_signal_noise_ratio(found, wanted, data_range=1.0))
-    ssim = structural_similarity_index_measure(found, wanted, data_range=1.0)
-    assert isinstance(ssim, torch.Tensor)
-    return {"psnr": round(min(psnr, HIGHEST_PSNR), 6), "ssim": round(float(ssim), 6)}
-
-
-def _pixels(image: Image.Image) -> torch.Tensor:
-    """[1, 3, H, W] in [0, 1]; float64, so that threads cannot change a printed digit."""
-    return torch.from_numpy(np.array(image, dtype=np.float64)).permute(2, 0, 1)[None] / 255
+def _measured(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:
+    target = open_image(prompt.target) if prompt.target else None
+    case = Case(prompt, open_image(output / row["image"]), target, row["losses"] or (), benchmark.check)
+    return {"key": prompt.key, "task_type": prompt.task_type, **measure(case)}
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean of each measure over the prompts that have it."""
     means = {}
-    for measure in MEASURES:
-        values = [row[measure] for row in rows if measure in row]
+    for name in MEASURES:
+        values = [row[name] for row in rows if name in row]
         if values:
-            means[measure] = round(fmean(values), 6)
+            means[name] = round(fmean(values), 6)
     return means
 
 

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from omnitune.config import ExperimentOptions
+from omnitune.config.choices import MEASURES
 from omnitune.evaluation.prompts import Prompt
 from omnitune.io.files import write_text
 from omnitune.paths import BASE, EvaluatedStep
@@ -41,7 +41,6 @@ def build_report(
     benchmarks: Sequence[BenchmarkEntry],
     output: Path,
     *,
-    options: ExperimentOptions | None = None,
     evaluations: Mapping[EvaluatedStep, Path] | None = None,
 ) -> Path:
     """Writes the report as one self-contained HTML file; equal inputs give equal bytes.
@@ -51,9 +50,8 @@ def build_report(
         prepared: prepared/{dataset}.
         benchmarks: what it was evaluated on; may be empty.
         output: the .html file to write.
-        options: the experiment's; None reads options.yml, which may be older where only evaluation was changed.
         evaluations: folder of each evaluated step's scores; None takes experiment/evaluation/{step} of the base (0) and of the
-            steps of the options, averages included.
+            steps of the experiment's options.yml, averages included.
 
     Returns:
         output.
@@ -62,7 +60,7 @@ def build_report(
         ValueError: where options.yml or the scores of a step are missing.
     """
     experiment, output = Path(experiment), Path(output)
-    run = collect(experiment, Path(prepared), benchmarks, options, evaluations)
+    run = collect(experiment, Path(prepared), benchmarks, evaluations)
     environment = Environment(
         loader=PackageLoader("omnitune.report"),
         autoescape=True,
@@ -216,15 +214,16 @@ def _example(evaluation: Evaluation, prompt: Prompt) -> dict[str, Any]:
 
 
 def _result(evaluation: Evaluation, step: EvaluatedStep, key: str) -> dict[str, Any]:
-    """What is written below an image: the check, or else the difference from the target."""
+    """What is written below an image: the check, or else its first measure."""
     row = next(row for row in evaluation.scores[step]["per_prompt"] if row["key"] == key)
     if "check_passed" in row:
-        names = {"check_color": "colour", "check_position": "position", "check_background": "background"}
-        wrong = [name for measure, name in names.items() if not row[measure]]
+        checked = [name for name in MEASURES if MEASURES[name].share and name in row and name != "check_passed"]
+        wrong = [MEASURES[name].label.removesuffix(" right") for name in checked if not row[name]]
         passed = bool(row["check_passed"])
         return {"word": "better" if passed else "worse", "text": "right" if passed else f"wrong: {', '.join(wrong)}"}
-    if "psnr" in row:
-        base = next(entry for entry in evaluation.scores[BASE]["per_prompt"] if entry["key"] == key)
-        word = judge("psnr", row["psnr"] - base["psnr"])
-        return {"word": "equal" if step == BASE else word, "text": f"PSNR {row['psnr']:.1f} dB"}
-    return {"word": "equal", "text": ""}
+    measure = next((name for name in MEASURES if name in row), None)
+    if measure is None:
+        return {"word": "equal", "text": ""}
+    base = next(entry for entry in evaluation.scores[BASE]["per_prompt"] if entry["key"] == key)
+    word = "equal" if step == BASE else judge(measure, row[measure] - base[measure])
+    return {"word": word, "text": f"{MEASURES[measure].label} {show(measure, row[measure])}"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
-from omnitune.evaluation.measures import HIGHER_IS_BETTER, MEASURES
+from omnitune.config.choices import MEASURES
 from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
@@ -17,15 +17,6 @@ from omnitune.report.data import read_encoded, read_shards
 from omnitune.report.training import read_samples
 
 SHOWN_REJECTED = 100
-LABELS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "loss": "held-out loss",
-    "check_color": "colour right",
-    "check_position": "position right",
-    "check_background": "background right",
-    "check_passed": "picture right",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,6 @@ def collect(
     experiment: Path,
     prepared: Path,
     benchmarks: Sequence[BenchmarkEntry],
-    options: ExperimentOptions | None = None,
     evaluations: Mapping[EvaluatedStep, Path] | None = None,
 ) -> Run:
     """Reads an experiment's folder, its prepared data and the scores of the benchmarks; arguments as of `build_report`.
@@ -96,7 +86,7 @@ def collect(
     Raises:
         ValueError: where options.yml, or the scores of a step, are missing, or where steps differ in their protocol.
     """
-    options = options or ExperimentOptions.load(_required(experiment / "options.yml"))
+    options = ExperimentOptions.load(_required(experiment / "options.yml"))
     validation = prepared / "validation"
     evaluations = evaluation_folders(experiment, options) if evaluations is None else evaluations
     conversions = {
@@ -199,8 +189,8 @@ def compare(evaluation: Evaluation) -> list[dict[str, Any]]:
         rows.append(
             {
                 "measure": measure,
-                "label": LABELS[measure],
-                "higher": HIGHER_IS_BETTER[measure],
+                "label": MEASURES[measure].label,
+                "higher": MEASURES[measure].higher_is_better,
                 "values": [evaluation.scores[step]["means"][measure] for step in evaluation.steps],
                 "change": change,
                 "judgement": judge(measure, change),
@@ -215,21 +205,19 @@ def judge(measure: str, change: float) -> str:
         return "worse"
     if change == 0:
         return "equal"
-    return "better" if (change > 0) == HIGHER_IS_BETTER[measure] else "worse"
+    return "better" if (change > 0) == MEASURES[measure].higher_is_better else "worse"
 
 
 def show(measure: str, value: float) -> str:
     """A measure's value as text; shares in percent."""
-    if measure.startswith("check_"):
-        return f"{100 * value:.1f} %"
-    return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}"
+    entry = MEASURES[measure]
+    return f"{100 * value:.1f} %" if entry.share else f"{value:.{entry.digits}f}"
 
 
 def show_change(measure: str, change: float) -> str:
     """A change with its sign; shares in percentage points."""
-    if measure.startswith("check_"):
-        return f"{100 * change:+.1f} points"
-    return f"{change:+.2f}" if measure == "psnr" else f"{change:+.4f}"
+    entry = MEASURES[measure]
+    return f"{100 * change:+.1f} points" if entry.share else f"{change:+.{entry.digits}f}"
 
 
 def verdict(evaluation: Evaluation) -> dict[str, str]:
@@ -246,8 +234,9 @@ def verdict(evaluation: Evaluation) -> dict[str, str]:
     better = [row for row in rows if row["judgement"] == "better"]
     worse = [row for row in rows if row["judgement"] == "worse"]
     word = "mixed" if better and worse else "better" if better else "worse" if worse else "unchanged"
-    order = ("check_color", "check_passed", "loss", "psnr", "ssim")
-    measures = [measure for measure in order if measure in {row["measure"] for row in rows}]
+    measures = sorted(
+        (row["measure"] for row in rows if MEASURES[row["measure"]].headline), key=lambda name: MEASURES[name].headline
+    )
     figures = ", ".join(_figure(evaluation, measure) for measure in measures)
     count = f"{len(better)} of {len(rows)} measures better"
     extra = f", {len(worse)} worse" if worse else ""
@@ -259,4 +248,4 @@ def _figure(evaluation: Evaluation, measure: str) -> str:
     """A measure of the base and of the last step, and that of its average beside it."""
     base, last, *averaged = (show(measure, evaluation.scores[step]["means"][measure]) for step in evaluation.shown)
     beside = f" (EMA {averaged[0]})" if averaged else ""
-    return f"{LABELS[measure]} {base} → {last}{beside}"
+    return f"{MEASURES[measure].label} {base} → {last}{beside}"

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from omnitune.config import ExperimentOptions, StartingWeights
 from omnitune.io.files import lock
-from omnitune.paths import ENCODED, EXPERIMENT, INDEX
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,6 @@ class TrainingFiles:
     index: Path
     encoded: Path
     output: Path
-
-    @classmethod
-    def of_workflow(cls, options: ExperimentOptions, config: Path, start: StartingWeights) -> "TrainingFiles":
-        """Where the workflow keeps them."""
-        names = {"dataset": options.data.dataset, "model": start.model, "experiment": options.name}
-        index, encoded, output = (Path(path.format(**names)) for path in (INDEX, ENCODED, EXPERIMENT))
-        return cls(config, start.base, start.transformer, index, encoded, output)
 
     def arguments(self) -> list[str]:
         """The same as command-line arguments."""

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.console import Progress, setup_logging
+from omnitune.console import Progress, setup_process
 from omnitune.distributed import parallel
 from omnitune.distributed.layout import Layout
 from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
@@ -376,7 +376,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     files = TrainingFiles(**{field.name: arguments[field.name] for field in fields(TrainingFiles)})
     layout = Layout(*(arguments[name] for name in ("strategy", "world_size", "shard_size", "strategy_reason")))
-    setup_logging()
+    setup_process()
     threading.excepthook = _thread_failed
     if launched_rank():
         logger.setLevel(logging.ERROR)
