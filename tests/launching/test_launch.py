@@ -54,7 +54,7 @@ def test_replicas_must_be_equal_and_several(topology: Topology, size: int | None
 def test_only_shards_are_offloaded(parallelism: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where auto has found that every process can hold all parameters, and where there is one process."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
-    monkeypatch.setattr("omnitune.distributed.layout._fitting", lambda *_: ("ddp", "it fits"))
+    monkeypatch.setattr("omnitune.launching.strategy._fitting", lambda *_: ("ddp", "it fits"))
     for processes in (1, 2):
         with pytest.raises(ValueError, match=r"train\.cpu_offload: true needs several processes"):
             choose_layout(options(parallelism=parallelism, cpu_offload=True), Topology(processes), FILES)
