@@ -23,6 +23,7 @@ from omnitune.distributed.layout import Layout
 from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
 from omnitune.distributed.processes import MISTAKE, is_first_of_node, launched_rank
 from omnitune.distributed.stopping import PEER_LOST, StopRequest, die_with_parent
+from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of, write_json, write_text
 from omnitune.loading.loader import Sample, training_loader
 from omnitune.loading.mixture_report import mixture_report
@@ -398,7 +399,7 @@ def main() -> None:
     except RuntimeError as error:
         if not parallel.is_connection_error(error):
             raise
-        logger.error("process %d lost the others: %s", launched_rank(), str(error).splitlines()[0])
+        logger.error("process %d lost the others: %s", launched_rank(), reason_of(error))
         time.sleep(PEER_LOST_SECONDS)
         _leave(PEER_LOST)
     if torch.distributed.is_initialized():
