@@ -1,6 +1,5 @@
 """How much memory a training process needs, before any GPU is used, and which parallelism follows from it."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +11,13 @@ import torch
 from safetensors import safe_open
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import WHOLE_TENSORS, TrainOptions, trained_names
+from omnitune.config.training import WHOLE_TENSORS, TrainOptions
 from omnitune.distributed.layout import SHARDED, shard_size_of, sharded_strategies
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.flops import SampleTokens, Unit, gradient_reaches, is_trained
-from omnitune.models.lora import lora_config_of
 from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
+from omnitune.training.model import select_trained
 
 FITS = 0.85  # of a device's memory; the rest is for CUDA, NCCL and what the allocator cannot use
 SMALL_8BIT = 4096  # elements below which bitsandbytes keeps 32-bit moments
@@ -74,13 +73,7 @@ def planned_model(config: Mapping[str, Any], train: TrainOptions) -> OmniGen2Tra
     """
     with torch.device("meta"):
         model = OmniGen2Transformer2DModel.from_config(dict(config))
-        if train.lora_ft:
-            model.requires_grad_(False)
-            model.add_adapter(lora_config_of(train, model))
-            return model.train()
-    names = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+        select_trained(model, train)
     return model.train()
 
 
@@ -280,23 +273,6 @@ def estimate_memory(
     """
     process = _Process(options, config, strategy, shard_size, batch, device, encoder_bytes)
     return max(process.moments(), key=lambda moment: moment.total)
-
-
-def model_config(options: ExperimentOptions, transformer: Path) -> dict[str, Any]:
-    """The transformer's config: its config.json where it is there already, else model.arch_opt.
-
-    Raises:
-        ValueError: where there is neither.
-    """
-    path = transformer / "config.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if options.model.arch_opt is None:
-        raise ValueError(
-            f"{path} is missing and model.arch_opt is not set, so the transformer's size is not known. Set model.arch_opt, or "
-            "make the weights with `snakemake --cores 2 train`."
-        )
-    return options.model.arch_opt.model_dump()
 
 
 def encoder_bytes_of(base: Path, options: ExperimentOptions) -> int:

@@ -18,13 +18,13 @@ from omnitune.planning.memory import (
     cheapest_strategy,
     device_memory,
     encoder_bytes_of,
-    model_config,
     optimizer_state,
     planned_model,
 )
 from omnitune.planning.remedies import Remedy, find_remedies
 from omnitune.planning.workload import Kinds, Workload, count_kinds
 from omnitune.sharding.index import ShardIndex
+from omnitune.training.architecture import expected_architecture
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def plan_experiment(
     device = "cuda" if gpu_memory_gb or torch.cuda.is_available() else "cpu"
     inputs = PlanInputs(
         options,
-        model_config(options, start.transformer),
+        expected_architecture(options, start.transformer),
         ShardIndex.load(index),
         read_mixture(options.data.data_path),
         Machine(processes, nodes, device, memory),
