@@ -17,7 +17,7 @@ from omnitune.distributed.processes import (
 from omnitune.distributed.stopping import Stops
 from omnitune.launching.strategy import choose_layout
 from omnitune.training.identity import identity_of, require_same
-from omnitune.training.inputs import TrainingFiles, lock_experiment
+from omnitune.training.inputs import TrainingFiles, layout_arguments, lock_experiment
 
 logger = logging.getLogger("omnitune")
 
@@ -35,8 +35,7 @@ def launch_command(topology: Topology, layout: Layout, train: TrainOptions, argu
         sharing += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
         sharing += ["--fsdp_offload_params", str(train.cpu_offload).lower()]  # brings gloo for what is in CPU memory
         sharing += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
-    arguments = [*arguments, "--strategy", layout.strategy, "--strategy_reason", layout.reason]
-    arguments += ["--world_size", str(layout.world_size), "--shard_size", str(layout.shard_size)]
+    arguments = [*arguments, *layout_arguments(layout)]
     return accelerate_command(topology, "omnitune.training.loop", arguments, sharing)
 
 

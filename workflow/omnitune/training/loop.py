@@ -1,6 +1,5 @@
 """The training loop of one process; started by `omnitune.launching.launch` through `accelerate launch`."""
 
-import argparse
 import logging
 import math
 import os
@@ -8,8 +7,6 @@ import sys
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -44,7 +41,7 @@ from omnitune.training.flow_matching import (
 )
 from omnitune.training.heldout import Validation, due
 from omnitune.training.identity import identity_of, require_same
-from omnitune.training.inputs import TrainingFiles, lock_experiment
+from omnitune.training.inputs import TrainingFiles, lock_experiment, parse_arguments
 from omnitune.training.log import MetricsLog, check_trackers
 from omnitune.training.model import build_model
 from omnitune.training.nonfinite import NonFinite
@@ -375,16 +372,7 @@ def main() -> None:
     """Entry point of each launched process."""
     die_with_parent()
     stop = StopRequest()
-    parser = argparse.ArgumentParser(description=__doc__)
-    for field in fields(TrainingFiles):
-        parser.add_argument(f"--{field.name}", type=Path, required=True)
-    parser.add_argument("--strategy", required=True)
-    parser.add_argument("--world_size", type=int, required=True)
-    parser.add_argument("--shard_size", type=int, required=True)
-    parser.add_argument("--strategy_reason", default="")
-    arguments = vars(parser.parse_args())
-    files = TrainingFiles(**{field.name: arguments[field.name] for field in fields(TrainingFiles)})
-    layout = Layout(*(arguments[name] for name in ("strategy", "world_size", "shard_size", "strategy_reason")))
+    files, layout = parse_arguments(__doc__)
     setup_logging()
     threading.excepthook = _thread_failed
     if launched_rank():
