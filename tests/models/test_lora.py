@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import randomise, tiny_pipeline, tiny_transformer
 from helpers.tiny import TRANSFORMER
-from omnitune.config.training import ParameterGroup, TrainOptions, trained_names
 from omnitune.models import (
     OmniGen2Pipeline,
     OmniGen2Transformer2DModel,
@@ -21,7 +20,7 @@ from omnitune.models import (
     read_lora,
     save_lora,
 )
-from omnitune.models.lora import load_starting_adapter, lora_config_of, resolve_targets
+from omnitune.models.lora import resolve_targets
 
 pytestmark = pytest.mark.unit
 
@@ -177,72 +176,9 @@ def test_targets_are_ends_of_names_or_patterns() -> None:
             resolve_targets(model, ["to_k", entry])
 
 
-def test_config_of_the_options_adapts_just_its_targets() -> None:
-    train = TrainOptions(lora_ft=True, lora_rank=2, lora_alpha=4, lora_target_modules=["layers.*.attn.*", "x_embedder"])
-    model = tiny_transformer()
-    model.add_adapter(lora_config_of(train, model))
-    modules = {name.rsplit(".lora_", 1)[0] for name in lora_state_dict(model)}
-    assert modules == set(resolve_targets(tiny_transformer(), train.lora_target_modules))
-    assert len(modules) == 2 * 4 + 1
-
-
-def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
-    source = trained(alpha=8, use_dora=True, target_modules=["to_q"])
-    save_lora(tmp_path, lora_state_dict(source), source.peft_config["default"])
-    asked = {"lora_ft": True, "lora_rank": 4, "lora_alpha": 8, "lora_use_dora": True, "lora_target_modules": ["to_q"]}
-    for path in (tmp_path, tmp_path / FILE):
-        train = TrainOptions(**asked, lora_path=str(path))
-        model = tiny_transformer()
-        model.add_adapter(lora_config_of(train, model))
-        load_starting_adapter(model, train)
-        assert torch.equal(output(model), output(source))
-        assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
-    for key, value, message in (
-        ("lora_rank", 2, "train.lora_rank: 2, but the adapter .* has 4"),
-        ("lora_alpha", 4, "train.lora_alpha: 4, but the adapter .* has 8"),
-        ("lora_use_dora", False, "train.lora_use_dora: False, but the adapter .* has True"),
-        ("lora_use_rslora", True, "train.lora_use_rslora: True, but the adapter .* has False"),
-        ("lora_target_modules", ["to_q", "to_k"], "only asked for: .*to_k; only in the adapter: none"),
-        ("lora_path", str(tmp_path / "lost"), rf"train\.lora_path: .*lost/{FILE} does not exist"),
-        ("lora_path", str(tmp_path / "lost.safetensors"), r"train\.lora_path: .*lost\.safetensors does not exist"),
-    ):
-        train = TrainOptions(**{**asked, "lora_path": str(tmp_path), key: value})
-        model = tiny_transformer()
-        model.add_adapter(lora_config_of(train, model))
-        with pytest.raises(ValueError, match=message):
-            load_starting_adapter(model, train)
-
-
-def test_alpha_of_a_file_without_config_is_the_rank(tmp_path: Path) -> None:
-    save_lora(tmp_path, lora_state_dict(trained()))
-    train = TrainOptions(lora_ft=True, lora_rank=4, lora_path=str(tmp_path))
-    model = tiny_transformer()
-    model.add_adapter(lora_config_of(train, model))
-    with pytest.raises(ValueError, match=r"train\.lora_alpha: 16, but the adapter .* has 4"):
-        load_starting_adapter(model, train.model_copy(update={"lora_alpha": 16}))
-    load_starting_adapter(model, train)
-    assert torch.equal(
-        lora_state_dict(model)["layers.0.attn.to_q.lora_B.weight"],
-        read_lora(tmp_path)[0]["layers.0.attn.to_q.lora_B.weight"],
-    )
-
-
 def test_a_part_of_an_adapter_is_refused(tmp_path: Path) -> None:
     state = lora_state_dict(trained(use_dora=True))
     del state["layers.0.attn.to_q.lora_magnitude_vector"]
     save_lora(tmp_path, state)
     with pytest.raises(ValueError, match="2 of 59 tensors"):
         read_lora(tmp_path)
-
-
-def test_parameters_that_groups_name() -> None:
-    names = ["layers.0.attn.to_q.weight", "layers.0.norm.weight", "layers.1.attn.to_q.weight", "x_embedder.bias"]
-    groups = [ParameterGroup(pattern="layers.1.*", learning_rate=0.5), ParameterGroup(pattern="*.attn.*")]
-    assert list(trained_names(names, groups).items()) == [(names[0], None), (names[2], 0.5)]
-    assert trained_names(iter(names), None) == dict.fromkeys(names)
-    with pytest.raises(
-        ValueError, match=r"train.parameter_groups: 'x_embeder\.\*' fits no parameter. Near: x_embedder"
-    ):
-        trained_names(names, [ParameterGroup(pattern="x_embeder.*")])
-    with pytest.raises(ValueError, match="only parameters of the patterns before it"):
-        trained_names(names, [*groups, ParameterGroup(pattern="layers.?.attn.*")])

@@ -16,6 +16,7 @@ from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.flops import SampleTokens
+from omnitune.planning.blocks import Compute, LiveBytes, ends_footprint
 from omnitune.planning.memory import (
     choose_parallelism,
     device_memory,
@@ -89,6 +90,23 @@ def test_estimates_are_what_processes_take(strategy: str, processes: int, train:
     expected = estimated(strategy, processes, **train)
     for peak in measured(strategy, train, processes):
         assert expected == pytest.approx(peak, rel=0.25)
+
+
+def test_the_ends_are_those_of_the_models_forward() -> None:
+    """`ends_footprint` repeats by hand what a forward does around its blocks."""
+    model = OmniGen2Transformer2DModel(**{**MEDIUM, "num_layers": 0, "num_refiner_layers": 0})
+    latents = [torch.randn(4, 48, 48), torch.randn(4, 32, 32)]
+    mask = torch.arange(60)[None] < torch.tensor([[60], [40]])
+    references = [[torch.randn(4, 24, 24)], []]
+    with LiveBytes(model.parameters()) as kept:
+        output = model(latents, torch.rand(2), torch.randn(2, 60, 256), mask, references, return_dict=False)[0]
+        loss = sum((found.float() - latent).square().sum() for found, latent in zip(output, latents, strict=True))
+    assert loss.requires_grad
+    # what blocks would have: each stage's rotary angles, float32 cosines and sines, and the joint sequence
+    tokens = sum(sample.total for sample in SAMPLES)
+    blocks = 4 * (2 * tokens * MEDIUM["hidden_size"] // MEDIUM["num_attention_heads"] + tokens * MEDIUM["hidden_size"])
+    ends = ends_footprint(model.to("meta"), SAMPLES, Compute(torch.float32, torch.float32, "cpu"))
+    assert ends.kept == pytest.approx(kept.live + blocks, rel=0.05)
 
 
 LARGE = [SampleTokens(200, (4096,), 4096)] * 2

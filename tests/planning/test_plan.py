@@ -20,7 +20,8 @@ from omnitune.errors import ConfigError
 from omnitune.loading.loader import TrainingBatches
 from omnitune.loading.order import MixturePlan
 from omnitune.models.flops import SampleTokens
-from omnitune.planning.plan import Machine, TrainingPlan, measured_rate, plan_training
+from omnitune.planning.inputs import Machine, PlanInputs
+from omnitune.planning.plan import TrainingPlan, measured_rate, plan_training
 from omnitune.planning.workload import histogram, longest_batch, read_workload
 from omnitune.sharding.index import IndexRow, ShardIndex
 
@@ -96,9 +97,8 @@ def planned(
     options = ExperimentOptions.load(project / "options.yml")
     index, sources = ShardIndex.load("prepared/mix/shards/index.parquet"), read_mixture("mix.yml")
     machine = Machine(processes, nodes, device, int(device_bytes))
-    return plan_training(
-        options, TRANSFORMER, index, sources, machine, rate=None, encoder_bytes=0 if options.data.encode else 5_000_000
-    )
+    encoder_bytes = 0 if options.data.encode else 5_000_000
+    return plan_training(PlanInputs(options, TRANSFORMER, index, sources, machine, encoder_bytes), rate=None)
 
 
 def test_the_command_says_what_a_training_takes(project: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omnitune.config.options import ExperimentOptions, ModelOptions
 from omnitune.errors import ConfigError
-from omnitune.paths import BASE, EvaluatedStep
+from omnitune.paths import BASE, EvaluatedStep, weights_name
 
 PRETRAINED_ROOT = Path("resources/pretrained")
 EXPERIMENTS_ROOT = Path("experiments")
@@ -80,8 +80,7 @@ def starting_weights(options: ExperimentOptions, experiments: Mapping[str, Exper
     upstream = options.model.upstream
     if upstream:
         name, step = upstream
-        folder = "transformer_ema" if step.ema else "transformer"
-        transformer = EXPERIMENTS_ROOT / name / f"checkpoint-{step.number}" / folder
+        transformer = EXPERIMENTS_ROOT / name / f"checkpoint-{step.number}" / weights_name(lora=False, ema=step.ema)
     return StartingWeights(model, base, transformer, source.model, upstream)
 
 

@@ -1,6 +1,5 @@
 """Turn a training checkpoint into the published diffusers layout: a `transformer` or a `transformer_lora` folder."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from omnitune.conversion.read import AVERAGED_FOLDER, SHARDED_FOLDER, State, ave
 from omnitune.conversion.verify import verify
 from omnitune.io.files import portable, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, save_lora
-from omnitune.models.lora import FACTORS, lora_config_of
+from omnitune.models.lora import FACTORS
 from omnitune.paths import ADAPTER_FILE, CONVERSION_FILE
+from omnitune.training.adapter import lora_config_of
+from omnitune.training.architecture import differing_keys, read_architecture
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OWN_FILES = ("config.json", CONVERSION_FILE, "diffusion_pytorch_model*", ADAPTER_FILE, ".snakemake*")
@@ -89,7 +90,7 @@ def convert(
 def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:
     """The transformer's init arguments, from `model.arch_opt` and the start's config.json; ValueError where they differ."""
     path = Path(transformer) / "config.json" if transformer else None
-    content = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    content = read_architecture(Path(transformer)) if transformer else {}
     base = {key: value for key, value in content.items() if not key.startswith("_")}
     if options.model.arch_opt is None:
         if not base:
@@ -99,7 +100,7 @@ def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[s
             )
         return base
     given = options.model.arch_opt.model_dump(mode="json")
-    differing = [key for key in given if key in base and base[key] != given[key]]
+    differing = differing_keys(options.model.arch_opt, base)
     if differing:
         problems = "; ".join(f"{key}: {given[key]!r}, the base has {base[key]!r}" for key in differing)
         raise ValueError(f"model.arch_opt differs from {path}: {problems}.")

@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from omnitune.errors import reason_of
+
 DCP_METADATA = ".metadata"
 SHARDED_FOLDER = "pytorch_model_fsdp_0"
 AVERAGED_FOLDER = "ema_0"
@@ -105,8 +107,6 @@ def _read_distributed(folder: Path) -> State:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from omnitune.training.checkpoint import reason_of
-
     if not (folder / DCP_METADATA).is_file():
         raise ValueError(f"{folder}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
     reader = FileSystemReader(folder)
@@ -136,7 +136,7 @@ def _read_torch(path: Path) -> State:
     except RuntimeError:  # the old format of torch.save, which cannot be mapped into memory
         content = _load_unmapped(path)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as a file of torch.save: {_reason(error)}") from error
+        raise ValueError(f"{path}: cannot be read as a file of torch.save: {reason_of(error)}") from error
     while isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
         content = next(iter(content.values()))
     if not isinstance(content, dict):
@@ -151,14 +151,14 @@ def _load_unmapped(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as a file of torch.save: {_reason(error)}") from error
+        raise ValueError(f"{path}: cannot be read as a file of torch.save: {reason_of(error)}") from error
 
 
 def _read_safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a safetensors file: {_reason(error)}") from error
+        raise ValueError(f"{path}: cannot be read as a safetensors file: {reason_of(error)}") from error
 
 
 def _without_wrappers(state: State) -> State:
@@ -178,8 +178,3 @@ def some(names: Iterable[str], limit: int = 10) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
-
-
-def _reason(error: BaseException) -> str:
-    """The first line, which says what is wrong."""
-    return str(error).splitlines()[0]

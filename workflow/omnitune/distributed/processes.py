@@ -1,4 +1,7 @@
-"""Several processes of one module, started by `accelerate launch`; each ends with its launcher."""
+"""Several processes of one module, started by `accelerate launch`; each ends with its launcher.
+
+How they are asked to stop before they are done: stopping.py.
+"""
 
 import logging
 import os
@@ -26,8 +29,7 @@ from omnitune.distributed.stopping import (
 
 logger = logging.getLogger("omnitune")
 
-# Exit codes of a launched process, and of its launcher.
-MISTAKE = 2  # the user's: starting again would not help
+MISTAKE = 2  # exit code of a launched process and of its launcher: the user's, starting again would not help
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,14 @@ def launch_environment(topology: Topology, forwards_stop: bool = False) -> dict[
 
     Args:
         topology: where they run.
-        forwards_stop: the launcher sends STOP_SIGNALS on to its processes, which end by themselves, instead of ending; they
-            are blocked in all of them.
+        forwards_stop: the launcher sends STOP_SIGNALS on to its processes, which end by themselves, instead of ending.
     """
     environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
     environment["OMP_NUM_THREADS"] = str(topology.threads_per_process)
     if forwards_stop:
         environment[FORWARDS_STOP] = "1"
     if not torch.accelerator.is_available():
-        # accelerate would take DDP or lone processes on CPU; see training/parallel.py.
+        # accelerate would take DDP or lone processes on CPU; see `build_accelerator` in parallel.py.
         environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
         environment.pop("ACCELERATE_USE_CPU", None)
     if topology.nodes > 1 and (interface := interface_towards(topology.address)):
@@ -126,7 +127,7 @@ def require_gpus(processes: int, fix: str) -> None:
 def run(command: Sequence[str], environment: dict[str, str], stops: Stops | None = None) -> int:
     """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar.
 
-    With `stops`, STOP_SIGNALS that arrive here are sent on to it, and noted there.
+    With `stops`, STOP_SIGNALS that arrive here are sent on to it, and noted there; without, they end this process, and it.
     """
     logger.info("starting %s", " ".join(command))
     output = subprocess.PIPE if plain_progress() else None

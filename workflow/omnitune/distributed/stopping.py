@@ -1,8 +1,17 @@
-"""How a training is asked to stop and learns of it, from the job's signal to the process that computes.
+"""How a training is asked to stop and learns of it: the way of a signal from the job to the process that computes.
 
-A scheduler that takes a job's nodes away sends STOP_SIGNALS to the job's steps: to the process that has called `run`, or to the
-launcher itself. `sending_on` passes them from there to the launcher, `send_on_to_children` from the launcher to the launched
-processes, and in each of these a `StopRequest` waits for them. All between block them, as a process that does not would die.
+1. A scheduler that takes a job's nodes away sends STOP_SIGNALS to the job's steps: to the process that has called
+   `processes.run`, or to a launcher itself. That process must live until what it runs has ended.
+2. `run` sends each on as SIGUSR1 (`sending_on`) and notes it in `Stops`. On several nodes it runs srun, which sends it to
+   `omnitune train` on each of them; there, and on a single node, it runs the launcher, `accelerate launch`.
+3. A launcher that died of the signal would take its processes with it. So where FORWARDS_STOP is in its environment the signals
+   are blocked before it has any thread (`block_stop_signals`), and a thread of it repeats them to the processes
+   (`send_on_to_children`).
+4. These inherit the block, and a thread of each waits for the signals (`StopRequest`). Before the first step, when there is
+   nothing to save, the process ends with INTERRUPTED. Later `requested` is set: the processes tell each other after which step
+   they stop, save after it and end with 0; what has launched them sees that no result is there and ends with INTERRUPTED.
+5. A SIGTERM of the launcher to its own processes means that another one has died: they end at once, with PEER_LOST.
+6. What is killed without a signal that it can see takes along what it has launched (`die_with_parent`).
 """
 
 import ctypes
@@ -29,14 +38,14 @@ PEER_LOST = 3  # exit code of a launched process: another one is gone
 
 @dataclass
 class Stops:
-    """Whether STOP_SIGNALS have come, which `run` then sends on to what it runs."""
+    """Whether STOP_SIGNALS have come: what ends after them was stopped and did not fail."""
 
     received: bool = False
 
 
 @contextmanager
 def sending_on(process: subprocess.Popen[str], stops: Stops) -> Iterator[None]:
-    """While a launcher runs: passes signals on to it, and notes them."""
+    """While a launcher runs: passes signals on to it, and notes them (step 2)."""
 
     def send(number: int, frame: object) -> None:
         stops.received = True
@@ -52,13 +61,13 @@ def sending_on(process: subprocess.Popen[str], stops: Stops) -> Iterator[None]:
 
 
 def block_stop_signals() -> None:
-    """Before any thread of the launcher is there: one that does not block them would die of them, and all with it."""
+    """Before any thread of a launcher is there: one that does not block them would die of them, and all with it (step 3)."""
     die_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def send_on_to_children() -> None:
-    """Waits for a stop signal, then repeats it to the launched processes until they have ended.
+    """In a launcher: waits for a stop signal, then repeats it to the launched processes until they have ended (step 3).
 
     Repeats, as they may not have been started yet; the signal is blocked in them until they ask for it.
     """
@@ -71,11 +80,9 @@ def send_on_to_children() -> None:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1, what a preempted or expiring job gets: the training saves after its step and ends.
+    """In a launched process: `requested` is set where it was asked to save and stop (steps 4 and 5).
 
-    A thread waits for the signals, so that they are noticed while the main one sits in a collective; the launcher has blocked
-    them before this process had any thread. A SIGTERM of the launcher itself means that another process has died: there is
-    nothing to wait for then, and this one ends at once. So it does before its first step, when there is nothing to save.
+    A thread waits for the signals, so that they are noticed while the main one sits in a collective.
     """
 
     def __init__(self) -> None:

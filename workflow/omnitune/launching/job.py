@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.console import INTERRUPTED, Interrupted
+from omnitune.console import INTERRUPTED
 from omnitune.distributed.processes import Topology, run
 from omnitune.distributed.stopping import Stops
-from omnitune.launching.launch import launch
+from omnitune.launching.launch import launch, saved_and_stopped
 from omnitune.training.inputs import TrainingFiles
 
 
@@ -39,7 +39,7 @@ def launch_job(
     command = srun_command(files, topology, hosts)
     code = run(command, dict(os.environ), Stops())
     if code == INTERRUPTED:
-        raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
+        raise saved_and_stopped(options)
     if code:
         raise ValueError(
             f"training {options.name} on {nodes} node(s) failed with exit code {code}; see the messages above."

@@ -1,4 +1,4 @@
-"""Starting a training: one `accelerate launch` per node."""
+"""Starting a training: one `accelerate launch` per node. How it is asked to stop: distributed/stopping.py."""
 
 import logging
 
@@ -8,16 +8,16 @@ from omnitune.console import Interrupted
 from omnitune.distributed.layout import Layout
 from omnitune.distributed.processes import (
     MISTAKE,
-    Stops,
     Topology,
     accelerate_command,
     launch_environment,
     require_gpus,
     run,
 )
+from omnitune.distributed.stopping import Stops
 from omnitune.launching.strategy import choose_layout
 from omnitune.training.identity import identity_of, require_same
-from omnitune.training.inputs import TrainingFiles, lock_experiment
+from omnitune.training.inputs import TrainingFiles, layout_arguments, lock_experiment
 
 logger = logging.getLogger("omnitune")
 
@@ -35,8 +35,7 @@ def launch_command(topology: Topology, layout: Layout, train: TrainOptions, argu
         sharing += ["--fsdp_reshard_after_forward", str(train.reshard_after_forward).lower()]
         sharing += ["--fsdp_offload_params", str(train.cpu_offload).lower()]  # brings gloo for what is in CPU memory
         sharing += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
-    arguments = [*arguments, "--strategy", layout.strategy, "--strategy_reason", layout.reason]
-    arguments += ["--world_size", str(layout.world_size), "--shard_size", str(layout.shard_size)]
+    arguments = [*arguments, *layout_arguments(layout)]
     return accelerate_command(topology, "omnitune.training.loop", arguments, sharing)
 
 
@@ -62,10 +61,16 @@ def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology)
     command = launch_command(topology, layout, options.train, files.arguments())
     _run_with_restarts(command, options, topology)
     if not (files.output / "train.json").is_file():
-        raise Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
+        raise saved_and_stopped(options)
+
+
+def saved_and_stopped(options: ExperimentOptions) -> Interrupted:
+    """For a training that was asked to stop and has done so."""
+    return Interrupted(f"training {options.name} was asked to stop and has saved; start it again to go on.")
 
 
 def _run_with_restarts(command: list[str], options: ExperimentOptions, topology: Topology) -> None:
+    """Runs the launcher until it ends well, is stopped, or has died more often than train.max_restarts."""
     environment, stops = launch_environment(topology, forwards_stop=True), Stops()
     for attempt in range(options.train.max_restarts + 1):
         code = run(command, environment, stops)

@@ -1,6 +1,5 @@
 """Which strategy a training takes: the one that is asked for, or for `auto` the one that fits."""
 
-import json
 import logging
 
 import torch
@@ -11,6 +10,7 @@ from omnitune.distributed.processes import Topology
 from omnitune.planning.memory import choose_parallelism, device_memory, encoder_bytes_of
 from omnitune.planning.workload import longest_batch
 from omnitune.sharding.index import ShardIndex
+from omnitune.training.architecture import expected_architecture
 from omnitune.training.inputs import TrainingFiles
 
 logger = logging.getLogger("omnitune")
@@ -44,7 +44,7 @@ def _fitting(options: ExperimentOptions, topology: Topology, files: TrainingFile
     """The strategy that `auto` stands for, by estimated memory, and why."""
     return choose_parallelism(
         options,
-        json.loads((files.transformer / "config.json").read_text(encoding="utf-8")),
+        expected_architecture(options, files.transformer),
         processes=topology.world_size,
         nodes=topology.nodes,
         device_bytes=device_memory(topology.processes_per_node),

@@ -133,15 +133,10 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
                 ignore_patterns=["*.py", "assets/*", "*.png", "*.jpg"],
             )
             folder = Path(snapshot)
-        for part in ("model_index.json", *(name for name in COMPONENTS if name not in components)):
-            if not (folder / part).exists():
-                raise FileNotFoundError(
-                    f"{folder} has no {part}: a pipeline folder holds model_index.json, {', '.join(COMPONENTS)}"
-                )
-        for name in COMPONENTS:
-            if name not in components:
-                components[name] = LOADERS[name](folder, torch_dtype or torch.float32)
-        return cls(**components)
+        missing = [name for name in COMPONENTS if name not in components]
+        _require_parts(folder, ["model_index.json", *missing])
+        loaded = {name: LOADERS[name](folder, torch_dtype or torch.float32) for name in missing}
+        return cls(**components, **loaded)
 
     def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "10GB") -> None:  # type: ignore[override]
         """Write the published layout: a folder per component, and model_index.json last, so that it marks completeness.
@@ -282,11 +277,10 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         samples: list[_Sample] = []
         for i in range(count):
             own = slice(i * num_images_per_prompt, (i + 1) * num_images_per_prompt)
-            encoded = [self.encode_image(image, generators[own], *limits) for image in images[i]]
-            for k, noise in enumerate(noises[own]):
+            references = self._references(images[i], generators[own], limits)
+            for noise, drawn in zip(noises[own], references, strict=True):
                 scheduler = self._scheduler_for(noise, None if timesteps else num_inference_steps, timesteps)
-                references = [draws[k] for draws in encoded]
-                samples.append(_Sample(texts[i], negatives[i], references, noise, sizes[i][0], scheduler))
+                samples.append(_Sample(texts[i], negatives[i], drawn, noise, sizes[i][0], scheduler))
 
         # 4. Steps, and decoding
         scales = (text_guidance_scale, image_guidance_scale)
@@ -391,6 +385,13 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
                 sizes.append(((w, h), target_size(w, h, limits[0], max(w, h), self.size_multiple)))
         return sizes
 
+    def _references(
+        self, images: ImageList, generators: list[torch.Generator | None], limits: tuple[int, int]
+    ) -> list[list[torch.Tensor]]:
+        """For each generator, and so for each image of a prompt, latents of all references of the prompt."""
+        draws = [self.encode_image(image, generators, *limits) for image in images]
+        return [[drawn[k] for drawn in draws] for k in range(len(generators))]
+
     def _noises(
         self,
         latents: torch.Tensor | list[torch.Tensor] | None,
@@ -439,6 +440,15 @@ def _guide(predictions: list[torch.Tensor], text_scale: float, image_scale: floa
         return none + text_scale * (full - none)
     full, none, reference = predictions
     return none + image_scale * (reference - none) + text_scale * (full - reference)
+
+
+def _require_parts(folder: Path, parts: Sequence[str]) -> None:
+    """Raises FileNotFoundError for a part that a pipeline folder lacks."""
+    for part in parts:
+        if not (folder / part).exists():
+            raise FileNotFoundError(
+                f"{folder} has no {part}: a pipeline folder holds model_index.json, {', '.join(COMPONENTS)}"
+            )
 
 
 def _bring_in(model: Any) -> None:

@@ -6,6 +6,7 @@ and attention stays within each sequence. Nothing is computed on padding, and a 
 neighbours.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -338,22 +339,12 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             hidden_size, time_dim, text_feat_dim, norm_eps, timestep_scale
         )
 
-        def blocks(count: int, modulation: bool = True) -> nn.ModuleList:
-            sizes = (
-                hidden_size,
-                num_attention_heads,
-                num_kv_heads,
-                multiple_of,
-                ffn_dim_multiplier,
-                norm_eps,
-                time_dim,
-            )
-            return nn.ModuleList(OmniGen2TransformerBlock(*sizes, modulation=modulation) for _ in range(count))
-
-        self.noise_refiner = blocks(num_refiner_layers)
-        self.ref_image_refiner = blocks(num_refiner_layers)
-        self.context_refiner = blocks(num_refiner_layers, modulation=False)
-        self.layers = blocks(num_layers)
+        sizes = (hidden_size, num_attention_heads, num_kv_heads, multiple_of, ffn_dim_multiplier, norm_eps, time_dim)
+        block = functools.partial(OmniGen2TransformerBlock, *sizes)
+        self.noise_refiner = nn.ModuleList(block() for _ in range(num_refiner_layers))
+        self.ref_image_refiner = nn.ModuleList(block() for _ in range(num_refiner_layers))
+        self.context_refiner = nn.ModuleList(block(modulation=False) for _ in range(num_refiner_layers))
+        self.layers = nn.ModuleList(block() for _ in range(num_layers))
         self.norm_out = OmniGen2OutputNorm(hidden_size, time_dim, patch_area * self.out_channels)
         self.image_index_embedding = nn.Parameter(torch.empty(MAX_REFERENCE_IMAGES, hidden_size))
         self.initialize_weights()
@@ -421,36 +412,30 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         text = torch.cat([states[:length] for states, length in zip(encoder_hidden_states, lengths, strict=True)])
         temb, text = self.time_caption_embed(timestep, text)
         image = self.x_embedder(self._patchify(latents))
-        reference_latents = list(itertools.chain.from_iterable(references))
 
         # 3. Positions, and how the tokens of each stage fall into sequences
         stages = self._packings(latents, references, lengths)
 
         # 4. Refine text, image and each reference on its own
+        image_counts = stages["image"].lengths
         text = self._run(self.context_refiner, text, stages["text"], None)
         image = self._run(self.noise_refiner, image, stages["image"], temb)
-        parts = [text.split(lengths), image.split(stages["image"].lengths)]
-        if reference_latents:
-            reference = self._embed_references(reference_latents, references)
-            reference = self._run(self.ref_image_refiner, reference, stages["reference"], temb)
-            parts.insert(1, reference.split([sum(map(self._token_count, refs)) for refs in references]))
+        parts = [text.split(lengths)]
+        if any(references):
+            parts.append(self._refine_references(references, stages["reference"], temb))
         elif self.runs_all_modules:
-            parts[1] = (image + self._refine_nothing(latents[0], temb)).split(stages["image"].lengths)
+            image = image + self._refine_nothing(latents[0], temb)
+        parts.append(image.split(image_counts))
 
         # 5. Joint layers over [text | references | image] of each sample, read at the image
         joint = torch.cat([piece for sample in zip(*parts, strict=True) for piece in sample])
         joint = self._run(self.layers, joint, stages["joint"], temb)
-        image_counts = stages["image"].lengths
-        ends = [
-            sequence[-count:]
-            for sequence, count in zip(joint.split(stages["joint"].lengths), image_counts, strict=True)
-        ]
-        output = self.norm_out(torch.cat(ends), temb, stages["image"])
+        sequences = zip(joint.split(stages["joint"].lengths), image_counts, strict=True)
+        output = self.norm_out(torch.cat([sequence[-count:] for sequence, count in sequences]), temb, stages["image"])
 
         # 6. Patches back to latents
-        sample: Any = [
-            self._unpatchify(tokens, latent) for tokens, latent in zip(output.split(image_counts), latents, strict=True)
-        ]
+        patches = zip(output.split(image_counts), latents, strict=True)
+        sample: Any = [self._unpatchify(tokens, latent) for tokens, latent in patches]
         if not as_list:
             sample = torch.stack(sample)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -464,10 +449,16 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = block(x, packing, temb)
         return x
 
-    def _embed_references(
-        self, reference_latents: list[torch.Tensor], references: list[list[torch.Tensor]]
-    ) -> torch.Tensor:
+    def _refine_references(
+        self, references: list[list[torch.Tensor]], packing: Packing, temb: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Refined tokens of each sample's references, [0, hidden_size] of a sample without any."""
+        x = self._run(self.ref_image_refiner, self._embed_references(references), packing, temb)
+        return x.split([sum(map(self._token_count, refs)) for refs in references])
+
+    def _embed_references(self, references: list[list[torch.Tensor]]) -> torch.Tensor:
         """Packed tokens of all references, each with the embedding of its index within its sample."""
+        reference_latents = list(itertools.chain.from_iterable(references))
         x = self.ref_image_patch_embedder(self._patchify(reference_latents))
         indices = torch.tensor([index for refs in references for index in range(len(refs))])
         counts = torch.tensor([self._token_count(latent) for latent in reference_latents])
@@ -485,7 +476,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         p = self.config.patch_size
         patch = torch.zeros_like(latent[:, :p, :p])
         packing = Packing([(0, image_position_ids(0, (1, 1)))], self.config.axes_dim_rope, latent.device)
-        x = self._run(self.ref_image_refiner, self._embed_references([patch], [[patch]]), packing, temb)
+        x = self._run(self.ref_image_refiner, self._embed_references([[patch]]), packing, temb)
         return 0 * x.sum()
 
     def _packings(

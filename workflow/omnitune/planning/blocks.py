@@ -160,7 +160,8 @@ def block_footprint(
         x = torch.empty(sum(packing.lengths), hidden, dtype=compute.dtype, requires_grad=into)
         time: Tensor | None = None
         if block.modulation:
-            time = torch.empty(len(samples), min(hidden, 1024), dtype=compute.dtype, requires_grad=temb)
+            width = faked.norm1.linear.in_features
+            time = torch.empty(len(samples), width, dtype=compute.dtype, requires_grad=temb)
 
         def forward() -> Tensor:
             if recompute:
@@ -171,7 +172,12 @@ def block_footprint(
 
 
 def ends_footprint(model: Any, samples: Sequence[SampleTokens], compute: Compute) -> Footprint:
-    """Bytes of all that is no block: embeddings, positions, the joint sequence, the output and its error."""
+    """Bytes of all that is no block: embeddings, positions, the joint sequence, the output and its error.
+
+    The model's own forward cannot be run for this: how many tokens a sequence has and where it lies is data of tensors there,
+    which fake ones do not hold. So this calls the model's parts in the order of `OmniGen2Transformer2DModel.forward`, its steps
+    2 and 5; a test compares it with what that keeps.
+    """
     stages = [stage for stage in ("text", "image", "joint", "reference") if any(map(sum, _sequences(samples, stage)))]
     layouts = [packing_of(samples, stage, model.config.axes_dim_rope) for stage in stages]
     positions = sum(tensor.nbytes for layout in layouts for tensor in _tensors_of(layout).values())

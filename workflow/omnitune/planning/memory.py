@@ -1,10 +1,9 @@
 """How much memory a training process needs, before any GPU is used, and which parallelism follows from it."""
 
-import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ import torch
 from safetensors import safe_open
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import WHOLE_TENSORS, TrainOptions, trained_names
+from omnitune.config.training import WHOLE_TENSORS, TrainOptions
 from omnitune.distributed.layout import SHARDED, shard_size_of, sharded_strategies
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.flops import SampleTokens, Unit, gradient_reaches, is_trained
-from omnitune.models.lora import lora_config_of
 from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
+from omnitune.training.model import select_trained
 
 FITS = 0.85  # of a device's memory; the rest is for CUDA, NCCL and what the allocator cannot use
 SMALL_8BIT = 4096  # elements below which bitsandbytes keeps 32-bit moments
@@ -45,11 +44,11 @@ class MemoryEstimate:
     optimizer: int
     average: int
     encoders: int
-    gradients: int
-    gathered: int
-    activations: int
-    temporary: int
-    moment: str
+    gradients: int = 0
+    gathered: int = 0
+    activations: int = 0
+    temporary: int = 0
+    moment: str = ""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -74,13 +73,7 @@ def planned_model(config: Mapping[str, Any], train: TrainOptions) -> OmniGen2Tra
     """
     with torch.device("meta"):
         model = OmniGen2Transformer2DModel.from_config(dict(config))
-        if train.lora_ft:
-            model.requires_grad_(False)
-            model.add_adapter(lora_config_of(train, model))
-            return model.train()
-    names = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+        select_trained(model, train)
     return model.train()
 
 
@@ -107,10 +100,12 @@ class _Process:
         shard_size: int,
         batch: Sequence[SampleTokens],
         device: str,
+        encoder_bytes: int,
     ) -> None:
         self.train = options.train
         self.strategy = strategy
         self.sharded = strategy in SHARDED
+        self.offloaded = self.sharded and self.train.cpu_offload
         self.shards = shard_size if self.sharded else 1
         self.model = planned_model(config, self.train)
         dtype = COMPUTE_DTYPES[self.train.mixed_precision]
@@ -118,44 +113,49 @@ class _Process:
         self.blocks = _blocks(self.model, batch, self.compute, self.train)
         self.ends = ends_footprint(self.model, batch, self.compute)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.held = self._held(encoder_bytes)
 
-    def held(self) -> dict[str, int]:
-        """Bytes of weights, optimizer and average; on the device, where cpu_offload does not keep them off it."""
-        if self.sharded and self.train.cpu_offload:
-            return {"weights": 0, "optimizer": 0, "average": 0}
-        return {
-            "weights": FLOAT * sum(self._local(p) for p in self.model.parameters()),
-            "optimizer": optimizer_state(self.model, self.train, self.shards),
-            "average": FLOAT * sum(map(self._local, self.trained)) if self.train.ema_decay else 0,
-        }
+    def _held(self, encoder_bytes: int) -> MemoryEstimate:
+        """What is there at every moment; of what cpu_offload keeps off the device, nothing."""
+        if self.offloaded:
+            return MemoryEstimate(weights=0, optimizer=0, average=0, encoders=encoder_bytes)
+        return MemoryEstimate(
+            weights=FLOAT * self._local(self.model.parameters()),
+            optimizer=optimizer_state(self.model, self.train, self.shards),
+            average=FLOAT * self._local(self.trained) if self.train.ema_decay else 0,
+            encoders=encoder_bytes,
+        )
 
-    def _local(self, parameter: torch.Tensor) -> int:
-        return math.prod(_local_shape(parameter, self.shards))
+    def _local(self, parameters: Iterable[torch.Tensor]) -> int:
+        """Numbers of these parameters that lie in one process."""
+        return sum(math.prod(_local_shape(parameter, self.shards)) for parameter in parameters)
 
-    def moments(self) -> list[dict[str, Any]]:
-        """Gradients, gathered weights, activations and temporary bytes at the moments that may need most."""
+    def moments(self) -> list[MemoryEstimate]:
+        """The moments that may need most: the end of the forward pass, the backward pass of each block, the update."""
         kept = [block.footprint.kept for block in self.blocks]
-        moments = [self._moment("forward", len(kept), sum(kept), sum(b.footprint.forward_only for b in self.blocks))]
+        copies = sum(block.footprint.forward_only for block in self.blocks)
+        moments = [self._moment("forward", len(kept), sum(kept), copies)]
         for number, block in enumerate(self.blocks):
             exchanged = FLOAT * block.trained if self.sharded else 0
-            moments.append(
-                self._moment("backward", number + 1, sum(kept[:number]), block.footprint.backward + exchanged)
-            )
-        update = {"gradients": FLOAT * sum(map(self._local, self.trained)), "temporary": self._update()}
-        return [*moments, {"moment": "update", "gathered": 0, "activations": 0, **update}]
+            temporary = block.footprint.backward + exchanged
+            moments.append(self._moment("backward", number + 1, sum(kept[:number]), temporary))
+        return [*moments, self._update()]
 
-    def _moment(self, moment: str, number: int, kept: int, temporary: int) -> dict[str, Any]:
-        """One moment, at which the first `number` blocks have no gradients yet."""
-        return {
-            "moment": moment,
-            "gradients": self._gradients(self.blocks[number:]),
-            "gathered": self._gathered(number),
-            "activations": self.ends.kept + kept,
-            "temporary": temporary,
-        }
+    def _moment(self, moment: str, number: int, kept: int, temporary: int) -> MemoryEstimate:
+        """A moment at which the first `number` blocks have no gradients yet."""
+        return replace(
+            self.held,
+            moment=moment,
+            gradients=self._gradients(self.blocks[number:]),
+            gathered=self._gathered(number),
+            activations=self.ends.kept + kept,
+            temporary=temporary,
+        )
 
     def _gradients(self, done: Sequence[_Block]) -> int:
         """Bytes of gradients once those of some blocks are there."""
+        if self.offloaded:
+            return 0
         if self.train.gradient_accumulation_steps > 1 or self.strategy == "ddp":
             # DDP keeps its buckets. FSDP adds up whole gradients until it exchanges them after the last microbatch.
             return FLOAT * sum(parameter.numel() for parameter in self.trained)
@@ -171,11 +171,12 @@ class _Process:
         held = 2 * largest if self.train.reshard_after_forward else sum(sizes[:number])
         return self.compute.weights.itemsize * (root + held + largest)
 
-    def _update(self) -> int:
-        """Temporary bytes of an update: optimizers that are not fused compute on one parameter at a time."""
-        if self.train.optimizer_name in {"adamw", "adamw_8bit"}:
-            return 0
-        return 2 * FLOAT * max(map(self._local, self.trained), default=0)
+    def _update(self) -> MemoryEstimate:
+        """The update; optimizers that are not fused compute on one parameter at a time."""
+        fused = self.train.optimizer_name in {"adamw", "adamw_8bit"}
+        largest = max((self._local([parameter]) for parameter in self.trained), default=0)
+        gradients = 0 if self.offloaded else FLOAT * self._local(self.trained)
+        return replace(self.held, moment="update", gradients=gradients, temporary=0 if fused else 2 * FLOAT * largest)
 
 
 def _local_shape(parameter: torch.Tensor, shards: int) -> tuple[int, ...]:
@@ -224,8 +225,7 @@ def _blocks(
         pattern = tuple((tuple(p.shape), p.requires_grad) for p in unit.module.parameters())
         key = (unit.stage, into, recompute, pattern)
         if key not in known:
-            axes = model.config.axes_dim_rope
-            known[key] = _footprint(unit, batch, compute, axes, into=into, temb=temb, recompute=recompute)
+            known[key] = _footprint(unit, batch, compute, model.config.axes_dim_rope, into, temb, recompute)
         parameters = list(unit.module.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         blocks.append(_Block(sum(p.numel() for p in parameters), trained, known[key]))
@@ -233,12 +233,21 @@ def _blocks(
 
 
 def _footprint(
-    unit: Unit, batch: Sequence[SampleTokens], compute: Compute, axes: Sequence[int], **gradients: bool
+    unit: Unit,
+    batch: Sequence[SampleTokens],
+    compute: Compute,
+    axes: Sequence[int],
+    into: bool,
+    temb: bool,
+    recompute: bool,
 ) -> Footprint:
+    """Of one block; see `block_footprint`."""
     if not any(sum(sample.sequences(unit.stage)) for sample in batch):  # no references: gradients of zero
         trained = sum(p.numel() for p in unit.module.parameters() if p.requires_grad)
         return Footprint(0, 0, compute.weights.itemsize * trained)
-    return block_footprint(unit.module, batch, unit.stage, compute, axes_dim_rope=axes, **gradients)
+    return block_footprint(
+        unit.module, batch, unit.stage, compute, axes_dim_rope=axes, into=into, temb=temb, recompute=recompute
+    )
 
 
 def estimate_memory(
@@ -262,29 +271,8 @@ def estimate_memory(
         device: "cuda" or "cpu".
         encoder_bytes: of VAE and text encoder, where training encodes; see `encoder_bytes_of`.
     """
-    process = _Process(options, config, strategy, shard_size, batch, device)
-    held = process.held() | {"encoders": encoder_bytes}
-    offloaded = process.sharded and options.train.cpu_offload
-    moments = [moment | ({"gradients": 0} if offloaded else {}) for moment in process.moments()]
-    estimates = [MemoryEstimate(**{**held, **moment}) for moment in moments]
-    return max(estimates, key=lambda estimate: estimate.total)
-
-
-def model_config(options: ExperimentOptions, transformer: Path) -> dict[str, Any]:
-    """The transformer's config: its config.json where it is there already, else model.arch_opt.
-
-    Raises:
-        ValueError: where there is neither.
-    """
-    path = transformer / "config.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if options.model.arch_opt is None:
-        raise ValueError(
-            f"{path} is missing and model.arch_opt is not set, so the transformer's size is not known. Set model.arch_opt, or "
-            "make the weights with `snakemake --cores 2 train`."
-        )
-    return options.model.arch_opt.model_dump()
+    process = _Process(options, config, strategy, shard_size, batch, device, encoder_bytes)
+    return max(process.moments(), key=lambda moment: moment.total)
 
 
 def encoder_bytes_of(base: Path, options: ExperimentOptions) -> int:
@@ -337,8 +325,16 @@ def choose_parallelism(
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def total(strategy: str, shard_size: int) -> int:
-        keys: dict[str, Any] = {"batch": batch, "device": device, "encoder_bytes": encoder_bytes}
-        return estimate_memory(options, model_config, strategy=strategy, shard_size=shard_size, **keys).total
+        estimate = estimate_memory(
+            options,
+            model_config,
+            strategy=strategy,
+            shard_size=shard_size,
+            batch=batch,
+            device=device,
+            encoder_bytes=encoder_bytes,
+        )
+        return estimate.total
 
     return cheapest_strategy(total, options.train, processes=processes, nodes=nodes, device_bytes=device_bytes)
 

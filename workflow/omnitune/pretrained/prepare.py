@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
+from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import MANIFEST_FILE
 
@@ -74,9 +75,8 @@ def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pat
     try:
         return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=pattern))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {reason} "
+            f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {reason_of(error)} "
             "Check the id and the network, log in with `hf auth login` if it is gated, or name a local folder."
         ) from None
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from omnitune.distributed.parallel import SharedError, gather, local_part, together
+from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import STATE_FILE
 from omnitune.training.optimizer import WeightAverage
@@ -178,13 +179,6 @@ def _unwritten(temporary: Path, error: BaseException) -> str:
     free = shutil.disk_usage(temporary.parent).free
     reason = "No space left on device" if free < FULL_DISK_BYTES else reason_of(error)
     return f"{temporary} cannot be written: {reason}. Earlier checkpoints are whole."
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, without the banner of a CheckpointException."""
-    if isinstance(error, CheckpointException):
-        return "; ".join(str(failure[0]) for failure in error.failures.values())
-    return str(error).splitlines()[0]
 
 
 def load_checkpoint(

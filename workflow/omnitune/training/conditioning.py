@@ -65,7 +65,7 @@ class Conditioner:
         latent = self._latent(target, generator)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         scaled = [self._latent(reference, generator) for reference in references]
-        return Conditioned(latent, scaled, text, noise, time, own_seed, sample.key)
+        return Conditioned(latent, scaled, text, noise, time, own_seed, sample.key, sample.task_type)
 
     def _latent(self, posterior: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """Draws from the posterior and scales: (z - shift_factor) * scaling_factor, [C, H, W] float32."""

@@ -101,6 +101,7 @@ class Conditioned:
         noise: [C, H, W] normal noise (x0).
         seed: of random numbers that the model draws for this sample (dropout).
         key: names the sample to people.
+        task_type: by which held-out losses are told apart.
     """
 
     target: Tensor
@@ -110,6 +111,7 @@ class Conditioned:
     draw: Tensor | None = None
     seed: int = 0
     key: str = ""
+    task_type: str = ""
 
 
 def interpolate(noise: Tensor, data: Tensor, t: Tensor | float) -> Tensor:

@@ -138,7 +138,7 @@ class Validation:
         *references, target = latents
         seed = seed_of(self.options.seed, "validation", sample.key, str(time))
         noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(seed)).to(target)
-        return Conditioned(target, references, text, noise, torch.tensor(time), seed, sample.task_type)
+        return Conditioned(target, references, text, noise, torch.tensor(time), seed, sample.key, sample.task_type)
 
     @torch.no_grad()
     def losses(self, model: nn.Module, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
@@ -155,7 +155,9 @@ class Validation:
                 errors = velocity_errors(model, batch, times)
                 for position, (sample, error) in enumerate(zip(batch, errors, strict=True), start=start):
                     if self._is_own(position, total):
-                        sums[tasks.index(sample.key)] += torch.stack([error, error.new_tensor(sample.target.numel())])
+                        sums[tasks.index(sample.task_type)] += torch.stack(
+                            [error, error.new_tensor(sample.target.numel())]
+                        )
         model.train()
         found = parallel.sum_over_processes(sums).tolist()
         return {

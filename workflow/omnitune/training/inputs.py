@@ -1,9 +1,11 @@
-"""What a training reads and writes."""
+"""What a training reads and writes, and how its processes are told."""
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO
 
+from omnitune.distributed.layout import Layout
 from omnitune.io.files import lock
 
 
@@ -30,6 +32,26 @@ class TrainingFiles:
     def arguments(self) -> list[str]:
         """The same as command-line arguments."""
         return [word for name, path in vars(self).items() for word in (f"--{name}", str(path))]
+
+
+def layout_arguments(layout: Layout) -> list[str]:
+    """How the processes share the work, as command-line arguments of each."""
+    strategy = ["--strategy", layout.strategy, "--strategy_reason", layout.reason]
+    return [*strategy, "--world_size", str(layout.world_size), "--shard_size", str(layout.shard_size)]
+
+
+def parse_arguments(description: str | None) -> tuple[TrainingFiles, Layout]:
+    """What `TrainingFiles.arguments` and `layout_arguments` have told this process."""
+    parser = argparse.ArgumentParser(description=description)
+    for field in fields(TrainingFiles):
+        parser.add_argument(f"--{field.name}", type=Path, required=True)
+    parser.add_argument("--strategy", required=True)
+    parser.add_argument("--world_size", type=int, required=True)
+    parser.add_argument("--shard_size", type=int, required=True)
+    parser.add_argument("--strategy_reason", default="")
+    found = vars(parser.parse_args())
+    files = TrainingFiles(**{field.name: found[field.name] for field in fields(TrainingFiles)})
+    return files, Layout(found["strategy"], found["world_size"], found["shard_size"], found["strategy_reason"])
 
 
 def lock_experiment(output: Path) -> IO[str]:

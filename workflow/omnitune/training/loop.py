@@ -1,6 +1,5 @@
 """The training loop of one process; started by `omnitune.launching.launch` through `accelerate launch`."""
 
-import argparse
 import logging
 import math
 import os
@@ -8,8 +7,6 @@ import sys
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +20,7 @@ from omnitune.distributed.layout import Layout
 from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
 from omnitune.distributed.processes import MISTAKE, is_first_of_node, launched_rank
 from omnitune.distributed.stopping import PEER_LOST, StopRequest, die_with_parent
+from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of, write_json, write_text
 from omnitune.loading.loader import Sample, training_loader
 from omnitune.loading.mixture_report import mixture_report
@@ -43,13 +41,13 @@ from omnitune.training.flow_matching import (
 )
 from omnitune.training.heldout import Validation, due
 from omnitune.training.identity import identity_of, require_same
-from omnitune.training.inputs import TrainingFiles, lock_experiment
+from omnitune.training.inputs import TrainingFiles, lock_experiment, parse_arguments
 from omnitune.training.log import MetricsLog, check_trackers
 from omnitune.training.model import build_model
 from omnitune.training.nonfinite import NonFinite
 from omnitune.training.optimizer import (
     LossScale,
-    WeightAverage,
+    average_of,
     build_optimizers,
     check_optimizer,
     clear_gradients,
@@ -65,6 +63,7 @@ from omnitune.training.states import (
     require_steps,
 )
 from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
+from omnitune.training.totals import StepTotals
 
 logger = logging.getLogger("omnitune")
 
@@ -122,12 +121,7 @@ class Trainer:
         self.model, self.sharding = parallel.prepare(self.accelerator, trained.model, self.layout)
         self.optimizers = build_optimizers(self.model, self.train, trained.learning_rates)
         self.learning_rate = learning_rate_schedule(self.train)
-        self.average = None
-        if self.train.ema_decay:
-            weights = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            self.average = WeightAverage(
-                {name.removeprefix("module."): p for name, p in weights.items()}, self.train.ema_decay
-            )
+        self.average = average_of(self.model, self.train.ema_decay)
         self.loss_scale = LossScale(self.train.mixed_precision == "fp16")
         self.nonfinite = NonFinite(self.train.max_nonfinite_steps)
         self.saver = checkpoints.CheckpointSaver(
@@ -154,96 +148,72 @@ class Trainer:
         Returns:
             False where it was asked to stop before: a checkpoint is there to go on from, and no train.json.
         """
-        done = self._start()
-        last = self.train.max_train_steps
-        if not self._fit(done, last):
-            return False
-        with together():
-            if self.main:
-                require_steps(self.files.output, self.options.evaluated_steps)
-                write_json(self.files.output / "train.json", self._manifest())
-        return True
-
-    def _start(self) -> int:
-        """Makes the folder ready and loads the checkpoint to go on from; returns the number of steps done."""
-        folder, found = self.files.output, None
-        with together():
-            if self.main:
-                remove_leftovers(folder)
-                same = require_same(self.options, self.identity, folder, str(self.files.config))
-                found = find_resumable(folder, self.train.max_train_steps, same)
-                (folder / "train.json").unlink(missing_ok=True)
-                text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
-                write_text(folder / "options.yml", text)
-        found = parallel.gather(found)[0]
-        if found is None:
-            return 0
-        logger.info("going on from %s", found)
-        if depends_on_length(self.train):
-            logger.info("its schedule %s is that of %d steps", self.train.lr_scheduler, self.train.max_train_steps)
-        with together():
-            state = read_state(found)
-        checkpoints.load_checkpoint(found, self.model, self.optimizers, self.average)
-        self.loss_scale.load(state.running)
-        self.nonfinite.load(state.running)
-        return state.step
-
-    def _fit(self, done: int, last: int) -> bool:
+        done, last = self._start(), self.train.max_train_steps
         with together():
             metrics = MetricsLog(self.options, self.files.output / "logs", done + 1) if self.main else None
-        loader = training_loader(self.data.batches, done, last, self.train.dataloader_num_workers)
-        microbatches = iter(loader)
-        progress = Progress(f"train {self.options.name}", last, "steps", done) if self.main else nullcontext()
-        stopping = False
-        with progress as bar:
-            for step in range(done, last):
-                if self.stop:
-                    self.stop.defer()
-                self.clock.start()
-                with self.clock.part("data", on_device=False):
-                    samples = [next(microbatches) for _ in range(self.train.gradient_accumulation_steps)]
-                row, asked = self._step(step, samples)
-                stopping = asked and step + 1 < last
-                scheduled = step + 1 in self.options.checkpoint_steps
-                if scheduled or stopping:
-                    with self.clock.part("save", on_device=False):
-                        self._save(step + 1, scheduled)
-                row |= self._speed(row["tokens"])
-                if metrics and isinstance(bar, Progress):
-                    metrics.write(row)
-                    bar.advance(1, _summary(row))
-                if stopping or not self.saver.background:
-                    self.saver.complete()  # only now, so that no checkpoint is ahead of the log
-                if stopping:
-                    logger.info("stopped after step %d of %d; the next start goes on from there", step + 1, last)
-                    break
-                self._validate(step + 1, metrics)
-            self.saver.complete()
+        with self._progress(done) as bar:
+            finished = self._take_steps(done, last, metrics, bar)
         if metrics:
             metrics.close()
+        if finished:
+            with together():
+                if self.main:
+                    require_steps(self.files.output, self.options.evaluated_steps)
+                    write_json(self.files.output / "train.json", self._manifest())
+        return finished
+
+    def _take_steps(self, done: int, last: int, metrics: MetricsLog | None, bar: Progress | None) -> bool:
+        """All steps after the `done` first ones, up to `last`; False where it was asked to stop, and has saved, before."""
+        microbatches = iter(training_loader(self.data.batches, done, last, self.train.dataloader_num_workers))
+        stopping = False
+        for step in range(done, last):
+            if self.stop:
+                self.stop.defer()
+            self.clock.start()
+            with self.clock.part("data", on_device=False):
+                samples = [next(microbatches) for _ in range(self.train.gradient_accumulation_steps)]
+            row, totals = self._step(step, samples)
+            stopping = totals.stopping > 0 and step + 1 < last
+            self._save(step + 1, stopping)
+            row |= self._speed(totals)
+            if metrics and bar:
+                metrics.write(row)
+                bar.advance(1, _summary(row))
+            if stopping or not self.saver.background:
+                self.saver.complete()  # only now, so that no checkpoint is ahead of the log
+            if stopping:
+                logger.info("stopped after step %d of %d; the next start goes on from there", step + 1, last)
+                break
+            self._validate(step + 1, metrics)
+        self.saver.complete()
         return not stopping
 
-    def _step(self, step: int, microbatches: list[list[Sample]]) -> tuple[dict[str, Any], bool]:
-        """One optimizer step over the global batch; returns its figures, and whether to stop after it."""
+    def _step(self, step: int, microbatches: list[list[Sample]]) -> tuple[dict[str, Any], StepTotals]:
+        """One optimizer step over the global batch; returns its figures, and what all processes have put into it."""
         with self.clock.part("data"):
             conditioned = [self.data.conditioner(samples, self.options.seed) for samples in microbatches]
-        elements = sum(float(latent_elements(samples).sum()) for samples in conditioned)
-        tokens = [sample_tokens(sample, self.patch_size) for samples in conditioned for sample in samples]
-        flops = self.flops.training(tokens) if self.peak else 0
-        asked = self.stop is not None and self.stop.requested
-        totals = [elements, sum(sample.total for sample in tokens), flops, asked, self.saver.written]
-        sums = parallel.sum_over_processes(torch.tensor(totals, dtype=torch.float64, device=self.device)).tolist()
-        global_elements, global_tokens, self.step_flops, stops, written = sums
-        if self.saver.pending and written == self.layout.world_size:
-            self.saver.complete()
+        totals = self._totals(conditioned).over_processes(self.device)
+        if self.saver.pending and totals.written == self.layout.world_size:
+            self.saver.complete()  # waits for no one, and every process knows it
         figures = torch.zeros(2, BINS, device=self.device)
         self.nonfinite.start_step()
         for number, samples in enumerate(conditioned):
             with parallel.gradient_synchronisation(self.model, number == len(conditioned) - 1):
-                figures += self._backward(samples, global_elements)
+                figures += self._backward(samples, totals.elements)
         with self.clock.part("optimizer"):
             row = self._update(step, figures)
-        return {"step": step + 1, **row, "tokens": int(global_tokens)}, stops > 0
+        return {"step": step + 1, **row, "tokens": int(totals.tokens)}, totals
+
+    def _totals(self, conditioned: list[list[Conditioned]]) -> StepTotals:
+        """Of this process alone."""
+        tokens = [sample_tokens(sample, self.patch_size) for samples in conditioned for sample in samples]
+        return StepTotals(
+            elements=sum(float(latent_elements(samples).sum()) for samples in conditioned),
+            tokens=sum(sample.total for sample in tokens),
+            flops=self.flops.training(tokens) if self.peak else 0,
+            stopping=self.stop is not None and self.stop.requested,
+            written=self.saver.written,
+        )
 
     def _backward(self, samples: list[Conditioned], global_elements: float) -> Tensor:
         """Forward and backward of one microbatch; returns squared errors and elements by bin of time, [2, BINS].
@@ -299,24 +269,23 @@ class Trainer:
         clear_gradients(self.optimizers)
         return row
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.train.mixed_precision == "no":
-            return nullcontext()
-        return torch.autocast(self.device.type, COMPUTE_DTYPES[self.train.mixed_precision])
+    def _save(self, step: int, stopping: bool) -> None:
+        """Saves, or starts to, where a checkpoint is scheduled after this step or training stops with it."""
+        scheduled = step in self.options.checkpoint_steps
+        if scheduled or stopping:
+            with self.clock.part("save", on_device=False):
+                running = self.loss_scale.state() | self.nonfinite.state()
+                self.saver.save(TrainerState(step, self.identity, self.lora, scheduled, running))
 
-    def _save(self, step: int, scheduled: bool) -> None:
-        running = self.loss_scale.state() | self.nonfinite.state()
-        self.saver.save(TrainerState(step, self.identity, self.lora, scheduled, running))
-
-    def _speed(self, tokens: int) -> dict[str, float]:
+    def _speed(self, totals: StepTotals) -> dict[str, float]:
         """Seconds of the step and its parts, rates over all processes, and this process's memory."""
         seconds, parts = self.clock.finish()
-        mfu = {"mfu": round(self.step_flops / (seconds * self.peak * self.layout.world_size), 4)} if self.peak else {}
+        mfu = {"mfu": round(totals.flops / (seconds * self.peak * self.layout.world_size), 4)} if self.peak else {}
         return {
             "seconds": round(seconds, 4),
             **{f"{name}_seconds": round(value, 4) for name, value in parts.items()},
             "samples_per_second": round(self.train.global_batch_size / seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1),
+            "tokens_per_second": round(int(totals.tokens) / seconds, 1),
             "memory_mb": round(peak_memory_mb(self.device), 1),
             **mfu,
         }
@@ -336,6 +305,43 @@ class Trainer:
             images = self.validation.draw(self.model, self._autocast(), folder)
             if metrics:
                 metrics.write_images(step, images)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.train.mixed_precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, COMPUTE_DTYPES[self.train.mixed_precision])
+
+    def _start(self) -> int:
+        """Makes the folder ready and loads the checkpoint to go on from; returns the number of steps done."""
+        folder, found = self.files.output, None
+        with together():
+            if self.main:
+                remove_leftovers(folder)
+                same = require_same(self.options, self.identity, folder, str(self.files.config))
+                found = find_resumable(folder, self.train.max_train_steps, same)
+                (folder / "train.json").unlink(missing_ok=True)
+                text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
+                write_text(folder / "options.yml", text)
+        found = parallel.gather(found)[0]
+        if found is None:
+            return 0
+        logger.info("going on from %s", found)
+        if depends_on_length(self.train):
+            logger.info("its schedule %s is that of %d steps", self.train.lr_scheduler, self.train.max_train_steps)
+        with together():
+            state = read_state(found)
+        checkpoints.load_checkpoint(found, self.model, self.optimizers, self.average)
+        self.loss_scale.load(state.running)
+        self.nonfinite.load(state.running)
+        return state.step
+
+    def _progress(self, done: int) -> AbstractContextManager[Progress | None]:
+        """The bar of all steps, which the first process draws."""
+        return (
+            Progress(f"train {self.options.name}", self.train.max_train_steps, "steps", done)
+            if self.main
+            else nullcontext()
+        )
 
     def _manifest(self) -> dict[str, Any]:
         last, data = self.train.max_train_steps, self.data
@@ -366,16 +372,7 @@ def main() -> None:
     """Entry point of each launched process."""
     die_with_parent()
     stop = StopRequest()
-    parser = argparse.ArgumentParser(description=__doc__)
-    for field in fields(TrainingFiles):
-        parser.add_argument(f"--{field.name}", type=Path, required=True)
-    parser.add_argument("--strategy", required=True)
-    parser.add_argument("--world_size", type=int, required=True)
-    parser.add_argument("--shard_size", type=int, required=True)
-    parser.add_argument("--strategy_reason", default="")
-    arguments = vars(parser.parse_args())
-    files = TrainingFiles(**{field.name: arguments[field.name] for field in fields(TrainingFiles)})
-    layout = Layout(*(arguments[name] for name in ("strategy", "world_size", "shard_size", "strategy_reason")))
+    files, layout = parse_arguments(__doc__)
     setup_process()
     threading.excepthook = _thread_failed
     if launched_rank():
@@ -390,7 +387,7 @@ def main() -> None:
     except RuntimeError as error:
         if not parallel.is_connection_error(error):
             raise
-        logger.error("process %d lost the others: %s", launched_rank(), str(error).splitlines()[0])
+        logger.error("process %d lost the others: %s", launched_rank(), reason_of(error))
         time.sleep(PEER_LOST_SECONDS)
         _leave(PEER_LOST)
     if torch.distributed.is_initialized():

@@ -9,8 +9,9 @@ import torch
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import TrainOptions, trained_names
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import load_starting_adapter, lora_config_of
 from omnitune.models.lora_dropout import DropoutSeeds, use_sample_dropout
+from omnitune.training.adapter import load_starting_adapter, lora_config_of
+from omnitune.training.architecture import require_architecture
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
     train = options.train
     torch.manual_seed(options.seed)  # adapters start equal on every process
     model: Any = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
-    check_architecture(model, options, folder)
-    trained = _with_adapter(model, train) if train.lora_ft else _with_parameter_groups(model, train)
+    require_architecture(model.config, options, folder)
+    learning_rates = select_trained(model, train)
+    lora, dropout = _prepare_adapter(model, train) if train.lora_ft else (None, None)
     model.runs_all_modules = True
     if train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -50,17 +52,38 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
         convert_to_float8(model)
     if train.compile:
         model.compile_blocks()
-    model.train()
-    return trained
+    return Trained(model.train(), learning_rates, lora, dropout)
 
 
-def _with_adapter(model: Any, train: TrainOptions) -> Trained:
-    model.requires_grad_(False)
-    config = lora_config_of(train, model)
-    model.add_adapter(config)
+def select_trained(model: Any, train: TrainOptions) -> dict[str, float | None]:
+    """Sets requires_grad on what the options train and on nothing else; where that is an adapter, adds it.
+
+    Args:
+        model: the transformer, on any device, the meta device included.
+        train: decides what is trained.
+
+    Returns:
+        Peak learning rates by parameter name, None for train.learning_rate; empty with an adapter, which has but that one.
+
+    Raises:
+        ValueError: for parameters or layers that the model does not have.
+    """
+    if train.lora_ft:
+        model.requires_grad_(False)
+        model.add_adapter(lora_config_of(train, model))
+        return {}
+    rates = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in rates)
+    return rates
+
+
+def _prepare_adapter(model: Any, train: TrainOptions) -> tuple[dict[str, Any], DropoutSeeds | None]:
+    """Loads what the new adapter starts from and gives it its dropout; returns what checkpoints say of it, and the seeds."""
     if train.lora_path:
         load_starting_adapter(model, train)
     dropout = use_sample_dropout(model, train.lora_dropout) if train.lora_dropout else None
+    config = model.peft_config["default"]
     lora = {
         "rank": config.r,
         "alpha": config.lora_alpha,
@@ -68,25 +91,4 @@ def _with_adapter(model: Any, train: TrainOptions) -> Trained:
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
-    return Trained(model, {}, lora, dropout)
-
-
-def _with_parameter_groups(model: Any, train: TrainOptions) -> Trained:
-    rates = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in rates)
-    return Trained(model, rates, None, None)
-
-
-def check_architecture(model: Any, options: ExperimentOptions, folder: Path) -> None:
-    """Raises ValueError if the weights have another architecture than model.arch_opt says."""
-    if options.model.arch_opt is None:
-        return
-    config = dict(model.config)
-    lines = []
-    for key, asked in options.model.arch_opt.model_dump().items():
-        found = config.get(key)
-        if (tuple(found) if isinstance(found, list) else found) != asked:
-            lines.append(f"model.arch_opt.{key}: {asked!r} is not what the weights have: {found!r}")
-    if lines:
-        raise ValueError("\n  - ".join([f"{folder / 'config.json'} does not fit the options:", *lines]))
+    return lora, dropout

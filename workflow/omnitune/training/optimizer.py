@@ -160,6 +160,14 @@ class WeightAverage:
         torch._foreach_lerp_(averages, [local_part(weight) for weight in self.weights.values()], 1 - self.decay)
 
 
+def average_of(model: nn.Module, decay: float) -> WeightAverage | None:
+    """The average of a model's trained weights, named as in the model before DDP wraps it; None for a decay of 0."""
+    if not decay:
+        return None
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return WeightAverage({name.removeprefix("module."): p for name, p in weights.items()}, decay)
+
+
 class LossScale:
     """Factor on the loss that keeps the gradients of float16 from underflow; 1 with other precisions.
 

@@ -1,0 +1,84 @@
+"""The adapter that the options ask for, and the published one that its training starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.models import tiny_transformer
+from omnitune.config.training import TrainOptions
+from omnitune.models import OmniGen2Transformer2DModel, lora_config, lora_state_dict, read_lora, save_lora
+from omnitune.models.lora import resolve_targets
+from omnitune.paths import ADAPTER_FILE
+from omnitune.training.adapter import load_starting_adapter, lora_config_of
+
+pytestmark = pytest.mark.unit
+
+
+def adapted(alpha: float | None = None, **options: Any) -> OmniGen2Transformer2DModel:
+    """A model with an adapter of rank 4 that is not at its start."""
+    model = tiny_transformer()
+    model.add_adapter(lora_config(4, alpha, **options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in lora_state_dict(model).values():
+            tensor.add_(0.5 * torch.rand(tensor.shape, generator=generator))
+    return model
+
+
+@torch.no_grad()
+def output(model: OmniGen2Transformer2DModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latent, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
+    return model(latent, torch.tensor([0.5]), text, None).sample
+
+
+def test_config_of_the_options_adapts_just_its_targets() -> None:
+    train = TrainOptions(lora_ft=True, lora_rank=2, lora_alpha=4, lora_target_modules=["layers.*.attn.*", "x_embedder"])
+    model = tiny_transformer()
+    model.add_adapter(lora_config_of(train, model))
+    modules = {name.rsplit(".lora_", 1)[0] for name in lora_state_dict(model)}
+    assert modules == set(resolve_targets(tiny_transformer(), train.lora_target_modules))
+    assert len(modules) == 2 * 4 + 1
+
+
+def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
+    source = adapted(alpha=8, use_dora=True, target_modules=["to_q"])
+    save_lora(tmp_path, lora_state_dict(source), source.peft_config["default"])
+    asked = {"lora_ft": True, "lora_rank": 4, "lora_alpha": 8, "lora_use_dora": True, "lora_target_modules": ["to_q"]}
+    for path in (tmp_path, tmp_path / ADAPTER_FILE):
+        train = TrainOptions(**asked, lora_path=str(path))
+        model = tiny_transformer()
+        model.add_adapter(lora_config_of(train, model))
+        load_starting_adapter(model, train)
+        assert torch.equal(output(model), output(source))
+        assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+    for key, value, message in (
+        ("lora_rank", 2, "train.lora_rank: 2, but the adapter .* has 4"),
+        ("lora_alpha", 4, "train.lora_alpha: 4, but the adapter .* has 8"),
+        ("lora_use_dora", False, "train.lora_use_dora: False, but the adapter .* has True"),
+        ("lora_use_rslora", True, "train.lora_use_rslora: True, but the adapter .* has False"),
+        ("lora_target_modules", ["to_q", "to_k"], "only asked for: .*to_k; only in the adapter: none"),
+        ("lora_path", str(tmp_path / "lost"), rf"train\.lora_path: .*lost/{ADAPTER_FILE} does not exist"),
+        ("lora_path", str(tmp_path / "lost.safetensors"), r"train\.lora_path: .*lost\.safetensors does not exist"),
+    ):
+        train = TrainOptions(**{**asked, "lora_path": str(tmp_path), key: value})
+        model = tiny_transformer()
+        model.add_adapter(lora_config_of(train, model))
+        with pytest.raises(ValueError, match=message):
+            load_starting_adapter(model, train)
+
+
+def test_alpha_of_a_file_without_config_is_the_rank(tmp_path: Path) -> None:
+    save_lora(tmp_path, lora_state_dict(adapted()))
+    train = TrainOptions(lora_ft=True, lora_rank=4, lora_path=str(tmp_path))
+    model = tiny_transformer()
+    model.add_adapter(lora_config_of(train, model))
+    with pytest.raises(ValueError, match=r"train\.lora_alpha: 16, but the adapter .* has 4"):
+        load_starting_adapter(model, train.model_copy(update={"lora_alpha": 16}))
+    load_starting_adapter(model, train)
+    assert torch.equal(
+        lora_state_dict(model)["layers.0.attn.to_q.lora_B.weight"],
+        read_lora(tmp_path)[0]["layers.0.attn.to_q.lora_B.weight"],
+    )

@@ -1,0 +1,69 @@
+"""What a plan is made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omnitune.config import ExperimentOptions
+from omnitune.config.sources import Source
+from omnitune.distributed.layout import shard_size_of
+from omnitune.models.flops import SampleTokens
+from omnitune.planning.memory import MemoryEstimate, estimate_memory
+from omnitune.planning.workload import Workload, read_workload
+from omnitune.sharding.index import ShardIndex
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a training is to run.
+
+    Attributes:
+        processes: on all nodes.
+        nodes: how many.
+        device: "cuda" or "cpu".
+        device_bytes: memory of one process's device.
+    """
+
+    processes: int
+    nodes: int
+    device: str
+    device_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What a plan is made from: no images and no weights.
+
+    Attributes:
+        options: of the experiment.
+        config: of the transformer.
+        index: of the shards.
+        sources: of the mixture.
+        machine: where it is to run.
+        encoder_bytes: of VAE and text encoder, where training encodes.
+    """
+
+    options: ExperimentOptions
+    config: dict[str, Any]
+    index: ShardIndex
+    sources: Sequence[Source]
+    machine: Machine
+    encoder_bytes: int
+
+    def workload(self, options: ExperimentOptions, processes: int) -> Workload:
+        """What the data asks of a training with these options, which may differ from the experiment's."""
+        return read_workload(options, self.index, self.sources, processes=processes)
+
+    def memory(
+        self, options: ExperimentOptions, strategy: str, batch: Sequence[SampleTokens], processes: int
+    ) -> MemoryEstimate:
+        """Memory of a process of a training with these options, which may differ from the experiment's."""
+        return estimate_memory(
+            options,
+            self.config,
+            strategy=strategy,
+            shard_size=shard_size_of(strategy, options.train, processes, self.machine.nodes),
+            batch=batch,
+            device=self.machine.device,
+            encoder_bytes=0 if options.data.encode else self.encoder_bytes,
+        )

@@ -1,0 +1,90 @@
+"""The LoRA adapter that the options ask for: its config, and the published one that its training may start from."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from omnitune.config.training import TrainOptions
+from omnitune.models.lora import (
+    FACTORS,
+    MAGNITUDE,
+    TARGET_MODULES,
+    adapted_modules,
+    lora_config,
+    lora_state_dict,
+    read_lora,
+    resolve_targets,
+)
+from omnitune.paths import starting_adapter_file
+
+
+def lora_config_of(train: TrainOptions, model: Any) -> LoraConfig:
+    """The adapter's config that the options say, for a model without adapters; ValueError as of resolve_targets."""
+    targets = train.lora_target_modules
+    return lora_config(
+        train.lora_rank,
+        train.lora_alpha,
+        train.lora_dropout,
+        # whole names, as a library's ends of names may fit what is no linear layer
+        TARGET_MODULES if targets is None else resolve_targets(model, targets),
+        train.lora_use_dora,
+        train.lora_use_rslora,
+    )
+
+
+def load_starting_adapter(model: Any, train: TrainOptions) -> None:
+    """Load the published adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
+
+    Raises:
+        ValueError: where there is none, or where rank, alpha, targets or kind differ from the options.
+    """
+    assert train.lora_path is not None
+    path = starting_adapter_file(train.lora_path)
+    tensors, config = read_lora(path)
+    own = lora_state_dict(model)
+    _require_same_adapter(path, tensors, config or {}, own, train)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _require_same_adapter(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    own: Mapping[str, torch.Tensor],
+    train: TrainOptions,
+) -> None:
+    """Raises ValueError where an adapter is not of the kind, the modules and the sizes that the options ask for."""
+    alpha = train.lora_alpha or train.lora_rank
+    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(FACTORS[0])})
+    for key, asked, found in (
+        ("lora_use_dora", train.lora_use_dora, any(name.endswith(MAGNITUDE) for name in tensors)),
+        ("lora_rank", train.lora_rank, ranks[0] if len(ranks) == 1 else ranks),
+        ("lora_use_rslora", train.lora_use_rslora, config.get("use_rslora", False)),
+        # as read_lora reads a file that does not say: alpha is the rank
+        ("lora_alpha", alpha, config.get("alpha_pattern") or config.get("lora_alpha", train.lora_rank)),
+    ):
+        if asked != found:
+            raise ValueError(
+                f"train.{key}: {asked!r}, but the adapter of train.lora_path, {path}, has {found!r}. "
+                "Make them equal or start from another adapter."
+            )
+    wanted, there = adapted_modules(own), adapted_modules(tensors)
+    if wanted != there:
+        raise ValueError(
+            f"train.lora_target_modules: asks for {len(wanted)} modules, the adapter of train.lora_path, {path}, has "
+            f"{len(there)}; only asked for: {_some(wanted - there)}; only in the adapter: {_some(there - wanted)}. "
+            "Make them equal or start from another adapter."
+        )
+    wrong = [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]
+    if wrong:
+        shapes = f"{list(tensors[wrong[0]].shape)}, needs {list(own[wrong[0]].shape)}"
+        raise ValueError(f"train.lora_path: {path} belongs to a model of another size: {wrong[0]} is {shapes}.")
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:3]) or "none"
