@@ -22,7 +22,7 @@ from trainings import (
 )
 from workplace import Workplace
 
-from omnitune.training.checkpoint import list_checkpoints
+from omnitune.training.states import list_checkpoints
 
 pytestmark = pytest.mark.workflow
 
