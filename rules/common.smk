@@ -86,7 +86,9 @@ def wait_for(open_chains):
     """Lets the job come back once the first phases of these are closed."""
     firsts = [phases[0] for phases in open_chains if phases]
     if firsts:
-        targets = [open_file(phase) for phase in firsts]
+        first, *others = [open_file(phase) for phase in firsts]
+        # Of a parameter, Snakemake only waits for one file.
+        targets = [first, *others] if others else first
         raise IncompleteCheckpointException(rule_of(firsts[0]), targets)
 
 
