@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,8 +130,10 @@ def _stop(top: Path) -> None:
 
 
 @contextmanager
-def slurm_cluster(top: Path) -> Iterator[dict[str, str]]:
-    """Starts the cluster in an empty folder; gives the environment in which sbatch and srun talk to it."""
+def slurm_cluster() -> Iterator[dict[str, str]]:
+    """Starts the cluster; gives the environment in which sbatch and srun talk to it."""
+    # Not below pytest's folders: the paths of SLURM's sockets would be longer than the 107 characters that there are.
+    top = Path(tempfile.mkdtemp(prefix="slurm-"))
     _write_config(top)
     _install_config(top)
     environment = dict(os.environ, SLURM_CONF=str(top / "slurm.conf"))
@@ -148,3 +151,4 @@ def slurm_cluster(top: Path) -> Iterator[dict[str, str]]:
         subprocess.run(["scancel", "--user", "root"], env=environment, check=False, capture_output=True)
         _stop(top)
         _remove_config(top)
+        shutil.rmtree(top, ignore_errors=True)

@@ -29,7 +29,7 @@ FAST = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-sta
 
 def preempt(place: Workplace, environment: dict[str, str], process: subprocess.Popen[bytes]) -> int:
     """Signals the training's job as SLURM does before it takes a job's nodes away; gives the job's number."""
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 300
     while not (place.root / "experiments/tiny/checkpoint-4/trainer_state.json").is_file():
         assert process.poll() is None and time.monotonic() < deadline, (place.root / "output").read_text()[-6000:]
         time.sleep(0.1)
@@ -39,16 +39,19 @@ def preempt(place: Workplace, environment: dict[str, str], process: subprocess.P
     return int(job)
 
 
-def test_training_across_two_nodes(new_workplace: Callable[[str], Workplace], tmp_path: Path) -> None:
+def test_training_across_two_nodes(new_workplace: Callable[[str], Workplace]) -> None:
     assert missing_programs() == [], "type tests/install-system-packages.sh"
     place = new_workplace("slurm")
     write_tiny(place.root, max_train_steps=STEPS)
-    with slurm_cluster(tmp_path / "slurm") as environment, (place.root / "output").open("w") as output:
+    with slurm_cluster() as environment, (place.root / "output").open("w") as output:
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         command = ["snakemake", *PROFILE, *TWO_NODES, *SMALL, *FAST]
         process = subprocess.Popen(command, cwd=place.root, env=environment, stdout=output, stderr=output)
-        job = preempt(place, environment, process)
-        process.wait(timeout=900)
+        try:
+            job = preempt(place, environment, process)
+            process.wait(timeout=600)
+        finally:
+            process.kill()
     text = (place.root / "output").read_text()
     assert process.returncode == 0, text[-6000:]
     assert f"SLURM-job '{job}' failed" in text and "Trying to restart job" in text

@@ -28,6 +28,7 @@ def test_averages_are_converted_evaluated_and_trained_from(new_workplace: Callab
     # the base of the second is the first's average, which is evaluated already
     assert place.planned() == {
         **averaged,
+        "prepare_training": 2,
         "train_experiment": 2,
         "convert_checkpoint": 3,
         "generate_images": 4,

@@ -78,6 +78,7 @@ def test_encoded_data_is_made_once(workplace: Workplace) -> None:
     tars = state(folder, "*.tar")
     assert tars.keys() == state(workplace.root / SHARDS, "*.tar").keys()
     workplace.edit("config/options/tiny.yml", lambda c: c["train"].update(learning_rate=0.002))
+    start_over(workplace)
     assert "encode_dataset" not in workplace.planned()
     workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(encoded_precision="bf16"))
     assert workplace.planned()["encode_dataset"] == 1
@@ -96,7 +97,7 @@ def test_appended_rows_are_encoded_and_trained_on_in_one_run(workplace: Workplac
     rows = pq.read_table(workplace.root / SHARDS / "index.parquet").num_rows
     start_over(workplace)
     planned = workplace.snakemake("train")
-    assert planned.count("rule encode_dataset:") == planned.count("rule train_experiment:") == 1
+    assert planned.count("rule encode_dataset:") == planned.count("checkpoint train_experiment:") == 1
     assert pq.read_table(workplace.root / SHARDS / "index.parquet").num_rows == rows + 10
     after = state(folder, "*.tar")
     *kept, last = before
@@ -109,7 +110,7 @@ def test_a_changed_token_limit_reaches_encoding_and_training_in_one_run(workplac
     workplace.edit("config/options/tiny.yml", lambda c: c["data"].update(maximum_text_tokens=65))
     start_over(workplace)
     output = workplace.snakemake("train")
-    for rule in ("validate_source", "encode_dataset", "train_experiment"):
-        assert output.count(f"rule {rule}:") == 1, rule
+    for job in ("rule validate_source", "rule encode_dataset", "checkpoint train_experiment"):
+        assert output.count(f"{job}:") == 1, job
     assert "rule shard_dataset:" not in output
     assert "Nothing to be done" in workplace.snakemake("train")

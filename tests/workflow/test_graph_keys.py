@@ -124,7 +124,7 @@ def planner(lab_run: Workplace) -> Iterator[Planner]:
 
 @pytest.fixture(scope="module")
 def place(lab_run: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy in which only the second experiment is run, and may start over."""
+    """A copy of the finished lab; its second experiment will be changed."""
     root = tmp_path_factory.mktemp("keys") / "project"
     shutil.copytree(lab_run.root, root, symlinks=True)
     return root
@@ -133,7 +133,7 @@ def place(lab_run: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan_with(planner: Planner, root: Path, key: str, field: FieldInfo, benchmark: bool) -> dict[str, str]:
     """The rules that have a reason of their own after a change of the key, each with that reason."""
     lab = first_lab()
-    lab.experiments, lab.options["two"]["resume_from_checkpoint"] = ["two"], None
+    lab.options["two"]["resume_from_checkpoint"] = None
     file = lab.benchmarks["first"] if benchmark else lab.options["two"]
     model: Any = Benchmark(**file) if benchmark else ExperimentOptions(name="two", **file)
     *sections, name = key.split(".")
