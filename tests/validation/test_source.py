@@ -32,7 +32,7 @@ from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import apply_chat_template
 from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
 from omnitune.validation.image_places import image_places
-from omnitune.validation.row import check_row, decode_line, draw_condition, remove_cliche
+from omnitune.validation.row import check_row, draw_condition, remove_cliche
 from omnitune.validation.source import Checks, validate_mixture, validate_source
 from omnitune.validation.summary import MAX_LABELS, OTHER, script_of, summary_tables
 
@@ -91,27 +91,6 @@ def reason_of(row: dict) -> str:
 )
 def test_rows_are_refused_with_a_reason(change: dict, reason: str) -> None:
     assert reason_of({**GOOD_ROW, **change}) == reason
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"{", "bad_json"),
-        (b"[1]", "not_an_object"),
-        (b'{"a": "\xff"}', "not_utf8"),
-        (b"[" * 200_000, "bad_json"),
-        (b'{"a": NaN}', "bad_json"),
-        (b'{"a": 1e999}', "bad_json"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "bad_json"),
-        (b'{"instruction": "a", "instruction": "b"}', "duplicate_key"),
-        (b'{"a": {"b": 1, "b": 1}}', "duplicate_key"),
-        (b"{}\r{}", "bad_json"),
-    ],
-)
-def test_lines_are_refused_with_a_reason(line: bytes, reason: str) -> None:
-    with pytest.raises(Refused) as error:
-        decode_line(line)
-    assert error.value.reason == reason
 
 
 def test_published_names_and_unknown_keys_are_noted() -> None:

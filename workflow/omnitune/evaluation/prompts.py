@@ -12,11 +12,11 @@ from PIL import Image, UnidentifiedImageError
 
 from omnitune.config import Benchmark
 from omnitune.config.affects import keys_affecting
-from omnitune.errors import Refused
 from omnitune.images.resize import to_rgb
 from omnitune.io.files import sha256_of, write_json
+from omnitune.io.lines import read_objects
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
-from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES, decode_line
+from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
 ALLOWED_KEYS = ("key", "task_type", "instruction", "input_images", "output_image", "expect")
 EXPECT_KEYS = ("shape", "color", "position", "size", "background")
@@ -60,11 +60,9 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
     path = _find(benchmark.prompts, (Path(), base_dir), f"benchmark: prompts: {benchmark.prompts!r}")
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, content in read_objects(path):
         where = f"{path}:{number}"
-        prompt = _prompt(_content(line, where), where, path.parent)
+        prompt = _prompt(content, where, path.parent)
         # case is no difference to some file systems
         earlier = seen.setdefault(prompt.key.casefold(), number)
         if earlier != number:
@@ -155,18 +153,10 @@ def _find(name: str, folders: Sequence[Path], where: str) -> Path:
     raise ValueError(f"{where}: does not exist. Looked for {' and '.join(map(str, tried))}.")
 
 
-def _content(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = decode_line(line)
-    except Refused as error:
-        raise ValueError(f"{where}: {error.message}.") from None
+def _prompt(content: dict[str, Any], where: str, folder: Path) -> Prompt:
     unknown = sorted(content.keys() - set(ALLOWED_KEYS))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}. Known keys: {', '.join(ALLOWED_KEYS)}.")
-    return content
-
-
-def _prompt(content: dict[str, Any], where: str, folder: Path) -> Prompt:
     key = _text(content, "key", where)
     if not SAFE_KEY.fullmatch(key):
         raise ValueError(
