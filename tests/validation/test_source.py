@@ -23,9 +23,10 @@ from PIL import Image
 from rich.console import Console
 
 from omnitune.errors import ConfigError, Refused
-from omnitune.images import inspect
-from omnitune.images.inspect import Depth, ImageRefused, inspect_image
+from omnitune.images.inspect import Depth, inspect_image
+from omnitune.images.metadata import EXIF_ORIENTATION
 from omnitune.images.prepare import ImageLimits
+from omnitune.images.verdicts import METADATA_BYTES, ImageRefused
 from omnitune.io import storage
 from omnitune.io.lines import MAX_LINE_BYTES, count_rows
 from omnitune.io.workers import ordered_map
@@ -186,7 +187,7 @@ def test_what_never_ends_is_not_read(folder: Path, depth: Depth) -> None:
             inspect_image(place, depth=depth)
     with (folder / "long.png").open("wb") as file:
         file.write(encoded(picture()))
-        file.truncate(inspect.METADATA_BYTES + 8 * 1536 + 1)
+        file.truncate(METADATA_BYTES + 8 * 1536 + 1)
     with pytest.raises(ImageRefused, match="too_many_bytes"):
         inspect_image(folder / "long.png", max_pixels=1536, depth=depth)
 
@@ -204,7 +205,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(folder: Path) -> None:
 
 def test_facts_are_those_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[inspect.EXIF_ORIENTATION] = 6
+    exif[EXIF_ORIENTATION] = 6
     for name, kind in [("a.jpg", "JPEG"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.tif", "TIFF")]:
         (tmp_path / name).write_bytes(encoded(picture(), kind, exif=exif))
         facts = inspect_image(tmp_path / name)
@@ -400,7 +401,7 @@ def test_progress_is_a_line_where_there_is_no_terminal(folder: Path, caplog: pyt
 @cache
 def header_cases() -> dict[str, bytes]:
     turned = Image.Exif()
-    turned[inspect.EXIF_ORIENTATION] = 6
+    turned[EXIF_ORIENTATION] = 6
     large = picture(400, 300)
     return {
         **{

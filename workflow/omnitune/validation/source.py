@@ -17,7 +17,8 @@ import pyarrow as pa
 from omnitune.config.sources import Source, read_mixture
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
-from omnitune.images.inspect import MAX_PIXELS, Depth, ImageFacts, ImageRefused, inspect_image
+from omnitune.images.inspect import Depth, ImageFacts, inspect_image
+from omnitune.images.verdicts import MAX_PIXELS, ImageRefused
 from omnitune.io.files import atomic_path, json_line, write_json
 from omnitune.io.lines import Line, count_lines, decode_line, local_copies, read_lines
 from omnitune.io.parquet import ParquetRows
