@@ -52,25 +52,40 @@ def test_the_prompts_file_may_lie_beside_the_benchmark(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[1]", "must be a JSON object"),
-        (row(instructions="x"), "unknown key 'instructions'"),
-        (row(key=...), "key: is required"),
-        (row(key="../up"), "it names a file"),
+        (row(instructions="x"), "instructions: unknown key. Did you mean 'instruction'"),
+        (row(key=...), "key: is required and missing"),
+        (row(key="../up"), r"key: '\.\./up' is not allowed: it names a file"),
+        (row(key=7), "key: 7 is not allowed: input should be a valid string"),
         (row(key="K0"), r"is that of line 1 already"),
-        (row(instruction=" "), "instruction: ' ' is not allowed"),
-        (row(task_type="video"), "task_type: 'video' is not known"),
+        (row(instruction=" "), "instruction: ' ' is not allowed: needs a text"),
+        (row(task_type="video"), "task_type: 'video' is not allowed: input should be 't2i', .*'in_context'"),
         (row(input_images=["b.png"]), r"'b\.png': does not exist"),
-        (row(input_images="a.png"), "needs a list of paths"),
+        (row(input_images="a.png"), "input_images: 'a.png' is not allowed: input should be a valid list"),
+        (row(input_images=["a.png", ""]), r"input_images\.1: '' is not allowed"),
+        (row(input_images=["a.png"] * 6), "6 images; task_type 'edit' takes 1 to 5"),
         (row(input_images=[]), "0 images; task_type 'edit' takes 1 to 5"),
         (row(task_type="t2i"), "1 images; task_type 't2i' takes none"),
         (row(output_image=3), "output_image: 3 is not allowed"),
         (row(output_image="b.png"), r"output_image: 'b\.png': does not exist"),
-        (row(expect=[1]), "needs an object"),
+        (row(output_image=""), "output_image: '' is not allowed"),
+        (row(expect=[1]), r"expect: \[1\] is not allowed: input should be a valid dictionary"),
     ],
 )
 def test_bad_prompts_are_refused_with_file_and_line(tmp_path: Path, bad: Any, message: str) -> None:
     benchmark = write_prompts(tmp_path, [row(key="k0"), bad])
-    with pytest.raises(ValueError, match=rf"prompts\.jsonl:2: .*{message}"):
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl:2: (1 problem\n  - )?.*{message}"):
         read_prompts(benchmark, tmp_path)
+
+
+def test_all_that_is_wrong_on_a_line_is_named_at_once(tmp_path: Path) -> None:
+    benchmark = write_prompts(tmp_path, [row(key="k0"), row(key=..., instruction="", task_type="t2i", note="x")])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: 3 problems\n") as error:
+        read_prompts(benchmark, tmp_path)
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
+        "- key",
+        "- instruction",
+        "- note",
+    ]
 
 
 def test_a_check_needs_expectations_and_a_list_needs_prompts(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omnitune.images.inspect import ImageRefused, inspect_image
+from omnitune.images.inspect import inspect_image
 from omnitune.images.prepare import load_rgb
+from omnitune.images.verdicts import ImageRefused
 from omnitune.validation.source import Checks, validate_source
 
 pytestmark = pytest.mark.unit

@@ -23,16 +23,17 @@ from PIL import Image
 from rich.console import Console
 
 from omnitune.errors import ConfigError, Refused
-from omnitune.images import inspect
-from omnitune.images.inspect import Depth, ImageRefused, inspect_image
+from omnitune.images.inspect import Depth, inspect_image
+from omnitune.images.metadata import EXIF_ORIENTATION
 from omnitune.images.prepare import ImageLimits
+from omnitune.images.verdicts import METADATA_BYTES, ImageRefused
 from omnitune.io import storage
 from omnitune.io.lines import MAX_LINE_BYTES, count_rows
 from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import apply_chat_template
 from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
 from omnitune.validation.image_places import image_places
-from omnitune.validation.row import check_row, decode_line, draw_condition, remove_cliche
+from omnitune.validation.row import check_row, draw_condition, remove_cliche
 from omnitune.validation.source import Checks, validate_mixture, validate_source
 from omnitune.validation.summary import MAX_LABELS, OTHER, script_of, summary_tables
 
@@ -91,27 +92,6 @@ def reason_of(row: dict) -> str:
 )
 def test_rows_are_refused_with_a_reason(change: dict, reason: str) -> None:
     assert reason_of({**GOOD_ROW, **change}) == reason
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"{", "bad_json"),
-        (b"[1]", "not_an_object"),
-        (b'{"a": "\xff"}', "not_utf8"),
-        (b"[" * 200_000, "bad_json"),
-        (b'{"a": NaN}', "bad_json"),
-        (b'{"a": 1e999}', "bad_json"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "bad_json"),
-        (b'{"instruction": "a", "instruction": "b"}', "duplicate_key"),
-        (b'{"a": {"b": 1, "b": 1}}', "duplicate_key"),
-        (b"{}\r{}", "bad_json"),
-    ],
-)
-def test_lines_are_refused_with_a_reason(line: bytes, reason: str) -> None:
-    with pytest.raises(Refused) as error:
-        decode_line(line)
-    assert error.value.reason == reason
 
 
 def test_published_names_and_unknown_keys_are_noted() -> None:
@@ -207,7 +187,7 @@ def test_what_never_ends_is_not_read(folder: Path, depth: Depth) -> None:
             inspect_image(place, depth=depth)
     with (folder / "long.png").open("wb") as file:
         file.write(encoded(picture()))
-        file.truncate(inspect.METADATA_BYTES + 8 * 1536 + 1)
+        file.truncate(METADATA_BYTES + 8 * 1536 + 1)
     with pytest.raises(ImageRefused, match="too_many_bytes"):
         inspect_image(folder / "long.png", max_pixels=1536, depth=depth)
 
@@ -225,7 +205,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(folder: Path) -> None:
 
 def test_facts_are_those_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[inspect.EXIF_ORIENTATION] = 6
+    exif[EXIF_ORIENTATION] = 6
     for name, kind in [("a.jpg", "JPEG"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.tif", "TIFF")]:
         (tmp_path / name).write_bytes(encoded(picture(), kind, exif=exif))
         facts = inspect_image(tmp_path / name)
@@ -421,7 +401,7 @@ def test_progress_is_a_line_where_there_is_no_terminal(folder: Path, caplog: pyt
 @cache
 def header_cases() -> dict[str, bytes]:
     turned = Image.Exif()
-    turned[inspect.EXIF_ORIENTATION] = 6
+    turned[EXIF_ORIENTATION] = 6
     large = picture(400, 300)
     return {
         **{

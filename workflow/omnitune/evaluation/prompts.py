@@ -6,23 +6,68 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field, field_validator, model_validator
 
 from omnitune.config import Benchmark
 from omnitune.config.affects import keys_affecting
-from omnitune.errors import Refused
+from omnitune.config.base import Section, check_config
+from omnitune.config.choices import OneOf
 from omnitune.images.resize import to_rgb
 from omnitune.io.files import sha256_of, write_json
+from omnitune.io.lines import read_objects
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
-from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES, decode_line
+from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
-ALLOWED_KEYS = ("key", "task_type", "instruction", "input_images", "output_image", "expect")
 EXPECT_KEYS = ("shape", "color", "position", "size", "background")
+ImagePath = Annotated[str, Field(min_length=1)]
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
 ItemT = TypeVar("ItemT")
+
+
+class PromptLine(Section):
+    """What stands on a line of a prompt list.
+
+    Attributes:
+        key: names the image's file.
+        task_type: as published, or its short name.
+        instruction: what the model is asked.
+        input_images: paths of the references: none for text to image, else 1 to MAX_INPUT_IMAGES.
+        output_image: path of the target, if there is one.
+        expect: the known scene, whatever values describe it; `_require_expect` asks for what a benchmark's check needs.
+    """
+
+    key: str
+    task_type: Annotated[str, OneOf(TASK_TYPES)]
+    instruction: str
+    input_images: list[ImagePath] | None = None
+    output_image: ImagePath | None = None
+    expect: dict[str, Any] | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _names_a_file(cls, key: str) -> str:
+        if not SAFE_KEY.fullmatch(key):
+            raise ValueError("it names a file; take letters, digits, `_`, `.` and `-`, at most 120, no sign first")
+        return key
+
+    @field_validator("instruction")
+    @classmethod
+    def _says_something(cls, instruction: str) -> str:
+        if not instruction.strip():
+            raise ValueError("needs a text")
+        return instruction
+
+    @model_validator(mode="after")
+    def _images_fit_the_task(self) -> Self:
+        number, is_t2i = len(self.input_images or ()), TASK_TYPES[self.task_type] == "t2i"
+        if number > MAX_INPUT_IMAGES or is_t2i == bool(number):
+            wanted = "none" if is_t2i else f"1 to {MAX_INPUT_IMAGES}"
+            raise ValueError(f"input_images: {number} images; task_type {self.task_type!r} takes {wanted}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -55,16 +100,15 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
         base_dir: folder of the benchmark file.
 
     Raises:
-        ValueError: with file, line and what is wrong: missing file, bad line, unknown key, repeated key, missing image.
+        ValueError: with file, line, key and value of all that is wrong on a line: no JSON, unknown or missing keys, values
+            that are not allowed; a repeated key, a missing file or image.
     """
     path = _find(benchmark.prompts, (Path(), base_dir), f"benchmark: prompts: {benchmark.prompts!r}")
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, content in read_objects(path):
         where = f"{path}:{number}"
-        prompt = _prompt(_content(line, where), where, path.parent)
+        prompt = _prompt(check_config(content, PromptLine, where), where, path.parent)
         # case is no difference to some file systems
         earlier = seen.setdefault(prompt.key.casefold(), number)
         if earlier != number:
@@ -155,56 +199,19 @@ def _find(name: str, folders: Sequence[Path], where: str) -> Path:
     raise ValueError(f"{where}: does not exist. Looked for {' and '.join(map(str, tried))}.")
 
 
-def _content(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = decode_line(line)
-    except Refused as error:
-        raise ValueError(f"{where}: {error.message}.") from None
-    unknown = sorted(content.keys() - set(ALLOWED_KEYS))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}. Known keys: {', '.join(ALLOWED_KEYS)}.")
-    return content
-
-
-def _prompt(content: dict[str, Any], where: str, folder: Path) -> Prompt:
-    key = _text(content, "key", where)
-    if not SAFE_KEY.fullmatch(key):
-        raise ValueError(
-            f"{where}: key: {key!r} is not allowed: it names a file. Letters, digits, `_`, `.`, `-`, at most 120."
-        )
-    task_type = TASK_TYPES.get(_text(content, "task_type", where))
-    if task_type is None:
-        raise ValueError(f"{where}: task_type: {content['task_type']!r} is not known; known: {', '.join(TASK_TYPES)}.")
-    inputs = content.get("input_images") or []
-    if not isinstance(inputs, list) or not all(isinstance(entry, str) and entry for entry in inputs):
-        raise ValueError(f"{where}: input_images: {inputs!r} is not allowed: needs a list of paths.")
-    if len(inputs) > MAX_INPUT_IMAGES or (task_type == "t2i") == bool(inputs):
-        wanted = "none" if task_type == "t2i" else f"1 to {MAX_INPUT_IMAGES}"
-        raise ValueError(f"{where}: input_images: {len(inputs)} images; task_type {task_type!r} takes {wanted}.")
-    target = content.get("output_image")
-    if target is not None and (not isinstance(target, str) or not target):
-        raise ValueError(f"{where}: output_image: {target!r} is not allowed: needs a path, or leave the key out.")
-    expect = content.get("expect")
-    if expect is not None and not isinstance(expect, dict):
-        raise ValueError(f"{where}: expect: {expect!r} is not allowed: needs an object.")
-    folders = (folder, Path())
-    images = tuple(_find(name, folders, f"{where}: input_images: {name!r}") for name in inputs)
+def _prompt(line: PromptLine, where: str, folder: Path) -> Prompt:
+    """The prompt that a line describes, its images found; raises ValueError where one is not there."""
+    folders, target = (folder, Path()), line.output_image
     return Prompt(
-        key=key,
-        task_type=task_type,
-        instruction=_text(content, "instruction", where),
-        input_images=images,
+        key=line.key,
+        task_type=TASK_TYPES[line.task_type],
+        instruction=line.instruction,
+        input_images=tuple(
+            _find(name, folders, f"{where}: input_images: {name!r}") for name in line.input_images or ()
+        ),
         target=_find(target, folders, f"{where}: output_image: {target!r}") if target else None,
-        expect=expect,
+        expect=line.expect,
     )
-
-
-def _text(content: dict[str, Any], key: str, where: str) -> str:
-    value = content.get(key)
-    if not isinstance(value, str) or not value.strip():
-        problem = "is required and missing" if value is None else f"{value!r} is not allowed: needs a text"
-        raise ValueError(f"{where}: {key}: {problem}.")
-    return value
 
 
 def _require_expect(prompt: Prompt, where: str) -> None:

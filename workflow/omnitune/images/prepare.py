@@ -14,30 +14,15 @@ from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageCms
 
-from omnitune.images.inspect import (
-    EXIF_ORIENTATION,
-    FORMATS,
-    MAX_PIXELS,
-    MIN_SIDE,
-    SIXTEEN_BITS,
-    ImageFacts,
-    ImageRefused,
-    has_foreign_profile,
-    inspect_image,
-    orientation,
-    own_pixel_limit,
-)
+from omnitune.images.decode import own_pixel_limit
+from omnitune.images.formats import FORMATS
+from omnitune.images.metadata import EXIF_ORIENTATION, SIXTEEN_BITS, TURNED, has_foreign_profile, orientation
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor, upright
 
 __all__ = [
-    "MAX_PIXELS",
-    "MIN_SIDE",
-    "ImageFacts",
     "ImageLimits",
-    "ImageRefused",
     "PreparedImage",
     "UndecodableImage",
-    "inspect_image",
     "load_rgb",
     "prepare_image",
     "resize",
@@ -69,7 +54,6 @@ DECODER_MARGIN = 1.25
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # How chunks of a PNG start that can hold an orientation, as Pillow looks for it.
 PNG_ORIENTATIONS = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
-TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
 class UndecodableImage(ValueError):  # noqa: N818  (beside ImageRefused: what became of an image)

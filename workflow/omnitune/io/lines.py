@@ -1,18 +1,25 @@
-"""The lines of .jsonl files, one at a time, however long the files or their lines are."""
+"""The lines of .jsonl files, one at a time, however long the files or their lines are, and the JSON object on each.
 
+Samples, held-out samples and prompts are all read by this module, so that a file that one of them takes the others take.
+"""
+
+import json
+import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from omnitune.errors import ConfigError
+from omnitune.errors import ConfigError, Refused
 from omnitune.io import storage
 
 MAX_LINE_BYTES = 1 << 20  # no sample needs more; a file without line ends must not be read as one line
 LINE_START = 2_000  # bytes that are kept of a line that is too long
+MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
 CHUNK = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
@@ -36,6 +43,11 @@ class Line:
     content: bytes
     too_long: bool = False
     has_bom: bool = False
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing stands on it."""
+        return not self.content and not self.too_long
 
 
 @contextmanager
@@ -102,10 +114,86 @@ def read_lines(files: Sequence[tuple[str, Path]]) -> Iterator[Line]:
 
 def count_rows(file: Path) -> int:
     """Number of lines of a local file that are not blank."""
-    return sum(1 for line in read_lines([(str(file), file)]) if line.content or line.too_long)
+    return sum(1 for line in read_lines([(str(file), file)]) if not line.is_blank)
+
+
+def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of the line, from 1, and JSON object of each line of a local file that is not blank.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: with file and line, for a line that is too long, not UTF-8 or no JSON object.
+    """
+    for line in read_lines([(str(file), file)]):
+        if line.is_blank:
+            continue
+        try:
+            content = decode_line(line)
+        except Refused as error:
+            raise ValueError(f"{file}:{line.number}: {error.message}.") from None
+        yield line.number, content
 
 
 def _skip_line(stream: IO[bytes]) -> None:
     """Goes on to the next line without holding the rest of this one."""
     while (rest := stream.readline(CHUNK)) and not rest.endswith(b"\n"):
         pass
+
+
+def decode_line(line: Line) -> dict[str, Any]:
+    """The JSON object on a line. Raises Refused: line_too_long, not_utf8, bad_json, duplicate_key or not_an_object."""
+    if line.too_long:
+        raise Refused("line_too_long", f"more than {MAX_LINE_BYTES} bytes; is the end of the line missing?")
+    try:
+        text = line.content.decode("utf-8")
+        content = json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+    except Refused:
+        raise
+    except UnicodeDecodeError as error:
+        raise Refused("not_utf8", f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise Refused("bad_json", f"not readable as JSON: {error}") from None
+    if _is_deeper(content, MAX_NESTING):
+        raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
+    if not isinstance(content, dict):
+        raise Refused("not_an_object", f"a line must be a JSON object, found {json_kind(content)}")
+    return content
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand inside each other more than so many levels deep."""
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a key that is there twice, of which a reader would take one or the other."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key in content if counts[key] > 1)
+        raise Refused("duplicate_key", f"key {shown(key)} is there {counts[key]} times; keep one")
+    return content
+
+
+def _number(text: str) -> float:
+    """Refuses NaN, Infinity and numbers of that size, which JSON does not have and the ledger could not repeat."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refused("bad_json", f"{shown(text)} is no number of JSON")
+    return value
+
+
+def shown(value: str) -> str:
+    """A value as messages quote it: cut, as a line may be a million characters."""
+    return repr(value if len(value) <= 80 else f"{value[:80]}..")
+
+
+def json_kind(value: Any) -> str:
+    """How JSON calls a value's type."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

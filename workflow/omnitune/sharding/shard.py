@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from omnitune.console import Progress
 from omnitune.errors import ConfigError
-from omnitune.images.inspect import ImageRefused, read_bytes
 from omnitune.images.prepare import ImageLimits, PreparedImage, UndecodableImage, prepare_image
+from omnitune.images.read import read_bytes
+from omnitune.images.verdicts import ImageRefused
 from omnitune.io import storage
 from omnitune.io.files import atomic_path, json_line, sha256_of
 from omnitune.io.parquet import ParquetRows

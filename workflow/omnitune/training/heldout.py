@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from omnitune.errors import Refused
 from omnitune.images.prepare import ImageLimits, load_rgb, to_tensor
 from omnitune.images.resize import resize, target_size
 from omnitune.io.files import atomic_path
+from omnitune.io.lines import read_objects
 from omnitune.models import OmniGen2Pipeline
 from omnitune.models.components import load_scheduler
 from omnitune.models.encoder import FrozenEncoder, latent_scaling
 from omnitune.training.flow_matching import Conditioned, pad_text, seed_of, velocity_errors
-from omnitune.validation.row import check_row, decode_line
+from omnitune.validation.row import check_row
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,20 @@ def read_heldout(path: Path, limit: int, limits: ImageLimits) -> list[HeldOut]:
     if not path.is_file():
         raise ValueError(f"val.data_path: {path} does not exist.")
     samples: list[HeldOut] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if line.strip() and len(samples) < limit:
-            try:
-                samples.append(_heldout(line, f"{path.stem}-{number:05d}", path.parent, limits))
-            except Refused as error:
-                raise ValueError(f"{path}:{number}: {error.message}.") from None
-            except (OSError, ValueError, SyntaxError) as error:  # what image readers raise
-                raise ValueError(f"{path}:{number}: {error}.") from None
+    for number, content in islice(read_objects(path), limit):
+        try:
+            samples.append(_heldout(content, f"{path.stem}-{number:05d}", path.parent, limits))
+        except Refused as error:
+            raise ValueError(f"{path}:{number}: {error.message}.") from None
+        except (OSError, ValueError, SyntaxError) as error:  # what image readers raise
+            raise ValueError(f"{path}:{number}: {error}.") from None
     if not samples:
         raise ValueError(f"val.data_path: {path} holds no samples.")
     return samples
 
 
-def _heldout(line: bytes, key: str, folder: Path, limits: ImageLimits) -> HeldOut:
-    row = check_row(decode_line(line))
+def _heldout(content: dict[str, Any], key: str, folder: Path, limits: ImageLimits) -> HeldOut:
+    row = check_row(content)
     images = [_image(name, folder, limits.input_limit(len(row.input_images)), limits) for name in row.input_images]
     images.append(_image(row.output_image, folder, limits.max_output_pixels, limits))
     return HeldOut(key, row.task_type, row.instruction, images)

@@ -1,19 +1,16 @@
 """One line of a .jsonl file: what a sample must hold, and the random draws of its conditioning in training."""
 
-import json
-import math
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from omnitune.errors import Refused
+from omnitune.io.lines import json_kind, shown
 
 # Task types as published, and the name each is kept under.
 TASK_TYPES = {"t2i": "t2i", "text_to_image": "t2i", "edit": "edit", "ic": "ic", "in_context": "ic"}
-MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
 MAX_INPUT_IMAGES = 5  # the model has five image index embeddings
 KNOWN_KEYS = frozenset({"task_type", "instruction", "input_images", "output_image"})
 CLICHE = re.compile(r"(?:The image (?:portrays|depicts|captures|highlights|shows) |这张图片展示了)")
@@ -28,53 +25,6 @@ class Row:
     input_images: tuple[str, ...]
     output_image: str
     notes: tuple[str, ...] = ()
-
-
-def decode_line(line: bytes) -> dict[str, Any]:
-    """The JSON object on a line. Raises Refused: not_utf8, bad_json, duplicate_key or not_an_object."""
-    try:
-        content = json.loads(
-            line.decode("utf-8"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number
-        )
-    except Refused:
-        raise
-    except UnicodeDecodeError as error:
-        raise Refused("not_utf8", f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}") from None
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise Refused("bad_json", f"not readable as JSON: {error}") from None
-    if _is_deeper(content, MAX_NESTING):
-        raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
-    if not isinstance(content, dict):
-        raise Refused("not_an_object", f"a line must be a JSON object, found {_kind(content)}")
-    return content
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects stand inside each other more than so many levels deep."""
-    if not isinstance(value, list | dict):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses a key that is there twice, of which a reader would take one or the other."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        key = next(key for key in content if counts[key] > 1)
-        raise Refused("duplicate_key", f"key {shown(key)} is there {counts[key]} times; keep one")
-    return content
-
-
-def _number(text: str) -> float:
-    """Refuses NaN, Infinity and numbers of that size, which JSON does not have and the ledger could not repeat."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise Refused("bad_json", f"{shown(text)} is no number of JSON")
-    return value
 
 
 def check_row(content: dict[str, Any]) -> Row:
@@ -98,24 +48,13 @@ def check_row(content: dict[str, Any]) -> Row:
     return Row(task_type, instruction, inputs, _output_image(content), tuple(notes))
 
 
-def shown(value: str) -> str:
-    """A value as messages quote it: cut, as a line may be a million characters."""
-    return repr(value if len(value) <= 80 else f"{value[:80]}..")
-
-
-def _kind(value: Any) -> str:
-    """How JSON calls a value's type."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def _task_type(content: dict[str, Any]) -> str:
     known = ", ".join(TASK_TYPES)
     value = content.get("task_type")
     if value is None:
         raise Refused("unknown_task_type", f"task_type is missing; known: {known}")
     if not isinstance(value, str):
-        raise Refused("wrong_type", f"task_type must be a string, found {_kind(value)}")
+        raise Refused("wrong_type", f"task_type must be a string, found {json_kind(value)}")
     if value not in TASK_TYPES:
         raise Refused("unknown_task_type", f"task_type {shown(value)} is not known; known: {known}")
     return TASK_TYPES[value]
@@ -126,7 +65,7 @@ def _instruction(content: dict[str, Any]) -> str:
     if value is None:
         raise Refused("empty_instruction", "instruction is missing")
     if not isinstance(value, str):
-        raise Refused("wrong_type", f"instruction must be a string, found {_kind(value)}")
+        raise Refused("wrong_type", f"instruction must be a string, found {json_kind(value)}")
     if not value.strip():
         raise Refused("empty_instruction", "instruction is empty")
     return _encodable(value, "instruction")
@@ -143,7 +82,7 @@ def _encodable(value: str, key: str) -> str:
 
 def _path(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise Refused("wrong_type", f"{key} must be a path (a string), found {_kind(value)}")
+        raise Refused("wrong_type", f"{key} must be a path (a string), found {json_kind(value)}")
     if not value.strip():
         raise Refused("wrong_type", f"{key} is an empty path")
     return _encodable(value, key)
@@ -154,7 +93,7 @@ def _input_images(content: dict[str, Any]) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise Refused("wrong_type", f"input_images must be a list of paths, found {_kind(value)}")
+        raise Refused("wrong_type", f"input_images must be a list of paths, found {json_kind(value)}")
     return tuple(_path(item, f"input_images[{k}]") for k, item in enumerate(value))
 
 

@@ -17,15 +17,16 @@ import pyarrow as pa
 from omnitune.config.sources import Source, read_mixture
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
-from omnitune.images.inspect import MAX_PIXELS, Depth, ImageFacts, ImageRefused, inspect_image
+from omnitune.images.inspect import Depth, ImageFacts, inspect_image
+from omnitune.images.verdicts import MAX_PIXELS, ImageRefused
 from omnitune.io.files import atomic_path, json_line, write_json
-from omnitune.io.lines import MAX_LINE_BYTES, Line, count_lines, local_copies, read_lines
+from omnitune.io.lines import Line, count_lines, decode_line, local_copies, read_lines
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.storage import is_url, redact
 from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import count_tokens, load_tokenizer
 from omnitune.validation.image_places import image_places
-from omnitune.validation.row import Row, check_row, decode_line
+from omnitune.validation.row import Row, check_row
 from omnitune.validation.summary import Tally
 
 SAMPLES = "samples.parquet"
@@ -179,7 +180,7 @@ def _tasks(
     portion: list[Line] = []
     size = 0
     for line in read_lines(files):
-        if not line.content and not line.too_long:
+        if line.is_blank:
             tally.totals["blank_lines"] += 1
             continue
         portion.append(line)
@@ -201,9 +202,7 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
     """Accepts or rejects one line, with all of its images."""
     content: Any = line.content.decode("utf-8", errors="replace")[:LEDGER_TEXT]
     try:
-        if line.too_long:
-            raise Refused("line_too_long", f"more than {MAX_LINE_BYTES} bytes; is the end of the line missing?")
-        content = decode_line(line.content)
+        content = decode_line(line)
         row = check_row(content)
         tokens = _count_tokens(row.instruction, checks)
         images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
