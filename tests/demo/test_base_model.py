@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from omnitune.demo.base_model import TRANSFORMER_CONFIG, build_base_model
-from omnitune.demo.check import check_scene, expectation
+from omnitune.demo.check import check_scene
 from omnitune.demo.dataset import draw_drafts
+from omnitune.demo.expectation import expectation
 from omnitune.demo.scenes import render
 from omnitune.demo.text_encoder import TELLING_WORDS
 from omnitune.demo.train_vae import orthogonalised

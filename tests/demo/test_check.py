@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from omnitune.demo.check import check_scene, expectation
+from omnitune.demo.check import check_scene
 from omnitune.demo.dataset import draw_drafts
+from omnitune.demo.expectation import expectation
 from omnitune.demo.scenes import BACKGROUND_COLOURS, SHAPE_COLOURS, random_scene, render
 
 pytestmark = pytest.mark.unit

@@ -89,8 +89,18 @@ def test_all_that_is_wrong_on_a_line_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_check_needs_expectations_and_a_list_needs_prompts(tmp_path: Path) -> None:
-    benchmark = write_prompts(tmp_path, [row(expect={"color": "red"})])
-    with pytest.raises(ValueError, match="lacks shape, position, size, background"):
+    good = {"shape": "circle", "color": "red", "position": [0.3, 0.5], "size": 0.4, "background": [128, 128, 128]}
+    wrong = {**good, "color": "rot", "background": ["grey", 0, 0], "colour": "red"}
+    benchmark = write_prompts(tmp_path, [row(expect=good), row(key="b", expect=wrong)])
+    with pytest.raises(ValueError) as error:
+        read_prompts(benchmark.model_copy(update={"check": "demo_scene"}), tmp_path)
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("prompts.jsonl:2: expect, which `check: demo_scene` reads: 3 problems")
+    assert lines[1].startswith("  - color: 'rot' is not allowed: input should be 'red', 'green'")
+    assert lines[2].startswith("  - background.0: 'grey' is not allowed: input should be a valid number")
+    assert lines[3] == "  - colour: unknown key. Did you mean 'color'?"
+    benchmark = write_prompts(tmp_path, [row()])
+    with pytest.raises(ValueError, match="- shape: is required and missing"):
         read_prompts(benchmark.model_copy(update={"check": "demo_scene"}), tmp_path)
     with pytest.raises(ValueError, match="holds no prompts"):
         read_prompts(write_prompts(tmp_path, [""]), tmp_path)

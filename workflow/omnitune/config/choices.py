@@ -3,7 +3,7 @@
 Functions are named, not imported: what reads a config needs none of the libraries that they use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 class OneOf:
     """An annotation of a key whose value is the name of a choice."""
 
-    def __init__(self, choices: Mapping[str, Any]) -> None:
+    def __init__(self, choices: Iterable[str]) -> None:
         self.names = list(choices)
 
     def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -46,6 +46,23 @@ class Schedule(Choice):
     """
 
     stretches: bool = False
+
+
+@dataclass(frozen=True)
+class Check(Choice):
+    """A check of a picture's content: a function of an image and its prompt's `expect` to figures by name.
+
+    Those that have a measure, check_{name}, are shown; `passed` is the verdict of all of them.
+
+    Attributes:
+        expectation: `module:name` of a pydantic model of `expect`.
+    """
+
+    expectation: str
+
+    def load_expectation(self) -> Any:
+        """The model."""
+        return resolve_name(self.expectation)
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,6 @@ MEASURES = {
     "check_background": Measure(None, "background right", share=True),
     "check_passed": Measure(None, "picture right", share=True, headline=2),
 }
-CHECKS = {  # functions of an image and its prompt's `expect` to figures by name
-    "demo_scene": Choice("omnitune.demo.check:check_scene"),
+CHECKS = {
+    "demo_scene": Check("omnitune.demo.check:check_scene", "omnitune.demo.expectation:Expectation"),
 }

@@ -18,25 +18,6 @@ COLOUR_TOLERANCE = 75.0  # RGB distance of the median shape pixel
 OVERLAP_MINIMUM = 0.4  # intersection over union with the expected shape: a smear over the place does not reach it
 
 
-def expectation(scene: Scene, width: int, height: int) -> dict[str, Any]:
-    """What `check_scene` wants to know of a scene drawn at width x height, in plain JSON values.
-
-    `position` is the centre relative to width and height, `size` the diameter relative to the shorter side, `background`
-    the mean RGB.
-    """
-    if scene.shape is None:
-        raise ValueError("the check needs a scene with a shape")
-    return {
-        "shape": scene.shape,
-        "color": scene.colour,
-        "position": list(scene.centre),
-        "size": scene.size,
-        "background": list(BACKGROUND_COLOURS[scene.background]),
-        "width": width,
-        "height": height,
-    }
-
-
 def _expected_mask(expect: dict[str, Any], width: int, height: int) -> np.ndarray:
     """Boolean [height, width]: where the shape should be."""
     x, y = expect["position"]
@@ -57,7 +38,7 @@ def _shape_pixels(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def check_scene(image: Image.Image, expect: dict[str, Any]) -> dict[str, Any]:
-    """Compare an image of any size with the expected geometry (see `expectation`).
+    """Compare an image of any size with the expected geometry (see demo.expectation).
 
     Returns `color`, `position`, `background` (1.0 right, 0.0 wrong), the numbers behind them (`color_distance` and
     `background_distance` in RGB levels, `position_error` in shorter sides, `area_ratio`, `overlap` as intersection over

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from omnitune.demo.broken import BROKEN_ROWS, break_rows
-from omnitune.demo.check import expectation
+from omnitune.demo.expectation import expectation
 from omnitune.demo.scenes import (
     BACKGROUND_COLOURS,
     PLACES,

@@ -14,14 +14,13 @@ from pydantic import Field, field_validator, model_validator
 from omnitune.config import Benchmark
 from omnitune.config.affects import keys_affecting
 from omnitune.config.base import Section, check_config
-from omnitune.config.choices import OneOf
+from omnitune.config.choices import CHECKS, OneOf
 from omnitune.images.resize import to_rgb
 from omnitune.io.files import sha256_of, write_json
 from omnitune.io.lines import read_objects
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
-EXPECT_KEYS = ("shape", "color", "position", "size", "background")
 ImagePath = Annotated[str, Field(min_length=1)]
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
@@ -37,7 +36,7 @@ class PromptLine(Section):
         instruction: what the model is asked.
         input_images: paths of the references: none for text to image, else 1 to MAX_INPUT_IMAGES.
         output_image: path of the target, if there is one.
-        expect: the known scene, whatever values describe it; `_require_expect` asks for what a benchmark's check needs.
+        expect: the known scene, in the values that the benchmark's check reads.
     """
 
     key: str
@@ -113,8 +112,9 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
         earlier = seen.setdefault(prompt.key.casefold(), number)
         if earlier != number:
             raise ValueError(f"{where}: key: {prompt.key!r} is that of line {earlier} already; keys must be unique.")
-        if benchmark.check == "demo_scene":
-            _require_expect(prompt, where)
+        if benchmark.check:
+            model = CHECKS[benchmark.check].load_expectation()
+            check_config(prompt.expect or {}, model, f"{where}: expect, which `check: {benchmark.check}` reads")
         prompts.append(prompt)
     if not prompts:
         raise ValueError(f"{path}: holds no prompts.")
@@ -212,11 +212,3 @@ def _prompt(line: PromptLine, where: str, folder: Path) -> Prompt:
         target=_find(target, folders, f"{where}: output_image: {target!r}") if target else None,
         expect=line.expect,
     )
-
-
-def _require_expect(prompt: Prompt, where: str) -> None:
-    missing = [key for key in EXPECT_KEYS if key not in (prompt.expect or {})]
-    if missing:
-        raise ValueError(
-            f"{where}: expect: lacks {', '.join(missing)}, which `check: demo_scene` needs. Add them or set check: null."
-        )
