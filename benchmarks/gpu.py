@@ -10,8 +10,8 @@ import time
 import torch
 from rich.table import Table
 
+from omnitune.flops import ModelFlops, SampleTokens, peak_flops
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.flops import ModelFlops, SampleTokens, peak_flops
 from omnitune.models.lora import lora_config
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from omnitune.checkpoints.identity import identity_of, require_same
 from omnitune.console import job
 from omnitune.io.files import write_json
 from omnitune.project import Project
 from omnitune.stages import Experiment
-from omnitune.training.identity import identity_of, require_same
 
 with job(snakemake.log[0]):
     experiment = Experiment.of(Project.load(snakemake.config), snakemake.wildcards.experiment)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from helpers.projects import changed, project, write, write_shards
+from omnitune.checkpoints.identity import identity_of
+from omnitune.checkpoints.states import TrainerState
 from omnitune.paths import STATE_FILE
 from omnitune.refusals import refused_trainings
-from omnitune.training.identity import identity_of
-from omnitune.training.states import TrainerState
 
 pytestmark = pytest.mark.unit
 

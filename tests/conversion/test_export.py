@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny import TRANSFORMER
+from omnitune.checkpoints.states import TrainerState
 from omnitune.config import ExperimentOptions
 from omnitune.conversion.export import convert
 from omnitune.conversion.read import read_checkpoint
@@ -19,7 +20,6 @@ from omnitune.io.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import TARGET_MODULES, published_name
 from omnitune.paths import STATE_FILE, weights_name
-from omnitune.training.states import TrainerState
 
 pytestmark = pytest.mark.unit
 

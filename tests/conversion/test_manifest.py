@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from helpers.projects import sha256, write
+from omnitune.checkpoints.states import TrainerState
 from omnitune.conversion.manifest import check_checkpoint, check_conversion, read_conversion
 from omnitune.io.files import sha256_of
 from omnitune.paths import STATE_FILE
-from omnitune.training.states import TrainerState
 
 pytestmark = pytest.mark.unit
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
+from omnitune.flops import SampleTokens
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.flops import SampleTokens
 from omnitune.planning.blocks import Compute, LiveBytes, ends_footprint
 from omnitune.planning.memory import (
     choose_parallelism,

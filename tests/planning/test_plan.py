@@ -17,9 +17,9 @@ from omnitune.cli import app
 from omnitune.config import ExperimentOptions
 from omnitune.config.sources import read_mixture
 from omnitune.errors import ConfigError
+from omnitune.flops import SampleTokens
 from omnitune.loading.loader import TrainingBatches
 from omnitune.loading.order import MixturePlan
-from omnitune.models.flops import SampleTokens
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.plan import TrainingPlan, measured_rate, plan_training
 from omnitune.planning.workload import histogram, longest_batch, read_workload

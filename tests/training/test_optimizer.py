@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from helpers.tiny import TRANSFORMER
+from omnitune.checkpoints.average import WeightAverage
 from omnitune.config.training import TrainOptions
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.training.optimizer import (
     LossScale,
-    WeightAverage,
     build_optimizers,
     check_optimizer,
     update,

@@ -22,7 +22,7 @@ from helpers.trainings import (
     write_options,
 )
 from helpers.workplace import Workplace
-from omnitune.training.states import list_checkpoints
+from omnitune.checkpoints.states import list_checkpoints
 
 pytestmark = pytest.mark.workflow
 

@@ -35,6 +35,11 @@ OPTIONS = f"{EXPERIMENT}/options.yml"
 TRAINED = f"{EXPERIMENT}/train.json"
 CHECKPOINT = f"{EXPERIMENT}/checkpoint-{{step}}"
 STATE_FILE = "trainer_state.json"  # in a checkpoint; written last
+MODEL_FOLDER, OPTIMIZER_FOLDER, AVERAGE_FOLDER = (
+    "pytorch_model_fsdp_0",
+    "optimizer_0",
+    "ema_0",
+)  # in a checkpoint, sharded
 CONVERTED = f"{CHECKPOINT}/{{weights}}"
 CONVERSION_FILE = "conversion.json"  # in converted weights; written last
 CONVERSION = f"{CONVERTED}/{CONVERSION_FILE}"

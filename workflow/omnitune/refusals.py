@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omnitune.checkpoints.identity import changes, refusal
+from omnitune.checkpoints.states import newest_state
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
 from omnitune.io.lines import count_rows
@@ -12,8 +14,6 @@ from omnitune.io.storage import is_url
 from omnitune.paths import EXPERIMENT, INDEX, SUMMARY, VALIDATED_SOURCE, adapter_file
 from omnitune.project import Project
 from omnitune.sharding.digests import read_sources
-from omnitune.training.identity import changes, refusal
-from omnitune.training.states import newest_state
 
 
 def refused_trainings(project: Project) -> dict[str, str]:

@@ -17,12 +17,12 @@ from omnitune.conversion.keys import (
     split_lora,
 )
 from omnitune.conversion.manifest import check_checkpoint
-from omnitune.conversion.read import AVERAGED_FOLDER, SHARDED_FOLDER, State, averaged_state, read_checkpoint
+from omnitune.conversion.read import State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
 from omnitune.io.files import portable, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, save_lora
 from omnitune.models.lora import FACTORS
-from omnitune.paths import ADAPTER_FILE, CONVERSION_FILE
+from omnitune.paths import ADAPTER_FILE, AVERAGE_FOLDER, CONVERSION_FILE, MODEL_FOLDER
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
 
@@ -64,7 +64,7 @@ def convert(
     _require_replaceable(save_path)
     config = architecture(options, transformer)
     model = empty_transformer(config)
-    saved = check_checkpoint(model_path, AVERAGED_FOLDER if ema else SHARDED_FOLDER)
+    saved = check_checkpoint(model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
     found = read_checkpoint(averaged_state(model_path) if ema else model_path)
     state, counts = _checked_state(options, found, model, model_path, transformer)
     state = _cast(state, dtype, model_path)
@@ -76,12 +76,8 @@ def convert(
     else:
         _write_transformer(partial, state, model, max_shard_size)
     verify(partial, state, config)
-    report = {
-        "source": portable(model_path),
-        "checkpoint_sha256": saved,
-        "ema": ema,
-        **_describe(options, state, counts, partial),
-    }
+    origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
+    report = origin | _describe(options, state, counts, partial)
     write_json(partial / CONVERSION_FILE, report)
     _replace(partial, save_path)
     return report

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omnitune.checkpoints.states import check_files, read_state
 from omnitune.io.files import sha256_of
 from omnitune.paths import CONVERSION_FILE, STATE_FILE
-from omnitune.training.states import check_files, read_state
 
 
 def read_conversion(folder: Path) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from omnitune.errors import reason_of
+from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
 
 DCP_METADATA = ".metadata"
-SHARDED_FOLDER = "pytorch_model_fsdp_0"
-AVERAGED_FOLDER = "ema_0"
-KNOWN_NAMES = (SHARDED_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
+KNOWN_NAMES = (MODEL_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
 WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
 
 State = dict[str, torch.Tensor]
@@ -42,10 +41,10 @@ def read_checkpoint(path: Path) -> State:
 
 def averaged_state(checkpoint: Path) -> Path:
     """Where a checkpoint keeps the average of its weights; ValueError where it has none."""
-    path = Path(checkpoint) / AVERAGED_FOLDER
+    path = Path(checkpoint) / AVERAGE_FOLDER
     if Path(checkpoint).exists() and not path.is_dir():
         raise ValueError(
-            f"{checkpoint}: holds no averaged weights ({AVERAGED_FOLDER}): it was trained with train.ema_decay: 0, or "
+            f"{checkpoint}: holds no averaged weights ({AVERAGE_FOLDER}): it was trained with train.ema_decay: 0, or "
             "is no folder that training wrote. Convert it without --ema, or set train.ema_decay above 0 and train again."
         )
     return path

@@ -44,18 +44,12 @@ def generate_images(
     The arguments are those of the published inference script. Raises ValueError or OSError for what cannot be loaded.
     """
     offload = enable_model_cpu_offload and torch.cuda.is_available()
-    pipeline = load_pipeline(
-        model_path,
-        transformer_path,
-        transformer_lora_path,
-        dtype=dtype,
-        scheduler=scheduler,
-        device="cpu" if offload else None,
-    )
+    if enable_model_cpu_offload and not offload:
+        logger.warning("--enable_model_cpu_offload: there is no GPU to take models off; it has no effect")
+    weights, device = (model_path, transformer_path, transformer_lora_path), "cpu" if offload else None
+    pipeline = load_pipeline(*weights, dtype=dtype, scheduler=scheduler, device=device)
     if offload:
         pipeline.enable_model_cpu_offload()
-    elif enable_model_cpu_offload:
-        logger.warning("--enable_model_cpu_offload: there is no GPU to take models off; it has no effect")
     pipeline.set_progress_bar_config(disable=False)
     output: Any = pipeline(
         prompt=instruction,

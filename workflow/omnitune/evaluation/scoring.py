@@ -49,7 +49,6 @@ def score(
     for row in rows:
         require_image(output / row["image"], row["sha256"])
     per_prompt = [_measured(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
-    tasks = sorted({prompt.task_type for prompt in prompts})
     scores = {
         "benchmark": name,
         "step": step.number,
@@ -57,8 +56,7 @@ def score(
         "protocol": protocol,
         "weights": weights,
         "prompts": len(prompts),
-        "means": _means(per_prompt),
-        "by_task_type": {task: _means([row for row in per_prompt if row["task_type"] == task]) for task in tasks},
+        **_summed_up(per_prompt),
         "loss_by_time": _loss_by_time(rows),
         "per_prompt": per_prompt,
     }
@@ -102,6 +100,13 @@ def _measured(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output:
     target = open_image(prompt.target) if prompt.target else None
     case = Case(prompt, open_image(output / row["image"]), target, row["losses"] or (), benchmark.check)
     return {"key": prompt.key, "task_type": prompt.task_type, **measure(case)}
+
+
+def _summed_up(per_prompt: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over all prompts, and over those of each task."""
+    tasks = sorted({row["task_type"] for row in per_prompt})
+    by_task = {task: _means([row for row in per_prompt if row["task_type"] == task]) for task in tasks}
+    return {"means": _means(per_prompt), "by_task_type": by_task}
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

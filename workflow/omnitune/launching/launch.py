@@ -2,6 +2,7 @@
 
 import logging
 
+from omnitune.checkpoints.identity import identity_of, require_same
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.config.training import TrainOptions
 from omnitune.console import Interrupted
@@ -16,7 +17,6 @@ from omnitune.distributed.processes import (
 )
 from omnitune.distributed.stopping import Stops
 from omnitune.launching.strategy import choose_layout
-from omnitune.training.identity import identity_of, require_same
 from omnitune.training.inputs import TrainingFiles, layout_arguments, lock_experiment
 
 logger = logging.getLogger("omnitune")

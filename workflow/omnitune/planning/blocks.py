@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from omnitune.models.flops import SampleTokens
+from omnitune.flops import SampleTokens
 from omnitune.models.transformer_omnigen2 import Packing
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from omnitune.config import ExperimentOptions
 from omnitune.config.sources import Source
 from omnitune.distributed.layout import shard_size_of
-from omnitune.models.flops import SampleTokens
+from omnitune.flops import SampleTokens
 from omnitune.planning.memory import MemoryEstimate, estimate_memory
 from omnitune.planning.workload import Workload, read_workload
 from omnitune.sharding.index import ShardIndex

@@ -9,7 +9,7 @@ import torch
 
 from omnitune.config import ExperimentOptions, starting_weights
 from omnitune.config.sources import read_mixture
-from omnitune.models.flops import ModelFlops
+from omnitune.flops import ModelFlops
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.memory import (
     FITS,

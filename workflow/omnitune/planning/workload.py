@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.sources import Source, read_mixture
+from omnitune.flops import SampleTokens
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixturePlan
-from omnitune.models.flops import SampleTokens
 from omnitune.sharding.index import IndexRow, ShardIndex
 from omnitune.validation.summary import size_class
 

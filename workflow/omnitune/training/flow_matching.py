@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from omnitune.config.training import TransportOptions
-from omnitune.models.flops import SampleTokens
+from omnitune.flops import SampleTokens
 
 BINS = 10
 

@@ -13,6 +13,17 @@ import torch
 import yaml
 from torch import Tensor
 
+from omnitune.checkpoints.average import average_of
+from omnitune.checkpoints.identity import identity_of, require_same
+from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
+from omnitune.checkpoints.states import (
+    TrainerState,
+    find_resumable,
+    list_checkpoints,
+    read_state,
+    remove_leftovers,
+    require_steps,
+)
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.console import Progress, setup_process
 from omnitune.distributed import parallel
@@ -21,12 +32,11 @@ from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
 from omnitune.distributed.processes import MISTAKE, is_first_of_node, launched_rank
 from omnitune.distributed.stopping import PEER_LOST, StopRequest, die_with_parent
 from omnitune.errors import reason_of
+from omnitune.flops import ModelFlops
 from omnitune.io.files import sha256_of, write_json, write_text
 from omnitune.loading.loader import Sample, training_loader
 from omnitune.loading.mixture_report import mixture_report
-from omnitune.models.flops import ModelFlops
 from omnitune.paths import STATE_FILE
-from omnitune.training import checkpoint as checkpoints
 from omnitune.training.data import open_data, shared_facts
 from omnitune.training.flow_matching import (
     BINS,
@@ -40,28 +50,18 @@ from omnitune.training.flow_matching import (
     velocity_errors,
 )
 from omnitune.training.heldout import Validation, due
-from omnitune.training.identity import identity_of, require_same
 from omnitune.training.inputs import TrainingFiles, lock_experiment, parse_arguments
 from omnitune.training.log import MetricsLog, check_trackers
 from omnitune.training.model import build_model
 from omnitune.training.nonfinite import NonFinite
 from omnitune.training.optimizer import (
     LossScale,
-    average_of,
     build_optimizers,
     check_optimizer,
     clear_gradients,
     update,
 )
 from omnitune.training.schedules import depends_on_length, learning_rate_schedule
-from omnitune.training.states import (
-    TrainerState,
-    find_resumable,
-    list_checkpoints,
-    read_state,
-    remove_leftovers,
-    require_steps,
-)
 from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
 from omnitune.training.totals import StepTotals
 
@@ -124,7 +124,7 @@ class Trainer:
         self.average = average_of(self.model, self.train.ema_decay)
         self.loss_scale = LossScale(self.train.mixed_precision == "fp16")
         self.nonfinite = NonFinite(self.train.max_nonfinite_steps)
-        self.saver = checkpoints.CheckpointSaver(
+        self.saver = CheckpointSaver(
             self.files.output,
             self.model,
             self.optimizers,
@@ -330,7 +330,7 @@ class Trainer:
             logger.info("its schedule %s is that of %d steps", self.train.lr_scheduler, self.train.max_train_steps)
         with together():
             state = read_state(found)
-        checkpoints.load_checkpoint(found, self.model, self.optimizers, self.average)
+        load_checkpoint(found, self.model, self.optimizers, self.average)
         self.loss_scale.load(state.running)
         self.nonfinite.load(state.running)
         return state.step

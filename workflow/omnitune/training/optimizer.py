@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from omnitune.config.choices import OPTIMIZERS
 from omnitune.config.training import TrainOptions
-from omnitune.distributed.parallel import local_part
 from omnitune.models import OmniGen2TransformerBlock
 from omnitune.training.schedules import peak_learning_rate
 
@@ -136,36 +135,6 @@ def clear_gradients(optimizers: list[Optimizer]) -> None:
     """Frees all gradients."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-
-
-class WeightAverage:
-    """Exponential moving average of the trained weights: average <- decay * average + (1 - decay) * weight.
-
-    Cut over processes as the weights are, in their own float32.
-
-    Args:
-        weights: by name, as they are updated in place later.
-        decay: train.ema_decay.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        self.weights = dict(weights)
-        self.average = {name: weight.detach().clone() for name, weight in weights.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """After a step of the optimizer."""
-        averages = [local_part(average) for average in self.average.values()]
-        torch._foreach_lerp_(averages, [local_part(weight) for weight in self.weights.values()], 1 - self.decay)
-
-
-def average_of(model: nn.Module, decay: float) -> WeightAverage | None:
-    """The average of a model's trained weights, named as in the model before DDP wraps it; None for a decay of 0."""
-    if not decay:
-        return None
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return WeightAverage({name.removeprefix("module."): p for name, p in weights.items()}, decay)
 
 
 class LossScale:

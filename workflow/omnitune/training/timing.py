@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from omnitune.models.flops import peak_flops
+from omnitune.flops import peak_flops
 
 
 class StepClock:

@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.tiny import TRANSFORMER
+from omnitune.flops import ModelFlops, SampleTokens, peak_flops
 from omnitune.models import OmniGen2Transformer2DModel, lora_config
-from omnitune.models.flops import ModelFlops, SampleTokens, peak_flops
 
 pytestmark = pytest.mark.unit
 

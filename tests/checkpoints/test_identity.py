@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from helpers.projects import changed, write, write_shards
+from omnitune.checkpoints.identity import changes, identity_of, refusal, require_same, weights_hash
+from omnitune.checkpoints.states import TrainerState, find_resumable, list_checkpoints
 from omnitune.config import ExperimentOptions
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import STATE_FILE
-from omnitune.training.identity import changes, identity_of, refusal, require_same, weights_hash
-from omnitune.training.states import TrainerState, find_resumable, list_checkpoints
 
 pytestmark = pytest.mark.unit
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from omnitune.checkpoints.average import WeightAverage
+from omnitune.checkpoints.save import MODEL_FOLDER, OPTIMIZER_FOLDER, CheckpointSaver, load_checkpoint
+from omnitune.checkpoints.states import TrainerState, read_state
 from omnitune.distributed.parallel import SharedError
 from omnitune.io.files import sha256_of
 from omnitune.paths import STATE_FILE
-from omnitune.training.checkpoint import MODEL_FOLDER, OPTIMIZER_FOLDER, CheckpointSaver, load_checkpoint
-from omnitune.training.optimizer import WeightAverage
-from omnitune.training.states import TrainerState, read_state
 
 pytestmark = pytest.mark.unit
 

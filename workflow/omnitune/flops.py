@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .transformer_omnigen2 import OmniGen2Transformer2DModel
+from omnitune.models.transformer_omnigen2 import OmniGen2Transformer2DModel
 
 
 @dataclass(frozen=True)

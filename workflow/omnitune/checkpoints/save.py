@@ -19,19 +19,16 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from omnitune.checkpoints.average import WeightAverage
+from omnitune.checkpoints.states import TrainerState, check_files, read_state, remove, remove_superfluous
 from omnitune.distributed.parallel import SharedError, gather, local_part, together
 from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of, write_json
-from omnitune.paths import STATE_FILE
-from omnitune.training.optimizer import WeightAverage
-from omnitune.training.states import TrainerState, check_files, read_state, remove, remove_superfluous
+from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER, OPTIMIZER_FOLDER, STATE_FILE
 
 logger = logging.getLogger("omnitune")
 
 FULL_DISK_BYTES = 16_000_000  # with fewer free, the disk is what failed, whatever torch says
-MODEL_FOLDER = "pytorch_model_fsdp_0"
-OPTIMIZER_FOLDER = "optimizer_0"
-AVERAGE_FOLDER = "ema_0"
 
 
 def is_main() -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.projects import sha256, write
-from omnitune.paths import STATE_FILE
-from omnitune.training.states import (
+from omnitune.checkpoints.states import (
     TrainerState,
     check_files,
     find_resumable,
@@ -19,6 +18,7 @@ from omnitune.training.states import (
     remove_superfluous,
     require_steps,
 )
+from omnitune.paths import STATE_FILE
 
 pytestmark = pytest.mark.unit
 

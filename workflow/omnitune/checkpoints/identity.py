@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnitune.checkpoints.states import list_checkpoints, newest_state, next_superseded
 from omnitune.config import ExperimentOptions
 from omnitune.config.affects import defaults
 from omnitune.config.sources import read_mixture
@@ -12,7 +13,6 @@ from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
 from omnitune.paths import CONVERSION_FILE, parse_converted, starting_adapter_file, weights_name
 from omnitune.sharding.digests import read_sources
-from omnitune.training.states import list_checkpoints, newest_state, next_superseded
 
 Identity = dict[str, Any]
 DEFAULTS = defaults(ExperimentOptions)
