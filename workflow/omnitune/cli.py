@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omnitune.config import Benchmark, load_config
+from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.console import job
 from omnitune.paths import INDEX, EvaluatedStep
 from omnitune.stages import Experiment
@@ -25,10 +26,10 @@ EmaOption = Annotated[bool, typer.Option("--ema", help="The average of the weigh
 ConfigOption = Annotated[Path, typer.Option("--config", help="Options file of the experiment (config/options/*.yml).")]
 
 
-def option(name: str, text: str, **limits: float) -> Any:
-    """An option under its published name, with underscores, and with dashes as well; `limits` are its min and max."""
+def option(name: str, text: str, **settings: Any) -> Any:
+    """An option under its published name, with underscores, and with dashes as well; `settings` are typer's."""
     dashed = name.replace("_", "-")
-    return typer.Option(*dict.fromkeys([f"--{name}", f"--{dashed}"]), help=text, **limits)  # type: ignore[arg-type]
+    return typer.Option(*dict.fromkeys([f"--{name}", f"--{dashed}"]), help=text, **settings)
 
 
 class Scheduler(StrEnum):
@@ -117,8 +118,12 @@ def shard(
     ] = "1048576,1048576,589824,262144",
     max_side_length: Annotated[int, option("max_side_length", "Limit of any side in pixels.", min=16)] = 2048,
     image_format: Annotated[
-        Literal["jpeg", "webp", "webp_lossless", "png"],
-        option("image_format", "Format of images that have to be changed; others keep their bytes."),
+        str,
+        option(
+            "image_format",
+            "Format of images that have to be changed; others keep their bytes.",
+            metavar=f"<{'|'.join(IMAGE_FORMATS)}>",
+        ),
     ] = "jpeg",
     image_quality: Annotated[int, option("image_quality", "Quality of jpeg and webp.", min=1, max=100)] = 95,
     tars: Annotated[

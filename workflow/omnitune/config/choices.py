@@ -130,6 +130,12 @@ SCHEDULES = {
     "polynomial": Schedule(_DIFFUSERS, stretches=True),
     "piecewise_constant": Schedule(_DIFFUSERS),
 }
+IMAGE_FORMATS = {  # jpeg is without chroma subsampling
+    "jpeg": ImageFormat("jpg", "JPEG", bytes_per_pixel=0.6, options={"subsampling": 0}, has_quality=True),
+    "webp": ImageFormat("webp", "WEBP", bytes_per_pixel=0.6, has_quality=True),
+    "webp_lossless": ImageFormat("webp", "WEBP", bytes_per_pixel=2.0, options={"lossless": True}),
+    "png": ImageFormat("png", "PNG", bytes_per_pixel=2.0),
+}
 MEASURES = {
     "psnr": Measure("omnitune.evaluation.measures:psnr", "PSNR (dB)", digits=2, headline=4),
     "ssim": Measure("omnitune.evaluation.measures:ssim", "SSIM", headline=5),

@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import PositiveInt, Probability, Section, load_config
+from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.errors import ConfigError
 from omnitune.paths import EvaluatedStep, parse_converted
@@ -97,7 +98,8 @@ class DataOptions(Section):
         Affects("samples"),
     ] = None
     image_format: Annotated[
-        Literal["jpeg", "webp", "webp_lossless", "png"],
+        str,
+        OneOf(IMAGE_FORMATS),
         Field(
             description="Format of images that had to be changed; others keep their bytes. jpeg is without subsampling."
         ),

@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageCms
 
+from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.images.decode import own_pixel_limit
 from omnitune.images.formats import FORMATS
 from omnitune.images.metadata import EXIF_ORIENTATION, SIXTEEN_BITS, TURNED, has_foreign_profile, orientation
@@ -34,13 +35,6 @@ __all__ = [
 
 KEPT_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 KEPT_MODES = frozenset({"RGB", "L", "P"})  # each becomes RGB on loading without a loss
-ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # image_format: extension, Pillow's name and options
-    "jpeg": ("jpg", "JPEG", {"subsampling": 0}),
-    "webp": ("webp", "WEBP", {}),
-    "webp_lossless": ("webp", "WEBP", {"lossless": True}),
-    "png": ("png", "PNG", {}),
-}
-WITH_QUALITY = frozenset({"jpeg", "webp"})
 VIPS_LOADERS = {
     "JPEG": "jpegload_source",
     "MPO": "jpegload_source",
@@ -68,8 +62,8 @@ class ImageLimits:
         max_output_pixels: of an output image, width x height in pixels.
         max_input_pixels: of an input image; a list's k-th entry holds for samples with k inputs.
         max_side_length: of any side, in pixels.
-        image_format: of images that are changed: jpeg (without chroma subsampling), webp, webp_lossless or png.
-        image_quality: of jpeg and webp, 1 to 100.
+        image_format: of images that are changed, a name of IMAGE_FORMATS.
+        image_quality: 1 to 100, of formats that have one.
     """
 
     max_output_pixels: int
@@ -84,8 +78,9 @@ class ImageLimits:
         return cls(**{field.name: keys[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
-        if self.image_format not in ENCODERS:
-            raise ValueError(f"image_format: {self.image_format!r} is not allowed; use one of {', '.join(ENCODERS)}")
+        if self.image_format not in IMAGE_FORMATS:
+            known = ", ".join(IMAGE_FORMATS)
+            raise ValueError(f"image_format: {self.image_format!r} is not allowed; use one of {known}")
         if not 1 <= self.image_quality <= 100:
             raise ValueError(f"image_quality: {self.image_quality} is not allowed; use 1 to 100")
 
@@ -162,11 +157,11 @@ def prepare_image(
     except Exception as error:
         raise UndecodableImage(f"cannot be decoded: {error}") from None
     rgb.info.clear()  # comments and profiles of the original
-    extension, kind, options = ENCODERS[image_format]
-    quality = {"quality": image_quality} if image_format in WITH_QUALITY else {}
+    kind = IMAGE_FORMATS[image_format]
+    quality = {"quality": image_quality} if kind.has_quality else {}
     buffer = io.BytesIO()
-    rgb.save(buffer, kind, **options, **quality)
-    return PreparedImage(buffer.getvalue(), extension, *size, False)
+    rgb.save(buffer, kind.pillow, **kind.options, **quality)
+    return PreparedImage(buffer.getvalue(), kind.extension, *size, False)
 
 
 def _stream(file: bytes | Path) -> IO[bytes]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.encoding.fingerprint import stored_fingerprint
 from omnitune.encoding.groups import GROUPS
 from omnitune.validation.summary import TITLES
@@ -50,7 +51,7 @@ def data_context(
 def _format(options: Mapping[str, Any]) -> str:
     """A sentence on the images in shards."""
     kind, quality = options["image_format"], options["image_quality"]
-    quality = f", quality {quality}" if kind in {"jpeg", "webp"} else ""
+    quality = f", quality {quality}" if IMAGE_FORMATS[kind].has_quality else ""
     return (
         f"Images that had to be changed are kept as {kind}{quality}, others as they came. Outputs have at most "
         f"{thousands(options['max_output_pixels'])} pixels, and no side more than {options['max_side_length']}."

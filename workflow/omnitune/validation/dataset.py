@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.io.files import atomic_path, json_line, sha256_of, write_json, write_text
 from omnitune.io.parquet import ParquetRows
@@ -32,9 +33,7 @@ MANIFEST_KEYS = (
     "sha256",
 )
 REPEATED = "output image has the same bytes as an earlier row's"
-# For the estimate of a tar: blocks of headers and of padding per member, and bytes per pixel of what is written anew.
-MEMBER_BYTES = 1024
-BYTES_PER_PIXEL = {"jpeg": 0.6, "webp": 0.6, "webp_lossless": 2.0, "png": 2.0}
+MEMBER_BYTES = 1024  # about what a tar adds to each member: blocks of headers and of padding
 
 
 class RejectedTooMany(ValueError):  # noqa: N818  (a name for what happened, caught by the command line)
@@ -124,7 +123,7 @@ def _written_bytes(width: int, height: int, max_pixels: int, limits: ImageLimits
         new_width, new_height = target_size(width, height, max_pixels, limits.max_side_length)
     except ValueError:  # nothing would be left of the image, which the writer of the shard says
         return 0.0
-    return BYTES_PER_PIXEL[limits.image_format] * new_width * new_height
+    return IMAGE_FORMATS[limits.image_format].bytes_per_pixel * new_width * new_height
 
 
 def merge_validation(
