@@ -12,7 +12,8 @@ from snakemake.io import checkpoint_target
 from snakemake.logging import logger
 
 # Jobs import the package from here, whichever environment they run in.
-PACKAGE_ROOT = str(Path(workflow.basedir) / "workflow")
+RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
+PACKAGE_ROOT = str(Path(RULES).parent / "workflow")
 sys.path.insert(0, PACKAGE_ROOT)
 PYTHON_PATHS = [
     PACKAGE_ROOT,
