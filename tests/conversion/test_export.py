@@ -155,6 +155,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["distributed", "bin", "safetensors"])
 @pytest.mark.parametrize("with_base", [False, True])
 def test_lora_checkpoint_becomes_an_adapter_with_the_same_outputs(tmp_path: Path, form: str, with_base: bool) -> None:

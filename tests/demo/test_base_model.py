@@ -108,6 +108,7 @@ def test_text_outside_the_demo_survives_the_tokenizer(folder: Path) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+@pytest.mark.slow
 def test_vae_reconstructs_heldout_images(folder: Path) -> None:
     """PSNR of 25 dB and more at the training size, latents of about unit scale, and the check still passes."""
     vae = AutoencoderKL.from_pretrained(folder / "vae")

@@ -152,6 +152,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return drawn
 
 
+@pytest.mark.slow
 def test_a_lost_part_is_made_again_from_the_images_that_are_there(
     base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,6 +303,7 @@ def test_target_sizes(width: int, height: int, pixels: int, side: int, multiple:
     assert height * exact - multiple < new_height <= height * exact + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(64, 300),

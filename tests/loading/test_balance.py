@@ -33,6 +33,7 @@ def share(steps: list[tuple[int, int]]) -> float:
     return float(waited / (waited + computed))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 6), st.data())
 @settings(deadline=None, max_examples=100)
 def test_every_slot_is_dealt_once_and_no_worse_than_in_order(

@@ -121,6 +121,7 @@ def test_gradients_of_recomputed_blocks_are_the_same() -> None:
         assert torch.equal(gradient, gradients[1][name]), name
 
 
+@pytest.mark.slow
 def test_compiled_blocks_drop_the_same() -> None:
     model, seeds = adapted()
     compiled, others = adapted()
