@@ -103,6 +103,7 @@ def write_checkpoint(state: dict[str, torch.Tensor], folder: Path, form: str) ->
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["distributed", "wrapped", "bin", "old_bin", "safetensors"])
 def test_full_checkpoint_becomes_a_folder_with_the_same_outputs(tmp_path: Path, form: str) -> None:
     model = random_model()
@@ -202,6 +203,7 @@ def test_lora_file_has_a_fixed_header(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_kinds_of_adapters_keep_their_outputs(tmp_path: Path, use_dora: bool, use_rslora: bool) -> None:

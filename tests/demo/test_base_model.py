@@ -76,6 +76,7 @@ def test_an_untrained_transformer_predicts_zero(folder: Path) -> None:
     assert output.shape == (1, 4, 8, 8) and not output.any()
 
 
+@pytest.mark.slow
 def test_prompts_are_short_and_features_tell_words_apart(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
     assert tokenizer.padding_side == "right" and tokenizer.pad_token == "<|endoftext|>"

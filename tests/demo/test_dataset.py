@@ -14,7 +14,7 @@ from omnitune.demo.dataset import BROKEN_ROWS, COUNTS, HELDOUT_COUNT, draw_draft
 from omnitune.demo.scenes import render
 from omnitune.validation.source import Checks, validate_source
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,14 +57,12 @@ def is_sound(row: dict, base: Path) -> bool:
     return True
 
 
-@pytest.mark.slow
 def test_two_writes_give_the_same_bytes(root: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "again")
     assert hashes(root) == hashes(tmp_path / "again")
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
-@pytest.mark.slow
 def test_counts_and_broken_rows(root: Path) -> None:
     broken = 0
     for task, count in COUNTS.items():
@@ -83,7 +81,6 @@ def test_counts_and_broken_rows(root: Path) -> None:
     assert broken == BROKEN_ROWS == 17
 
 
-@pytest.mark.slow
 def test_validation_finds_each_broken_row_and_its_reason(root: Path, tmp_path: Path) -> None:
     reasons: Counter[str] = Counter()
     for task, count in COUNTS.items():

@@ -43,7 +43,7 @@ from omnitune.sharding.shard import write_index, write_shard
 from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROWS = 9
 INPUTS = {"t2i": 0, "edit": 1, "ic": 2}
@@ -142,7 +142,6 @@ def changed(project: Path, encoded: Path, tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-@pytest.mark.slow
 def test_what_is_stored_is_what_the_models_say(project: Path, encoded: Path) -> None:
     base = project / "base"
     vae, tokenizer, mllm = load_vae(base), load_tokenizer(base), load_text_encoder(base)
@@ -201,7 +200,6 @@ def losses(project: Path, name: str, **data: Any) -> list[float]:
     return [json.loads(row)["loss"] for row in rows]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-3)])
 def test_training_from_encoded_data_has_the_losses_of_training_online(
     changed: Path, precision: str, tolerance: float
@@ -239,7 +237,6 @@ def test_other_options_are_named(project: Path, encoded: Path, data: dict[str, A
     assert str(error.value).count(" is asked, ") <= 1, "only what differs is named"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", ["vae/config.json", "mllm/config.json", "processor/tokenizer.json"])
 def test_other_weights_are_named(changed: Path, file: str) -> None:
     set_hash(changed, file)
@@ -332,7 +329,6 @@ def test_damaged_files_are_named(changed: Path) -> None:
         opened(changed, folder)
 
 
-@pytest.mark.slow
 def test_a_killed_encoding_keeps_what_is_finished(changed: Path, encoded: Path) -> None:
     """The process is killed while it waits for the bytes of a shard, which come through a pipe that nobody writes to."""
     tar = changed / "shards" / "ic-00001.tar"
@@ -369,12 +365,10 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(project: Path, encoded: Path) -> None:
     assert contents(encoding(project, "by-two", TWO)) == contents(encoded)
 
 
-@pytest.mark.slow
 def test_mistakes_of_processes_are_one_message(changed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(changed / "encoded")
     (changed / "shards" / "t2i-00002.tar").write_bytes(b"short")

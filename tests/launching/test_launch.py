@@ -150,7 +150,6 @@ def start_waiting(in_step: bool = True) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_stop_signals_set_a_flag(number: signal.Signals) -> None:
     """From anybody but the launcher, whose SIGTERM means that a process has died."""
@@ -163,7 +162,6 @@ def test_stop_signals_set_a_flag(number: signal.Signals) -> None:
     process.stdout.close()
 
 
-@pytest.mark.slow
 def test_stop_before_the_first_step_ends_at_once() -> None:
     process = start_waiting(in_step=False)
     assert process.stdout is not None
@@ -172,7 +170,6 @@ def test_stop_before_the_first_step_ends_at_once() -> None:
     process.stdout.close()
 
 
-@pytest.mark.slow
 def test_sigterm_of_the_launcher_ends_at_once() -> None:
     process = start_waiting()
     assert process.stdout is not None

@@ -312,6 +312,7 @@ def test_prompt_embeddings_and_callback(pipeline: OmniGen2Pipeline) -> None:
     assert [step for step, *_ in seen] == list(range(STEPS)) and seen[0][1:] == (0.0, (4, 4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,10 +24,9 @@ from omnitune.report import BenchmarkEntry, build_report
 from omnitune.report.build import choose_examples
 from omnitune.report.collect import judge
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-@pytest.mark.slow
 def test_the_page_says_what_happened_and_needs_nothing_else(tmp_path: Path) -> None:
     page = write_run(tmp_path).read_text(encoding="utf-8")
     assert '<span class="word better">better</span>' in page
@@ -49,7 +48,6 @@ def visible(page: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
-@pytest.mark.slow
 def test_the_data_section_shows_all_figures(tmp_path: Path) -> None:
     page = visible(write_run(tmp_path).read_text(encoding="utf-8"))
     for text in (
@@ -89,19 +87,16 @@ def test_a_summary_of_fewer_figures_is_shown_as_it_is(tmp_path: Path) -> None:
     assert "Shards" not in page
 
 
-@pytest.mark.slow
 def test_text_of_the_data_cannot_become_markup(tmp_path: Path) -> None:
     page = write_run(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;document.title" in page
 
 
-@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
     assert write_run(tmp_path / "one").read_bytes() == write_run(tmp_path / "two").read_bytes()
 
 
-@pytest.mark.slow
 def test_ids_are_unique_in_the_page(tmp_path: Path) -> None:
     ids = re.findall(r'\bid="([^"]+)"', write_run(tmp_path).read_text(encoding="utf-8"))
     assert len(ids) == len(set(ids))

@@ -79,6 +79,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "image"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in images() if name.endswith((".jpg", ".mpo"))])
 def test_every_cut_of_a_jpeg_that_is_accepted_decodes(path: Path, name: str) -> None:
     data = images()[name]
