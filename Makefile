@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= 2
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test test-fast lint bench install clean
 
 install: .venv/installed
 
@@ -25,11 +25,16 @@ demo: install
 test: install
 	python -m pytest --numprocesses 2 --dist worksteal
 
+# The tests that start no process and take no longer than two seconds each.
+test-fast: install
+	python -m pytest --numprocesses 2 --dist worksteal -m "unit and not slow"
+
 lint: install
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check Snakefile rules
+	lint-imports
+	snakefmt --check Snakefile rules workflow/Snakefile
 	snakemake --lint
 
 bench: install

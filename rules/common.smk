@@ -1,4 +1,4 @@
-"""Loads the config, and lets jobs wait for the phases before them. What is where and what needs what: omnitune.project."""
+"""Loads the config, and lets jobs wait for the phases before them. What needs what: omnitune.project."""
 
 import functools
 import os
@@ -12,7 +12,8 @@ from snakemake.io import checkpoint_target
 from snakemake.logging import logger
 
 # Jobs import the package from here, whichever environment they run in.
-PACKAGE_ROOT = str(Path(workflow.basedir) / "workflow")
+RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
+PACKAGE_ROOT = str(Path(RULES).parent / "workflow")
 sys.path.insert(0, PACKAGE_ROOT)
 PYTHON_PATHS = [
     PACKAGE_ROOT,
@@ -66,8 +67,9 @@ CLOSED = set()  # phases, which stay closed
 def behind(*chains):
     """The output of the last phase of each chain of phases, once all of them are closed; until then a job waits.
 
-    It waits for the first of a chain that is open: so the graph grows phase by phase, and no job is judged before all that
-    stands before it is settled. Where nothing will be run, as in a dry run, there is nothing to wait for: the names are known.
+    It waits for the first of a chain that is open: so the graph grows phase by phase, and no job is judged before all
+    that stands before it is settled. Where nothing will be run, as in a dry run, there is nothing to wait for: the
+    names are known.
     """
     look_ahead(chains)
     if is_run():
@@ -128,7 +130,7 @@ def is_run():
 
 @functools.cache
 def survey():
-    """Once, before there is any job: says which files are lost that Snakemake does not know of. Gives what must be refused."""
+    """Before there is any job: says which files are lost that Snakemake does not know of. Gives what is refused."""
     for line in lost_files(PROJECT):
         logger.warning(line)
     return refused_trainings(PROJECT)

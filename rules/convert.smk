@@ -4,7 +4,8 @@ import omnitune.conversion
 
 
 checkpoint convert_checkpoint:
-    # The identity says nothing of a checkpoint that its own state does not; by it a dry run knows what a training leads to.
+    # The identity says nothing of a checkpoint that its own state does not; by it a dry run knows what a training
+    # leads to.
     input:
         checkpoint=get_checkpoint,
         identity=get_identity,

@@ -4,8 +4,8 @@ import omnitune.encoding
 
 
 rule encode_dataset:
-    # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be made
-    # again.
+    # The encoded tars are not declared: Snakemake would delete them when a job fails, and a finished one need not be
+    # made again.
     input:
         digests=get_group_digests,
         base=get_encoding_base,

@@ -8,8 +8,8 @@ localrules:
 
 
 checkpoint prepare_training:
-    # What the training is a function of: options, data and starting weights. Refuses a training whose checkpoints are of
-    # another: a job that has begun would have lost its train.json.
+    # What the training is a function of: options, data and starting weights. Refuses a training whose checkpoints are
+    # of another: a job that has begun would have lost its train.json.
     input:
         index=get_index,
         encodings=get_encodings,

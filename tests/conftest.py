@@ -90,7 +90,7 @@ def mixed(finished: Workplace, tmp_path_factory: pytest.TempPathFactory, shared_
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """URL of an empty bucket of an S3-compatible service, which runs for the session; credentials in the environment."""
+    """URL of an empty bucket of an S3-compatible service that runs for the session; credentials in the environment."""
     import fsspec
     from moto.server import ThreadedMotoServer
 

@@ -71,6 +71,7 @@ def test_a_sample_is_counted_exactly() -> None:
     assert ModelFlops(model).training(ONE) == counted(model, ONE, backward=True) - 2 * index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_batch_agrees_with_torch(lora: bool) -> None:
     model = adapted() if lora else OmniGen2Transformer2DModel(**TRANSFORMER).train()

@@ -332,6 +332,7 @@ def test_unknown_names_are_one_sentence_with_the_known_ones(tmp_path: Path, monk
         assert str(error.value) == message
 
 
+@pytest.mark.slow
 def test_reading_the_graph_loads_nothing_heavy() -> None:
     """Snakemake does it in each job; torch alone would take seconds."""
     code = (

@@ -11,12 +11,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from helpers.runs import ATTACK, write_run
+from helpers.system_packages import need
+
+pytestmark = pytest.mark.browser
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars")
 
@@ -28,6 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    need([name for name in ("chromium", "chromedriver") if shutil.which(name) is None])
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):

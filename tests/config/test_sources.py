@@ -96,6 +96,7 @@ def test_names_that_no_folder_tells_apart_still_differ(tmp_path: Path) -> None:
     assert all(name.replace("_", "").isalnum() and name.isascii() for name in names)
 
 
+@pytest.mark.slow
 def test_the_order_of_entries_changes_nothing(tmp_path: Path, monkeypatch) -> None:
     """Ratios neither, to the last bit: trainings are bound to them. Nor which of two names a file goes by."""
     monkeypatch.chdir(tmp_path)
@@ -223,6 +224,7 @@ def shares(tree: list, share: float = 1.0) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @settings(derandomize=True, max_examples=100, deadline=None)
 @given(TREES)
 def test_ratios_of_any_nesting(tree: list) -> None:

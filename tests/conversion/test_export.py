@@ -105,6 +105,7 @@ def write_checkpoint(state: dict[str, torch.Tensor], folder: Path, form: str) ->
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["distributed", "wrapped", "bin", "old_bin", "safetensors"])
 def test_full_checkpoint_becomes_a_folder_with_the_same_outputs(tmp_path: Path, form: str) -> None:
     model = random_model()
@@ -157,6 +158,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["distributed", "bin", "safetensors"])
 @pytest.mark.parametrize("with_base", [False, True])
 def test_lora_checkpoint_becomes_an_adapter_with_the_same_outputs(tmp_path: Path, form: str, with_base: bool) -> None:
@@ -203,6 +205,7 @@ def test_lora_file_has_a_fixed_header(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_kinds_of_adapters_keep_their_outputs(tmp_path: Path, use_dora: bool, use_rslora: bool) -> None:

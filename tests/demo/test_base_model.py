@@ -77,6 +77,7 @@ def test_an_untrained_transformer_predicts_zero(folder: Path) -> None:
     assert output.shape == (1, 4, 8, 8) and not output.any()
 
 
+@pytest.mark.slow
 def test_prompts_are_short_and_features_tell_words_apart(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
     assert tokenizer.padding_side == "right" and tokenizer.pad_token == "<|endoftext|>"
@@ -109,6 +110,7 @@ def test_text_outside_the_demo_survives_the_tokenizer(folder: Path) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+@pytest.mark.slow
 def test_vae_reconstructs_heldout_images(folder: Path) -> None:
     """PSNR of 25 dB and more at the training size, latents of about unit scale, and the check still passes."""
     vae = AutoencoderKL.from_pretrained(folder / "vae")

@@ -23,6 +23,7 @@ def test_colours_are_well_separated() -> None:
     assert min(distances) > 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_true_scenes_pass_also_when_blurred(size: tuple[int, int]) -> None:
     rng = random.Random(5)
@@ -37,6 +38,7 @@ def test_true_scenes_pass_also_when_blurred(size: tuple[int, int]) -> None:
     assert np.mean(soft) >= 0.95
 
 
+@pytest.mark.slow
 def test_unedited_inputs_fail() -> None:
     for task in ("edit", "in_context", "background"):
         _, heldout = draw_drafts(task, 0)
@@ -45,6 +47,7 @@ def test_unedited_inputs_fail() -> None:
             assert not result["passed"], (draft, result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_flat_images_fail_and_give_no_numbers_of_a_shape(level: int) -> None:
     _, heldout = draw_drafts("t2i", 0)
@@ -55,6 +58,7 @@ def test_flat_images_fail_and_give_no_numbers_of_a_shape(level: int) -> None:
             assert result["color_distance"] is None and result["area_ratio"] == 0
 
 
+@pytest.mark.slow
 def test_noise_fails() -> None:
     rng = np.random.default_rng(0)
     _, heldout = draw_drafts("t2i", 0)

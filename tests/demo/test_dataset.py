@@ -14,7 +14,7 @@ from omnitune.demo.dataset import BROKEN_ROWS, COUNTS, HELDOUT_COUNT, draw_draft
 from omnitune.demo.scenes import render
 from omnitune.validation.source import Checks, validate_source
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 

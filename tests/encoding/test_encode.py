@@ -43,7 +43,7 @@ from omnitune.sharding.shard import write_index, write_shard
 from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROWS = 9
 INPUTS = {"t2i": 0, "edit": 1, "ic": 2}

@@ -26,7 +26,7 @@ from omnitune.io.files import is_whole, sha256_of
 from omnitune.models import OmniGen2FlowMatchScheduler, OmniGen2Pipeline, OmniGen2Transformer2DModel
 from omnitune.paths import BASE
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 CONFIG: dict[str, Any] = {**TRANSFORMER, "in_channels": 16, "num_layers": 1, "text_feat_dim": HIDDEN_SIZE}
 

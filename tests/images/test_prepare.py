@@ -211,6 +211,7 @@ def difference(first: Image.Image, second: Image.Image) -> float:
     return float(10 * np.log10(255**2 / max(squares.mean(), 1e-9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [640 * 480, 384 * 288])
 @pytest.mark.parametrize("name", FILES)
 def test_the_fast_way_shows_what_a_full_decode_and_lanczos_do(name: str, pixels: int) -> None:
@@ -221,6 +222,7 @@ def test_the_fast_way_shows_what_a_full_decode_and_lanczos_do(name: str, pixels:
     assert difference(opened(result.data), resize(exact, size)) >= 38
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_path_gives_what_its_bytes_do(name: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
@@ -235,6 +237,7 @@ def test_a_profile_is_applied_by_the_fast_way() -> None:
     assert difference(red, plain) < 25
 
 
+@pytest.mark.slow
 def test_each_format_is_written() -> None:
     wanted = opened(prepare_image(FILES["PNG"], 320 * 240, 2048, "png").data)
     lengths = {}
@@ -303,6 +306,7 @@ def test_target_sizes(width: int, height: int, pixels: int, side: int, multiple:
     assert height * exact - multiple < new_height <= height * exact + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(64, 300),

@@ -15,6 +15,7 @@ from omnitune.io.files import atomic_path, is_whole, lock, portable, sealed
 pytestmark = pytest.mark.unit
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

@@ -18,6 +18,7 @@ def write(place: str | Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1024, 60_000_000])  # the last one is uploaded in several parts
 def test_what_was_written_is_read(s3: str, size: int) -> None:
     url, content = f"{s3}/storage/{size}.bin", bytes(range(256)) * (size // 256)
@@ -77,6 +78,7 @@ def test_urls_that_cannot_be_used_are_errors(url: str, message: str) -> None:
         assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named(s3: str) -> None:
     code = (
         "import sys; sys.modules['s3fs'] = None\n"  # as where it is not installed

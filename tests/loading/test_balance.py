@@ -33,6 +33,7 @@ def share(steps: list[tuple[int, int]]) -> float:
     return float(waited / (waited + computed))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 6), st.data())
 @settings(deadline=None, max_examples=100)
 def test_every_slot_is_dealt_once_and_no_worse_than_in_order(
@@ -49,6 +50,7 @@ def test_every_slot_is_dealt_once_and_no_worse_than_in_order(
         assert waste(tokens, slots) <= waste(tokens, in_order(number, 1, processes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4, 8])
 @pytest.mark.parametrize(("microbatches", "size"), [(1, 4), (1, 8), (4, 4)])
 def test_mixed_resolutions_waste_at_most_a_twentieth(processes: int, microbatches: int, size: int) -> None:

@@ -112,6 +112,7 @@ def test_a_resumed_loader_goes_on_where_the_first_was(shards: Path, first: int) 
     assert run(training_loader(batches(shards, **cut), first, 6)) == whole[first * 4 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_worker_processes_change_nothing(shards: Path, context: str) -> None:
     data = batches(shards, batch_size=4, gradient_accumulation_steps=2)
@@ -173,6 +174,7 @@ def test_indexes_that_do_not_fit_are_named(shards: Path, tmp_path: Path) -> None
         ShardIndex.load(tmp_path / "mixed.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_shards_at_a_url_give_the_same_samples(shards: Path, s3: str, tmp_path: Path, context: str) -> None:
     place, names = f"{s3}/loader-{context}", [path.name for path in shards.glob("*.tar")]
@@ -234,6 +236,7 @@ def test_changed_tars_are_named(copied: Path) -> None:
         index.read_images(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_tar_that_changes_under_a_training_stops_it_by_name(copied: Path, num_workers: int, cut: bool) -> None:

@@ -30,6 +30,7 @@ def test_no_prefix_is_off_by_a_whole_slot(counts: list[int]) -> None:
     assert np.abs(seen - share).max() < 1
 
 
+@pytest.mark.slow
 @given(ratio_lists, st.integers(0, 10_000), st.integers(1, 300))
 @settings(deadline=None, max_examples=15)
 def test_a_window_of_100_batches_holds_the_ratios(ratios: list[float], first: int, size: int) -> None:
@@ -67,6 +68,7 @@ def test_simple_ratios_are_exact_and_small_ones_kept(ratios: list[float], counts
     assert period_counts(ratios).tolist() == counts
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(1e-7, 1), min_size=1, max_size=50))
 @settings(deadline=None)
 def test_periods_are_full_and_leave_no_source_out(ratios: list[float]) -> None:
@@ -75,6 +77,7 @@ def test_periods_are_full_and_leave_no_source_out(ratios: list[float]) -> None:
     assert counts.sum() <= PERIOD
 
 
+@pytest.mark.slow
 @given(ratio_lists, st.integers(0, 10_000), st.integers(2, 300))
 @settings(deadline=None, max_examples=15)
 def test_a_window_of_100_batches_is_within_a_hundredth_of_every_ratio(
@@ -91,6 +94,7 @@ def test_a_window_of_100_batches_is_within_a_hundredth_of_every_ratio(
 sources = st.lists(st.tuples(st.integers(1, 40), st.floats(0.02, 1)), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @given(sources, st.integers(1, 32), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=30)
 def test_each_row_is_seen_once_per_pass(sources: list[tuple[int, float]], size: int, seed: int) -> None:
@@ -117,6 +121,7 @@ def test_each_pass_has_an_order_of_its_own() -> None:
     assert plan.passes(0, 47) == (2, pytest.approx(rows[40:47]))
 
 
+@pytest.mark.slow
 @given(sources, st.integers(1, 64), st.integers(0, 10**6), st.data())
 @settings(deadline=None, max_examples=30)
 def test_a_step_depends_on_seed_mixture_and_number_alone(
@@ -135,6 +140,7 @@ def test_seeds_differ() -> None:
     assert one.batch(0, 16) != two.batch(0, 16)
 
 
+@pytest.mark.slow
 @given(ratio_lists, st.integers(1, 400), st.integers(1, 40), st.integers(1, 120))
 @settings(deadline=None, max_examples=25)
 def test_the_worst_window_is_the_worst_of_all(ratios: list[float], last: int, size: int, window: int) -> None:
@@ -146,6 +152,7 @@ def test_the_worst_window_is_the_worst_of_all(ratios: list[float], last: int, si
     assert np.abs(np.asarray(worst) - plan.ratios) == pytest.approx(np.abs(shares - plan.ratios).max(axis=0), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(ratio_lists, st.integers(0, 50), st.integers(0, 30), st.integers(1, 64))
 @settings(deadline=None, max_examples=15)
 def test_counts_are_those_of_the_batches(ratios: list[float], first: int, steps: int, size: int) -> None:

@@ -70,6 +70,7 @@ def test_new_adapter_changes_nothing_and_covers_all_attention() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [None, 16])
 def test_file_gives_the_same_outputs(alpha: float | None, tmp_path: Path) -> None:
     model = trained(alpha=alpha)
@@ -83,6 +84,7 @@ def test_file_gives_the_same_outputs(alpha: float | None, tmp_path: Path) -> Non
         assert torch.allclose(output(loaded), output(model), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_kinds_of_adapters_come_back_exactly(use_dora: bool, use_rslora: bool, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def dropout(p: float, name: str = "layers.0.attn.to_q", seed: int = 1, tokens: i
     return SampleDropout(p, name, seeds).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_a_sample_drops_the_same_packed_or_alone(use_dora: bool) -> None:
     model, seeds = adapted(use_dora=use_dora)
@@ -107,6 +108,7 @@ def test_seeds_modules_and_places_differ_independently() -> None:
     assert torch.equal(dropout(0.5).dropped(64), masks[0])
 
 
+@pytest.mark.slow
 def test_gradients_of_recomputed_blocks_are_the_same() -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -121,6 +123,7 @@ def test_gradients_of_recomputed_blocks_are_the_same() -> None:
         assert torch.equal(gradient, gradients[1][name]), name
 
 
+@pytest.mark.slow
 def test_compiled_blocks_drop_the_same() -> None:
     model, seeds = adapted()
     compiled, others = adapted()

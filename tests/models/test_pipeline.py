@@ -131,6 +131,7 @@ def folder(pipeline: OmniGen2Pipeline, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
+@pytest.mark.slow
 def test_published_layout_loads_without_its_code(folder: Path, pipeline: OmniGen2Pipeline) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "model_index.json",
@@ -184,6 +185,7 @@ def test_folder_errors(folder: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- calls
 
 
+@pytest.mark.slow
 def test_list_equals_one_by_one(pipeline: OmniGen2Pipeline) -> None:
     prompts = ["a cat", "make the sky of the photo red", "join both", "a dog"]
     images = [[], [picture(20, 12)], [picture(16, 16, 1), picture(9, 30, 2)], None]
@@ -212,6 +214,7 @@ def test_list_equals_one_by_one(pipeline: OmniGen2Pipeline) -> None:
         assert torch.allclose(together[i], alone, atol=1e-5), f"sample {i}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text_scale", "image_scale"), [(4.0, 2.0), (4.0, 1.0), (1.0, 2.0), (1.0, 1.0)])
 def test_guidance_is_the_published_formula(pipeline: OmniGen2Pipeline, text_scale: float, image_scale: float) -> None:
     image, start, cfg_range = picture(16, 12), noise(6, 8), (0.3, 0.7)
@@ -250,6 +253,7 @@ def test_guidance_is_the_published_formula(pipeline: OmniGen2Pipeline, text_scal
     assert torch.allclose(ours, x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_transformer_call_per_step(pipeline: OmniGen2Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
     forward = pipeline.transformer.forward
@@ -266,6 +270,7 @@ def test_one_transformer_call_per_step(pipeline: OmniGen2Pipeline, monkeypatch: 
     assert batches == [5] * STEPS + [1] * STEPS
 
 
+@pytest.mark.slow
 def test_sizes(pipeline: OmniGen2Pipeline) -> None:
     options: dict[str, Any] = {"num_inference_steps": 1}
     one = [picture(22, 13)]
@@ -279,6 +284,7 @@ def test_sizes(pipeline: OmniGen2Pipeline) -> None:
     assert latent.shape == (1, 4, 8, 10)
 
 
+@pytest.mark.slow
 def test_output_types_and_seeds(pipeline: OmniGen2Pipeline) -> None:
     options: dict[str, Any] = {"height": 8, "width": 12, "num_inference_steps": 1, "num_images_per_prompt": 2}
     generators = [seeded(i) for i in range(4)]
@@ -291,6 +297,7 @@ def test_output_types_and_seeds(pipeline: OmniGen2Pipeline) -> None:
     assert np.abs(np.asarray(pil[0]) / 255 - array[0]).max() < 0.51 / 255 + 1e-4
 
 
+@pytest.mark.slow
 def test_prompt_embeddings_and_callback(pipeline: OmniGen2Pipeline) -> None:
     options: dict[str, Any] = {"height": 8, "width": 8, "num_inference_steps": STEPS, "latents": [noise(4, 4)]}
     options["output_type"] = "latent"
@@ -305,6 +312,7 @@ def test_prompt_embeddings_and_callback(pipeline: OmniGen2Pipeline) -> None:
     assert [step for step, *_ in seen] == list(range(STEPS)) and seen[0][1:] == (0.0, (4, 4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -89,6 +89,7 @@ def emulated_varlen(
     return torch.cat(outputs)
 
 
+@pytest.mark.slow
 def test_kernels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -148,6 +149,7 @@ def test_scaling_by_rows_has_the_derivative_of_indexing(rows: int) -> None:
     assert torch.autograd.gradcheck(lambda a, b: scaled_by_rows(a, b, ids), (x, table))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_recomputing_some_blocks_changes_nothing(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(num_layers=5)
@@ -161,6 +163,7 @@ def test_recomputing_some_blocks_changes_nothing(every: int, monkeypatch: pytest
     assert [runs.count(block) for block in model.layers] == [2 if index % every == 0 else 1 for index in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "adapter"), [("per_sample", True), ("varlen", False)])
 def test_compiled_blocks(kernel: str, adapter: bool) -> None:
     """Equal to eager, under recomputation, and other lengths compile nothing anew; in a process of its own."""
@@ -246,6 +249,7 @@ def test_float8_is_refused_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch
         convert_to_float8(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [False, True])
 def test_float8(adapter: bool) -> None:
     """Attention and feed-forward of every block, nothing else; it rounds the operands, here by emulation."""

@@ -118,6 +118,7 @@ def test_positions() -> None:
     assert images[0].tolist() == [[3, row, column] for row in range(2) for column in range(4)]
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_and_checkpointing_changes_nothing(reference_model: OmniGen2Transformer2DModel) -> None:
     batch = ragged_batch()
 
@@ -137,6 +138,7 @@ def test_every_parameter_learns_and_checkpointing_changes_nothing(reference_mode
     reference_model.zero_grad()
 
 
+@pytest.mark.slow
 def test_gradient_of_shared_rows(reference_model: OmniGen2Transformer2DModel) -> None:
     """The modulation's own backward pass is the derivative: samples' gradients add up."""
     batch = ragged_batch()
@@ -164,6 +166,7 @@ def test_materialised_from_meta() -> None:
     assert all(not output.any() for output in model(**ragged_batch()).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16(reference_model: OmniGen2Transformer2DModel, autocast: bool, tmp_path: Path) -> None:
     batch = ragged_batch()

@@ -76,6 +76,7 @@ def measured(strategy: str, train: dict[str, Any], processes: int = 1) -> list[i
     return [json.loads(process.communicate(timeout=600)[0])["bytes"] for process in running]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "processes", "train"),
     [
@@ -119,6 +120,7 @@ def published(strategy: str, shard_size: int, **train: Any) -> dict[str, Any]:
     return estimate.parts | {"total": estimate.total, "moment": estimate.moment}
 
 
+@pytest.mark.slow
 def test_the_published_size() -> None:
     model = planned_model({}, options().train)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -140,6 +142,7 @@ def test_the_published_size() -> None:
     assert averaged["average"] == sharded["weights"]
 
 
+@pytest.mark.slow
 def test_adapters_and_groups_save_what_is_not_trained() -> None:
     full, lora = published("ddp", 1), published("ddp", 1, lora_ft=True)
     assert lora["weights"] == pytest.approx(full["weights"], rel=0.01)
@@ -151,6 +154,7 @@ def test_adapters_and_groups_save_what_is_not_trained() -> None:
         published("ddp", 1, parameter_groups=[{"pattern": "layer.*"}])
 
 
+@pytest.mark.slow
 def test_activations_grow_with_tokens_and_fused_norms_keep_less() -> None:
     def activations(samples: list[SampleTokens], device: str) -> int:
         keys: dict[str, Any] = {"strategy": "single", "shard_size": 1, "device": device}
@@ -168,6 +172,7 @@ def test_state_of_optimizers(name: str, expected: float) -> None:
     assert optimizer_bytes(name, (1000, 1000), True) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_state_of_optimizers_is_what_they_have(name: str) -> None:
     from omnitune.training.optimizer import build_optimizers, update
@@ -192,6 +197,7 @@ def chosen(gigabytes: float, processes: int = 16, nodes: int = 2, **train: Any) 
     return choose_parallelism(options(**train), {}, batch=LARGE, **keys)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_first_strategy_that_fits() -> None:
     strategy, reason = chosen(80, lora_ft=True)
     assert (strategy, reason[:10]) == ("ddp", "ddp needs ")

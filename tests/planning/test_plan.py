@@ -101,6 +101,7 @@ def planned(
     return plan_training(PlanInputs(options, TRANSFORMER, index, sources, machine, encoder_bytes), rate=None)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_a_training_takes(project: Path) -> None:
     result = run("--samples_per_second", "2", "--gpu_memory_gb", "80")
     assert result.exit_code == 0, result.output
@@ -122,6 +123,7 @@ def test_the_command_says_what_a_training_takes(project: Path) -> None:
     assert "does not fit" not in text
 
 
+@pytest.mark.slow
 def test_the_rate_of_the_experiments_own_steps_is_taken(project: Path) -> None:
     assert measured_rate(project / "experiments/mine") is None
     logs = project / "experiments/mine/logs"
@@ -156,6 +158,7 @@ def test_the_largest_microbatch_is_what_the_loader_gives(project: Path) -> None:
     assert workload.text_counted
 
 
+@pytest.mark.slow
 def test_instructions_that_were_not_counted_are_assumed_to_be_long(project: Path) -> None:
     write_index(project, counted=False)
     result = run("--gpu_memory_gb", "80")
@@ -163,6 +166,7 @@ def test_instructions_that_were_not_counted_are_assumed_to_be_long(project: Path
     assert all(sample.text == 100 for sample in planned(project, 80e9).workload.samples)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_changes(project: Path) -> None:
     write_options(project, parallelism="ddp", data={"encode": False})
     enough = planned(project, 80e9)
@@ -189,6 +193,7 @@ def test_what_does_not_fit_is_told_with_changes(project: Path) -> None:
     assert planned(project, 1e6).remedies[-1].change == "train.cpu_offload: true"
 
 
+@pytest.mark.slow
 def test_a_small_gpu_shows_the_changes(project: Path) -> None:
     write_options(project, global_batch_size=32, batch_size=32)
     text = re.sub(r"[ \n│]+", " ", run("--gpu_memory_gb", "0.5").output)
@@ -196,6 +201,7 @@ def test_a_small_gpu_shows_the_changes(project: Path) -> None:
     assert re.search(r"train.gradient_checkpointing: true [\d.]+ MB yes", text)
 
 
+@pytest.mark.slow
 def test_auto_is_explained(project: Path) -> None:
     write_options(project, parallelism="auto")
     plan = planned(project, 80e9)

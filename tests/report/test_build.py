@@ -23,7 +23,7 @@ from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.report.build import BenchmarkEntry, build_report, choose_examples
 from omnitune.report.collect import judge
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def test_the_page_says_what_happened_and_needs_nothing_else(tmp_path: Path) -> None:

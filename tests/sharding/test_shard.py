@@ -67,6 +67,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes_whatever_the_workers(validated: Path, tmp_path: Path) -> None:
     shard_dataset(validated, tmp_path / "one", LIMITS, workers=1, progress=False)
     for name, workers in [("two", "2"), ("three", "1")]:
@@ -246,6 +247,7 @@ def test_limits_that_leave_nothing_name_the_image(validated: Path, tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_images_and_tars_at_urls(s3: str, tmp_path: Path) -> None:
     write_samples(tmp_path, 12)
     for path in tmp_path.glob("[0-9]*"):
@@ -268,6 +270,7 @@ def test_images_and_tars_at_urls(s3: str, tmp_path: Path) -> None:
         assert json.loads(contents[0])["key"] == row["key"]
 
 
+@pytest.mark.slow
 def test_tars_at_urls_have_the_bytes_of_local_ones(s3: str, validated: Path, tmp_path: Path) -> None:
     shard_dataset(validated, tmp_path / "here", LIMITS, progress=False)
     command = [sys.executable, "-m", "omnitune.cli", "shard", "--validated", str(validated), "--workers", "2"]
@@ -281,6 +284,7 @@ def test_tars_at_urls_have_the_bytes_of_local_ones(s3: str, validated: Path, tmp
     assert indexes[0] == indexes[1]
 
 
+@pytest.mark.slow
 def test_places_that_cannot_be_written_are_one_message(s3: str, validated: Path, tmp_path: Path) -> None:
     for tars, message in [
         ("s3://no-such-bucket/tars", "Error: s3://no-such-bucket/tars/a-00000.tar: not found (The specified bucket"),

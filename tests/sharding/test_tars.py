@@ -124,6 +124,7 @@ def stored_now(folder: Path) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_the_limit_holds_with_several_processes_writing(tmp_path: Path) -> None:
     limit = SUBFOLDERS * 2000
     largest = multiprocessing.Value("q", 0)

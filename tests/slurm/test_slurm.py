@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.cluster import missing_programs, slurm_cluster
+from helpers.system_packages import need
 from helpers.tiny import write_tiny
 from helpers.workplace import Workplace
 
@@ -40,7 +41,7 @@ def preempt(place: Workplace, environment: dict[str, str], process: subprocess.P
 
 
 def test_training_across_two_nodes(new_workplace: Callable[[str], Workplace]) -> None:
-    assert missing_programs() == [], "type tests/install-system-packages.sh"
+    need(missing_programs())
     place = new_workplace("slurm")
     write_tiny(place.root, max_train_steps=STEPS)
     with slurm_cluster() as environment, (place.root / "output").open("w") as output:

@@ -80,6 +80,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "image"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in images() if name.endswith((".jpg", ".mpo"))])
 def test_every_cut_of_a_jpeg_that_is_accepted_decodes(path: Path, name: str) -> None:
     data = images()[name]
@@ -101,12 +102,14 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(damaged())
 def test_damaged_images_that_are_accepted_decode(path: Path, data: bytes) -> None:
     check(path, data)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(st.binary(max_size=300))
 def test_any_bytes_are_no_crash(path: Path, data: bytes) -> None:
@@ -149,6 +152,7 @@ def lines(draw: st.DrawFn) -> bytes:
     return start + b"".join(parts) + draw(st.sampled_from([b"", b"{}", b" "]))
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=150)
 @given(lines(), st.sampled_from(["full", "header"]))
 def test_every_line_is_accounted_for_once(data: bytes, depth: str) -> None:

@@ -248,6 +248,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_every_row_is_accounted_for_and_workers_change_no_byte(folder: Path) -> None:
     file = write_lines(folder / "a.jsonl", *some_rows(100))
     summary = validate_source("a", [file], folder / "one", workers=1, progress=False)
@@ -304,6 +305,7 @@ def write_mixture(folder: Path, *names: str) -> Path:
     return folder / "mix.yml"
 
 
+@pytest.mark.slow
 def test_a_mixture_is_merged_and_cut_into_manifests(folder: Path) -> None:
     write_lines(folder / "a.jsonl", *some_rows(23))
     write_lines(folder / "b.jsonl", GOOD_ROW)
@@ -381,6 +383,7 @@ def test_missing_files_are_named_with_the_places_tried(folder: Path) -> None:
         merge_validation([folder / "sources" / "a"], folder / "out", max_reject_fraction=0, cut=ShardCut(1))
 
 
+@pytest.mark.slow
 def test_workers_may_also_be_spawned(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
     file = write_lines(folder / "a.jsonl", *some_rows(40))
@@ -631,6 +634,7 @@ def test_tokens_are_those_of_the_chat(folder: Path, base: Path) -> None:
         validate_source("a", [file], folder / "bad", Checks(tokenizer=str(folder)), progress=False)
 
 
+@pytest.mark.slow
 def test_counting_tokens_does_not_load_torch(folder: Path, base: Path) -> None:
     file = write_lines(folder / "a.jsonl", GOOD_ROW)
     program = f"""
@@ -717,6 +721,7 @@ def kill_this_process(number: int) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_clear_error() -> None:
     with pytest.raises(OSError, match="a worker process was killed, most likely for want of memory"):
         list(ordered_map(kill_this_process, range(100), 2))
@@ -728,6 +733,7 @@ def put(url: str, data: bytes) -> str:
     return url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "workers"), [("full", 1), ("full", 2), ("header", 2)])
 def test_sources_and_images_may_be_at_urls(folder: Path, s3: str, depth: Depth, workers: int, monkeypatch) -> None:
     monkeypatch.chdir(folder)
@@ -764,6 +770,7 @@ def test_sources_at_urls_that_are_not_there_are_named(folder: Path, s3: str) -> 
         validate_source("a", [f"{s3}/nowhere.jsonl"], folder / "out", progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_service_that_cannot_be_used_is_one_error(folder: Path, s3: str, workers: int) -> None:
     file = write_lines(folder / "a.jsonl", *[{**GOOD_ROW, "output_image": "s3://bucket/a.png"}] * 50)
@@ -808,6 +815,7 @@ def test_urls_that_cannot_be_read_are_verdicts_on_their_rows(tmp_path: Path, dep
     assert "hunter2" not in (tmp_path / "out/rejected.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_deep_nesting_is_refused(tmp_path: Path, workers: int) -> None:
     """Though it can be parsed: neither another process nor the ledger could take it."""
