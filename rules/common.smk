@@ -15,12 +15,9 @@ from snakemake.logging import logger
 RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
 PACKAGE_ROOT = str(Path(RULES).parent / "workflow")
 sys.path.insert(0, PACKAGE_ROOT)
-PYTHON_PATHS = [
-    PACKAGE_ROOT,
-    *filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)),
-]
+PYTHON_PATHS = [PACKAGE_ROOT, *os.getenv("PYTHONPATH", "").split(os.pathsep)]
 os.environ.update(
-    PYTHONPATH=os.pathsep.join(dict.fromkeys(PYTHON_PATHS)),
+    PYTHONPATH=os.pathsep.join(filter(None, dict.fromkeys(PYTHON_PATHS))),
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 
