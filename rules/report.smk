@@ -17,6 +17,7 @@ rule build_report:
             category="Experiments",
             labels={"experiment": "{experiment}"},
         ),
+        tables=paths.REPORT_TABLES,
     log:
         "logs/build_report/{experiment}.log",
     benchmark:

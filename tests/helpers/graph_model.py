@@ -247,7 +247,12 @@ class Graph:
             *scored,
         ]
         facts = sorted(self.evaluations(name).items()), sorted(lab.shown)
-        self._add(job("build_report", experiment=name), facts, needs, [f"experiments/{name}/report/index.html"])
+        self._add(
+            job("build_report", experiment=name),
+            facts,
+            needs,
+            [f"experiments/{name}/report/{file}" for file in ("index.html", "scores.csv", "metrics.csv")],
+        )
 
 
 def expected(before: Graph, now: Graph, lost: set[str]) -> set[Job]:

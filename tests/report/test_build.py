@@ -1,9 +1,11 @@
 """The report of small synthetic runs: what it says, what it escapes, and that equal runs give equal bytes."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from helpers.runs import (
@@ -40,6 +42,17 @@ def test_the_page_says_what_happened_and_needs_nothing_else(tmp_path: Path) -> N
     assert "url(http" not in page
     assert "@import" not in page
     assert str(tmp_path) not in page
+
+
+def test_the_figures_stand_in_tables_beside_the_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path).parent
+    scores, metrics = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "metrics"))
+    assert list(scores.columns[:5]) == ["benchmark", "step", "key", "task_type", "psnr"]
+    assert len(scores) == 2 * (16 + 4) and set(scores["benchmark"]) == {"scenes", "plain"}
+    scenes = scores[scores["benchmark"] == "scenes"].groupby("step")["check_passed"].mean()
+    assert (scenes[0], scenes[120]) == (0.125, 0.9375)
+    rows = [json.loads(line) for line in (folder.parent / "logs/metrics.jsonl").read_text().splitlines()]
+    assert list(metrics["step"]) == [row["step"] for row in rows]
 
 
 def visible(page: str) -> str:

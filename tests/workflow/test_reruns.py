@@ -46,6 +46,8 @@ def test_a_run_leaves_what_the_design_says(finished: Workplace) -> None:
         f"{EXPERIMENT}/evaluation/0/tiny/scores.json",
         f"{EXPERIMENT}/evaluation/12/tiny/generations.jsonl",
         f"{EXPERIMENT}/report/index.html",
+        f"{EXPERIMENT}/report/scores.csv",
+        f"{EXPERIMENT}/report/metrics.csv",
     ):
         assert (root / path).is_file(), path
     assert list((root / EXPERIMENT / "logs/tensorboard").glob("events*"))

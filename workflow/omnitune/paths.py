@@ -49,6 +49,7 @@ EVALUATION = f"{EVALUATIONS}/{{benchmark}}"
 PART = f"{EVALUATION}/parts/{{part}}.jsonl"
 SCORES, GENERATIONS = f"{EVALUATION}/scores.json", f"{EVALUATION}/generations.jsonl"
 REPORT = f"{EXPERIMENT}/report/index.html"
+REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
 SOURCE_NAME = r"[A-Za-z0-9_]+"
 SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>\d{{5,}})")

@@ -29,6 +29,7 @@ from omnitune.report.collect import (
 from omnitune.report.data import data_context, short, thousands
 from omnitune.report.images import image_entry
 from omnitune.report.plots import heldout_plot, training_plots
+from omnitune.report.tables import write_tables
 from omnitune.report.training import training_context
 
 SHOWN_EXAMPLES = 12
@@ -43,7 +44,7 @@ def build_report(
     *,
     evaluations: Mapping[EvaluatedStep, Path] | None = None,
 ) -> Path:
-    """Writes the report as one self-contained HTML file; equal inputs give equal bytes.
+    """Writes the report as one self-contained HTML file, tables beside it; equal inputs give equal bytes.
 
     Args:
         experiment: experiments/{experiment}.
@@ -70,6 +71,7 @@ def build_report(
     )
     environment.globals |= {"show": show, "show_change": show_change}
     environment.filters |= {"thousands": thousands, "short": short}
+    write_tables(run, output.parent)
     write_text(output, environment.get_template("report.html.j2").render(**_context(run)))
     return output
 
