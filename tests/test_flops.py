@@ -62,6 +62,7 @@ def adapted(**changes: Any) -> OmniGen2Transformer2DModel:
     return model.train()
 
 
+@pytest.mark.slow
 def test_a_sample_is_counted_exactly() -> None:
     model = OmniGen2Transformer2DModel(**TRANSFORMER).train()
     index = (
@@ -81,6 +82,7 @@ def test_a_batch_agrees_with_torch(lora: bool) -> None:
     assert flops.training(TWO) == pytest.approx(counted(model, TWO, backward=True), rel=0.03)
 
 
+@pytest.mark.slow
 def test_only_what_gradients_pass_through_is_counted() -> None:
     late = adapted(target_modules=["layers.1.attn.to_q"])
     early = adapted(target_modules=["context_refiner.0.attn.to_q"])

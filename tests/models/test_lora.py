@@ -113,6 +113,7 @@ def test_published_file_without_config_means_alpha_is_rank(tmp_path: Path) -> No
     assert torch.allclose(output(loaded), output(model), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scale_of_a_call() -> None:
     model, plain = trained(), output(tiny_transformer())
     assert torch.allclose(output(model, attention_kwargs={"scale": 0.0}), plain, atol=1e-6)
