@@ -48,7 +48,7 @@ def one_of(names):
 wildcard_constraints:
     dataset=one_of(PROJECT.sources),
     source=paths.SOURCE_NAME,
-    shard=r"\d{5}",
+    shard=paths.SHARD_NUMBER,
     group=r"\d+",
     model=one_of(PROJECT.models),
     experiment=one_of(PROJECT.experiments),

@@ -22,9 +22,7 @@ checkpoint convert_checkpoint:
         mem_mb=4000,
         runtime=120,
     params:
-        transformer=lambda wildcards: str(
-            PROJECT.starts[wildcards.experiment].transformer
-        ),
+        transformer=get_starting_transformer,
         format=f"format: {omnitune.conversion.FORMAT}",
     script:
         "../scripts/convert_checkpoint.py"

@@ -22,7 +22,7 @@ INTERRUPTED = 75  # exit code of work that was asked to stop and can go on: the 
 
 
 class Interrupted(Exception):  # noqa: N818  (no fault of anybody)
-    """Work that was asked to stop has saved what it has done; the same command goes on with it."""
+    """Work that was asked to stop has ended; the same command goes on with what is saved."""
 
 
 def plain_progress() -> bool:

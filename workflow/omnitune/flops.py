@@ -163,6 +163,7 @@ PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
     "RTX 4090": (165, 82.6),
     "RTX 3090": (71, 35.6),
 }
+PIXELS_PER_TOKEN = 16 * 16  # of an image: the VAE makes one of 8 x 8, the transformer a token of 2 x 2 of these
 OTHER_CHIPS = re.compile(r"\b(MIG|Ti|D|SUPER|Laptop)\b")  # a part of a GPU, or another one under a similar name
 
 

@@ -52,7 +52,8 @@ REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
 SOURCE_NAME = r"[A-Za-z0-9_]+"
-SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>\d{{5,}})")
+SHARD_NUMBER = r"\d{5}"  # validation refuses a source of more shards
+SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>{SHARD_NUMBER})")
 WEIGHTS_NAME = r"transformer(_lora)?(_ema)?"
 CONVERTED_PATH = re.compile(
     r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
@@ -95,7 +96,7 @@ BASE = EvaluatedStep(0)
 
 
 def shard_name(source: str, shard: int) -> str:
-    """Stem of a shard's manifest, tar and indexes."""
+    """Stem of a shard's manifest, which validation names, and of its tar and indexes, which are named after it."""
     return f"{source}-{shard:05d}"
 
 

@@ -11,18 +11,19 @@ from pydantic.fields import FieldInfo
 from omnitune.config.base import section_of
 
 Stage = Literal[
-    "base",  # resources/pretrained/{model}
-    "samples",  # the verdict on each row
-    "manifests",  # which shards there are and which rows are in them, the limit on rejected rows
-    "shards",  # tars
-    "encodings",  # stored posteriors and text features
-    "groups",  # which encodings are made together
-    "weights",  # what a training comes to; checkpoints are bound to it
-    "checkpoints",  # at which steps a training saves, and its last step
+    # what is made, and in brackets the rule whose parameters have the keys
+    "base",  # resources/pretrained/{model} [prepare_pretrained]
+    "samples",  # the verdict on each row [validate_source]
+    "manifests",  # which shards there are and which rows are in them, the limit on rejected rows [validate_dataset]
+    "shards",  # tars [shard_dataset]
+    "encodings",  # stored posteriors and text features [encode_dataset]
+    "groups",  # which encodings are made together [encode_dataset]
+    "weights",  # what a training comes to; checkpoints are bound to it [prepare_training]
+    "checkpoints",  # at which steps a training saves, and its last step [train_experiment]
     "evaluations",  # which checkpoints are converted and evaluated
-    "images",  # what a benchmark draws and its held-out losses
-    "parts",  # how its prompts are cut into jobs
-    "scores",  # how images are measured
+    "images",  # what a benchmark draws and its held-out losses [prepare_benchmark]
+    "parts",  # how its prompts are cut into jobs [generate_images]
+    "scores",  # how images are measured [prepare_benchmark]
     "names",  # where something lies: compared is what is found there
 ]
 STAGES = get_args(Stage)

@@ -21,6 +21,8 @@ def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None
     return len(value) if isinstance(value, list) else None
 
 
+# Of weights, too, where tars come out the same: the shift of the timesteps is by max_output_pixels, and held-out images are
+# brought to the same limits as the training's.
 IMAGE_LIMIT = Affects("shards", "weights", manifests=_where_cut_by_bytes)
 INPUT_LIMIT = Affects("shards", "weights", manifests=_where_cut_by_bytes, samples=_number_of_limits)
 

@@ -7,9 +7,9 @@ from typing import Any
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import WHOLE_TENSORS
 from omnitune.distributed.layout import SHARDED, sharded_strategies
-from omnitune.flops import SampleTokens
+from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.planning.inputs import PlanInputs
-from omnitune.planning.workload import PIXELS_PER_TOKEN, Workload
+from omnitune.planning.workload import Workload
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.sources import Source, read_mixture
-from omnitune.flops import SampleTokens
+from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixturePlan
 from omnitune.sharding.index import IndexRow, ShardIndex
@@ -18,7 +18,6 @@ from omnitune.validation.summary import size_class
 
 IntArray = npt.NDArray[np.int64]
 
-PIXELS_PER_TOKEN = 16 * 16
 MAX_STEPS = 200  # that are dealt as training deals them
 MAX_SAMPLES = 5000  # in these steps
 

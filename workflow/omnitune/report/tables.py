@@ -11,7 +11,7 @@ from omnitune.report.collect import Evaluation, Run
 
 
 def write_tables(run: Run, folder: Path) -> None:
-    """Writes scores.csv (a row for each benchmark, step and prompt) and metrics.csv (one for each logged step)."""
+    """Writes scores.csv (a row for each benchmark, step and prompt) and metrics.csv (those of logs/metrics.jsonl)."""
     rows = [row for evaluation in run.evaluations for row in _scores(evaluation)]
     measures = [name for name in MEASURES if any(name in row for row in rows)]
     scores = pd.DataFrame(rows, columns=["benchmark", "step", "key", "task_type", *measures])

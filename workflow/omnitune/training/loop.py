@@ -32,7 +32,7 @@ from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
 from omnitune.distributed.processes import MISTAKE, is_first_of_node, launched_rank
 from omnitune.distributed.stopping import PEER_LOST, StopRequest, die_with_parent
 from omnitune.errors import reason_of
-from omnitune.flops import ModelFlops
+from omnitune.flops import PIXELS_PER_TOKEN, ModelFlops
 from omnitune.io.files import sha256_of, write_json, write_text
 from omnitune.loading.loader import Sample, training_loader
 from omnitune.loading.mixture_report import mixture_report
@@ -67,7 +67,6 @@ from omnitune.training.totals import StepTotals
 
 logger = logging.getLogger("omnitune")
 
-PIXELS_PER_TOKEN = 16 * 16
 WASTE_STEPS = 200  # the first ones, from which train.json says how much processes wait for each other
 PEER_LOST_SECONDS = 2  # so that a process that knows why is the first to end
 ONE_PROCESS = Layout("single", 1, 1)

@@ -1,4 +1,4 @@
-"""Optimizers, their parameter groups, and the average of the weights."""
+"""Optimizers and their parameter groups."""
 
 from collections.abc import Mapping
 from typing import Any
