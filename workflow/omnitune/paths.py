@@ -52,7 +52,7 @@ REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
 SOURCE_NAME = r"[A-Za-z0-9_]+"
-SHARD_NUMBER = r"\d{5}"  # validation refuses a source of more shards
+SHARD_NUMBER = r"\d{5,}"
 SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>{SHARD_NUMBER})")
 WEIGHTS_NAME = r"transformer(_lora)?(_ema)?"
 CONVERTED_PATH = re.compile(
@@ -104,7 +104,7 @@ def parse_shard(path: Path | str) -> tuple[str, int]:
     """Source and number of a shard, from the path or URL of a file that is named after it; ValueError for another name."""
     match = SHARD_NAME.fullmatch(str(path).rpartition("/")[2].rpartition(".")[0])
     if match is None:
-        raise ValueError(f"{path}: shards are named {{source}}-{{shard}}, with five digits for the shard")
+        raise ValueError(f"{path}: shards are named {{source}}-{{shard}}, with five digits or more for the shard")
     return match["source"], int(match["shard"])
 
 
