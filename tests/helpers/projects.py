@@ -9,7 +9,7 @@ import yaml
 from omnitune.io.parquet import ParquetRows
 from omnitune.paths import shard_name
 from omnitune.project import Project
-from omnitune.sharding.shard import INDEX_SCHEMA, write_index
+from omnitune.sharding.write_index import INDEX_SCHEMA, write_index
 
 MINIMAL: dict[str, Any] = {
     "name": "x",
