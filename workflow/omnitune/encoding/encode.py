@@ -37,7 +37,8 @@ from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
 from omnitune.models.encoder import FrozenEncoder
-from omnitune.sharding.index import IndexRow, ShardIndex
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.index_row import IndexRow
 from omnitune.sharding.tar_writer import MemberWriter
 from omnitune.validation.row import remove_cliche
 

@@ -20,9 +20,11 @@ from omnitune.io.files import atomic_path, json_line, sha256_of
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.workers import ordered_map
 from omnitune.paths import parse_shard
+from omnitune.sharding.index_row import INDEX_SCHEMA
 from omnitune.sharding.tar_writer import MemberWriter
-from omnitune.sharding.write_index import INDEX_SCHEMA, write_index
+from omnitune.sharding.write_index import write_index
 from omnitune.validation.dataset import SHARDS
+from omnitune.validation.sample import CARRIED
 
 INDEX = "index.parquet"
 MAPPED = "index.arrow"
@@ -62,27 +64,23 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
         facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
     with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
         for sample in samples:
-            index_rows.append({**facts, **sample})
+            index_rows.append({**sample, **facts})
     return len(rows)
 
 
 def _add_sample(members: MemberWriter, row: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
     """Writes the members of one sample; returns its row of the index, but for what all rows of the tar share."""
     images = _prepared_images(row, limits)
-    key, text_tokens = row["key"], row.get("text_tokens")
-    description = {name: row[name] for name in ("key", "source", "task_type", "instruction")}
-    description["text_tokens"] = text_tokens
-    description["images"] = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
+    key, carried = row["key"], {name: row[name] for name in CARRIED}
+    facts = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
     names = [*(f"input_{k}" for k in range(len(images) - 1)), "output"]
-    contents = [json_line(description).encode("utf-8"), *(image.data for image in images)]
+    contents = [json_line({**carried, "images": facts}).encode("utf-8"), *(image.data for image in images)]
     offsets = [members.add(key, "json", contents[0])]
     for name, image in zip(names, images, strict=True):
         offsets.append(members.add(key, f"{name}.{image.extension}", image.data))
     tokens = [image.width * image.height // TOKEN_PIXELS for image in images]
     return {
-        "key": key,
-        "task_type": row["task_type"],
-        "instruction": row["instruction"],
+        **carried,
         "json_offset": offsets[0],
         "json_size": len(contents[0]),
         "image_offsets": offsets[1:],
@@ -91,7 +89,6 @@ def _add_sample(members: MemberWriter, row: dict[str, Any], limits: ImageLimits)
         "heights": [image.height for image in images],
         "output_tokens": tokens[-1],
         "input_tokens": sum(tokens[:-1]),
-        "text_tokens": text_tokens,
         "sha256": hashlib.sha256(b"".join(contents)).hexdigest(),
     }
 

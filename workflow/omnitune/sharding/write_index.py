@@ -10,30 +10,9 @@ import pyarrow.parquet as pq
 from omnitune.io.files import atomic_path
 from omnitune.paths import parse_shard
 from omnitune.sharding.digests import index_metadata
+from omnitune.sharding.index_row import INDEX_SCHEMA
 
 ROWS_PER_BATCH = 10_000  # of the joined index: what is held in memory while it is written
-INDEX_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("shard", pa.int32()),
-        ("key", pa.string()),
-        ("task_type", pa.string()),
-        ("instruction", pa.string()),
-        ("tar", pa.string()),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-        ("image_offsets", pa.list_(pa.int64())),
-        ("image_sizes", pa.list_(pa.int64())),
-        ("widths", pa.list_(pa.int32())),
-        ("heights", pa.list_(pa.int32())),
-        ("output_tokens", pa.int32()),
-        ("input_tokens", pa.int32()),
-        ("text_tokens", pa.int32()),
-        ("sha256", pa.string()),
-        ("tar_bytes", pa.int64()),
-        ("tar_sha256", pa.string()),
-    ]
-)
 
 
 def write_index(parts: Sequence[Path], index: Path) -> int:
