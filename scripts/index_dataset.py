@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omnitune.console import job
 from omnitune.sharding.digests import write_shard_digests
-from omnitune.sharding.shard import write_index
+from omnitune.sharding.write_index import write_index
 
 with job(snakemake.log[0]):
     parts = [Path(path) for path in snakemake.input.parts]

@@ -39,7 +39,8 @@ from omnitune.models import OmniGen2Transformer2DModel, encode_text
 from omnitune.models.components import load_text_encoder, load_tokenizer, load_vae
 from omnitune.paths import MANIFEST_FILE
 from omnitune.sharding.index import ShardIndex
-from omnitune.sharding.shard import write_index, write_shard
+from omnitune.sharding.shard import write_shard
+from omnitune.sharding.write_index import write_index
 from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
 

@@ -9,7 +9,8 @@ import yaml
 from omnitune.io.parquet import ParquetRows
 from omnitune.paths import shard_name
 from omnitune.project import Project
-from omnitune.sharding.shard import INDEX_SCHEMA, write_index
+from omnitune.sharding.index_row import INDEX_SCHEMA
+from omnitune.sharding.write_index import write_index
 
 MINIMAL: dict[str, Any] = {
     "name": "x",

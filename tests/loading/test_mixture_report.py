@@ -9,7 +9,7 @@ from omnitune.config.sources import Source
 from omnitune.loading.mixture_report import mixture_report
 from omnitune.loading.order import MixturePlan
 from omnitune.sharding.index import ShardIndex
-from omnitune.sharding.shard import INDEX_SCHEMA
+from omnitune.sharding.index_row import INDEX_SCHEMA
 
 pytestmark = pytest.mark.unit
 

@@ -23,7 +23,8 @@ from omnitune.loading.order import MixturePlan
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.plan import TrainingPlan, measured_rate, plan_training
 from omnitune.planning.workload import histogram, longest_batch, read_workload
-from omnitune.sharding.index import IndexRow, ShardIndex
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.index_row import IndexRow
 
 pytestmark = pytest.mark.unit
 

@@ -17,7 +17,8 @@ from omnitune.errors import ConfigError
 from omnitune.io import storage
 from omnitune.sharding import shard
 from omnitune.sharding.digests import read_sources, write_shard_digests
-from omnitune.sharding.shard import ImageLimits, shard_dataset, write_index, write_shard
+from omnitune.sharding.shard import ImageLimits, shard_dataset, write_shard
+from omnitune.sharding.write_index import write_index
 from omnitune.validation.source import validate_mixture
 
 pytestmark = pytest.mark.unit
@@ -192,7 +193,7 @@ def test_the_mapped_index_has_the_same_rows_in_batches(
     validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
-    monkeypatch.setattr(shard, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr("omnitune.sharding.write_index.ROWS_PER_BATCH", 7)
     write_index(parts, tmp_path / "index.parquet")
     with pa.memory_map(str(tmp_path / "index.arrow")) as mapped, pa.ipc.open_file(mapped) as reader:
         assert [reader.get_batch(k).num_rows for k in range(reader.num_record_batches)] == [7, 5]

@@ -5,10 +5,8 @@ a shard is done once its index is there. A group's index joins those of its shar
 """
 
 import argparse
-import io
 import json
 import logging
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,7 +37,9 @@ from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
 from omnitune.models.encoder import FrozenEncoder
-from omnitune.sharding.index import IndexRow, ShardIndex
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.index_row import IndexRow
+from omnitune.sharding.tar_writer import MemberWriter
 from omnitune.validation.row import remove_cliche
 
 logger = logging.getLogger("omnitune")
@@ -186,14 +186,11 @@ def _encode_shard(
     held = lock(
         output / f".{shard.stem}.lock", f"{tar}: another process is encoding this shard. Wait for it or stop it."
     )
-    with held, atomic_path(tar) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+    with held, atomic_path(tar) as temporary, MemberWriter(temporary) as members:
         for rows, images in _read_ahead(index):
             for row, tensors in zip(rows, encode_samples(encoder, rows, images), strict=True):
                 content = safetensors.torch.save({name: _stored(tensor, dtype) for name, tensor in tensors.items()})
-                member = tarfile.TarInfo(f"{row.key}.safetensors")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-                offset = archive.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                offset = members.add(row.key, "safetensors", content)
                 place = {"offset": offset, "size": len(content), "checksum": checksum(row.key, content)}
                 names = {"source": row.source, "shard": row.shard, "key": row.key, "tar": tar.name}
                 places.append({**names, **place, "shard_sha256": row.tar_sha256})

@@ -14,7 +14,8 @@ from omnitune.distributed.stopping import die_with_parent
 from omnitune.errors import ConfigError
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixturePlan
-from omnitune.sharding.index import IndexRow, ShardIndex
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.index_row import IndexRow
 from omnitune.validation.row import draw_condition
 
 if TYPE_CHECKING:

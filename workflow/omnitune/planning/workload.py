@@ -13,7 +13,8 @@ from omnitune.config.sources import Source, read_mixture
 from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixturePlan
-from omnitune.sharding.index import IndexRow, ShardIndex
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.index_row import IndexRow
 from omnitune.validation.summary import size_class
 
 IntArray = npt.NDArray[np.int64]

@@ -3,7 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,40 +16,11 @@ import torch
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import load_rgb, to_tensor
 from omnitune.io import storage
+from omnitune.sharding.index_row import IndexRow
 from omnitune.sharding.tars import REBUILD, TarReader
 
 TOKENS = ("output_tokens", "input_tokens", "text_tokens")
 KEPT_BATCHES = 256  # record batches of a mapped index that are kept open, some 10 kB of memory each
-
-
-@dataclass(frozen=True)
-class IndexRow:
-    """One sample's row of the index; lists hold the input images and, last, the output image."""
-
-    source: str
-    shard: int
-    key: str
-    task_type: str
-    instruction: str
-    tar: str
-    json_offset: int
-    json_size: int
-    image_offsets: list[int]
-    image_sizes: list[int]
-    widths: list[int]
-    heights: list[int]
-    output_tokens: int
-    input_tokens: int
-    sha256: str
-    tar_bytes: int
-    tar_sha256: str
-    text_tokens: int | None = None
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Where the sample's members lie in the tar, first byte and number of bytes; they follow one another."""
-        end = self.image_offsets[-1] + self.image_sizes[-1]
-        return self.json_offset, end - self.json_offset
 
 
 COLUMNS = [field.name for field in fields(IndexRow)]

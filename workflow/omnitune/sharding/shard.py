@@ -4,18 +4,11 @@ A tar depends on its manifest and the limits alone: the same two give the same b
 """
 
 import hashlib
-import io
 import json
 import logging
-import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from omnitune.console import Progress
 from omnitune.errors import ConfigError
@@ -27,38 +20,17 @@ from omnitune.io.files import atomic_path, json_line, sha256_of
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.workers import ordered_map
 from omnitune.paths import parse_shard
-from omnitune.sharding.digests import index_metadata
+from omnitune.sharding.index_row import INDEX_SCHEMA
+from omnitune.sharding.tar_writer import MemberWriter
+from omnitune.sharding.write_index import write_index
 from omnitune.validation.dataset import SHARDS
+from omnitune.validation.sample import CARRIED
 
 INDEX = "index.parquet"
 MAPPED = "index.arrow"
 TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
-ROWS_PER_BATCH = 10_000  # of the joined index: what is held in memory while it is written
 LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory
 logger = logging.getLogger(__name__)
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("shard", pa.int32()),
-        ("key", pa.string()),
-        ("task_type", pa.string()),
-        ("instruction", pa.string()),
-        ("tar", pa.string()),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-        ("image_offsets", pa.list_(pa.int64())),
-        ("image_sizes", pa.list_(pa.int64())),
-        ("widths", pa.list_(pa.int32())),
-        ("heights", pa.list_(pa.int32())),
-        ("output_tokens", pa.int32()),
-        ("input_tokens", pa.int32()),
-        ("text_tokens", pa.int32()),
-        ("sha256", pa.string()),
-        ("tar_bytes", pa.int64()),
-        ("tar_sha256", pa.string()),
-    ]
-)
 
 
 def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimits) -> int:
@@ -85,34 +57,30 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
     if note:
         logger.warning("%s: %s", manifest, note)
     with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
-            samples = [_add_sample(archive, row, limits) for row in rows]
+        with MemberWriter(temporary) as members:
+            samples = [_add_sample(members, row, limits) for row in rows]
         name = str(tar) if storage.is_url(tar) else Path(tar).name
         facts = {"source": source, "shard": shard, "tar": name}
         facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
     with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
         for sample in samples:
-            index_rows.append({**facts, **sample})
+            index_rows.append({**sample, **facts})
     return len(rows)
 
 
-def _add_sample(archive: tarfile.TarFile, row: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
+def _add_sample(members: MemberWriter, row: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
     """Writes the members of one sample; returns its row of the index, but for what all rows of the tar share."""
     images = _prepared_images(row, limits)
-    key, text_tokens = row["key"], row.get("text_tokens")
-    description = {name: row[name] for name in ("key", "source", "task_type", "instruction")}
-    description["text_tokens"] = text_tokens
-    description["images"] = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
+    key, carried = row["key"], {name: row[name] for name in CARRIED}
+    facts = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
     names = [*(f"input_{k}" for k in range(len(images) - 1)), "output"]
-    contents = [json_line(description).encode("utf-8"), *(image.data for image in images)]
-    offsets = [_add_member(archive, f"{key}.json", contents[0])]
+    contents = [json_line({**carried, "images": facts}).encode("utf-8"), *(image.data for image in images)]
+    offsets = [members.add(key, "json", contents[0])]
     for name, image in zip(names, images, strict=True):
-        offsets.append(_add_member(archive, f"{key}.{name}.{image.extension}", image.data))
+        offsets.append(members.add(key, f"{name}.{image.extension}", image.data))
     tokens = [image.width * image.height // TOKEN_PIXELS for image in images]
     return {
-        "key": key,
-        "task_type": row["task_type"],
-        "instruction": row["instruction"],
+        **carried,
         "json_offset": offsets[0],
         "json_size": len(contents[0]),
         "image_offsets": offsets[1:],
@@ -121,18 +89,8 @@ def _add_sample(archive: tarfile.TarFile, row: dict[str, Any], limits: ImageLimi
         "heights": [image.height for image in images],
         "output_tokens": tokens[-1],
         "input_tokens": sum(tokens[:-1]),
-        "text_tokens": text_tokens,
         "sha256": hashlib.sha256(b"".join(contents)).hexdigest(),
     }
-
-
-def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Writes one file; returns where its bytes start in the tar."""
-    member = tarfile.TarInfo(name)  # time 0, owner 0: nothing of this run goes into the bytes
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
-    padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return archive.offset - padded
 
 
 def _prepared_images(row: dict[str, Any], limits: ImageLimits) -> list[PreparedImage]:
@@ -179,51 +137,6 @@ def _prepare(key: str, place: str, file: bytes | Path, max_pixels: int, limits: 
         raise ValueError(f"{key}: {place} {error}. {fix}") from None
     except ValueError as error:
         raise ValueError(f"{key}: {place}: {error}. Take the row out, or raise the limits in `data`.") from None
-
-
-def write_index(parts: Sequence[Path], index: Path) -> int:
-    """Joins the indexes of all shards, ordered by source and shard; returns the number of samples.
-
-    Args:
-        parts: the shards' indexes.
-        index: the parquet file to write. Beside it comes an .arrow file (Arrow IPC, not compressed) with the same rows,
-            which can be mapped into memory.
-
-    Raises:
-        ValueError: for a part that has another name or other columns than a shard's index.
-    """
-    samples, index = 0, Path(index)
-    ordered = sorted(map(Path, parts), key=parse_shard)
-    for part in ordered:
-        _require_index(part, pq.read_schema(part))
-    schema = INDEX_SCHEMA.with_metadata(index_metadata(ordered))
-    with ExitStack() as stack:
-        joined = stack.enter_context(atomic_path(index))  # the first to be entered is the last to get its name
-        mapped = stack.enter_context(atomic_path(index.with_suffix(".arrow")))
-        table = stack.enter_context(pq.ParquetWriter(joined, schema, compression="zstd"))
-        arrow = stack.enter_context(pa.ipc.new_file(str(mapped), schema))
-        for batch in _batches(ordered):
-            table.write_batch(batch.replace_schema_metadata(schema.metadata))
-            arrow.write_batch(batch.replace_schema_metadata(schema.metadata))
-            samples += batch.num_rows
-    return samples
-
-
-def _require_index(part: Path, schema: pa.Schema) -> None:
-    if not schema.equals(INDEX_SCHEMA):
-        raise ValueError(f"{part}: is of another version or no index of a shard. Delete it and run again.")
-
-
-def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """The rows of all parts in batches of ROWS_PER_BATCH, the last one smaller."""
-    waiting = INDEX_SCHEMA.empty_table()
-    for part in parts:
-        waiting = pa.concat_tables([waiting, pq.read_table(part)])
-        while waiting.num_rows >= ROWS_PER_BATCH:
-            yield waiting.slice(0, ROWS_PER_BATCH).combine_chunks().to_batches()[0]
-            waiting = waiting.slice(ROWS_PER_BATCH)
-    if waiting.num_rows:
-        yield waiting.combine_chunks().to_batches()[0]
 
 
 def _write_one(manifest: Path, output: Path, tars: str, limits: ImageLimits) -> Path:

@@ -15,23 +15,13 @@ from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.io.files import atomic_path, json_line, sha256_of, write_json, write_text
 from omnitune.io.parquet import ParquetRows
 from omnitune.paths import shard_name
-from omnitune.validation.source import REJECTED, SAMPLES, SCHEMA, SUMMARY, read_summary
+from omnitune.validation.sample import MANIFEST_KEYS, SCHEMA
+from omnitune.validation.source import REJECTED, SAMPLES, SUMMARY, read_summary
 from omnitune.validation.summary import Tally
 
 SHARDS = "shards"
 DIGEST = ".sha256"  # beside a manifest: small enough for Snakemake to compare, which goes by a large file's age alone
 MAX_SHARDS = 100_000  # of a source: names have five digits
-MANIFEST_KEYS = (
-    "key",
-    "source",
-    "task_type",
-    "instruction",
-    "text_tokens",
-    "input_images",
-    "output_image",
-    "bytes",
-    "sha256",
-)
 REPEATED = "output image has the same bytes as an earlier row's"
 MEMBER_BYTES = 1024  # about what a tar adds to each member: blocks of headers and of padding
 

@@ -12,8 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, get_args
 
-import pyarrow as pa
-
 from omnitune.config.sources import Source, read_mixture
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
@@ -27,6 +25,7 @@ from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import count_tokens, load_tokenizer
 from omnitune.validation.image_places import image_places
 from omnitune.validation.row import Row, check_row
+from omnitune.validation.sample import SCHEMA, ValidatedSample
 from omnitune.validation.summary import Tally
 
 SAMPLES = "samples.parquet"
@@ -37,27 +36,6 @@ LINES_PER_TASK: dict[Depth, int] = {"full": 16, "header": 128}
 BYTES_PER_TASK = 1 << 20
 LEDGER_TEXT = 2_000  # characters of a message, and of an unreadable line, that the ledger holds
 NOTE_TEXT = 200  # characters of a note
-
-SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("line", pa.int64()),
-        ("ordinal", pa.int64()),
-        ("key", pa.string()),
-        ("task_type", pa.string()),
-        ("instruction", pa.string()),
-        ("text_tokens", pa.int32()),
-        ("input_images", pa.list_(pa.string())),
-        ("output_image", pa.string()),
-        ("widths", pa.list_(pa.int32())),
-        ("heights", pa.list_(pa.int32())),
-        ("formats", pa.list_(pa.string())),
-        ("bytes", pa.list_(pa.int64())),
-        ("sha256", pa.list_(pa.string())),
-        ("notes", pa.list_(pa.string())),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +82,7 @@ class Checks:
 class Verdict:
     """What became of a line: `sample` (a row of samples.parquet) or `rejected` (a row of the ledger)."""
 
-    sample: dict[str, Any] | None = None
+    sample: ValidatedSample | None = None
     rejected: dict[str, Any] | None = None
 
 
@@ -165,7 +143,7 @@ def validate_source(
 def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], tally: Tally) -> None:
     for verdict in verdicts:
         if verdict.sample is not None:
-            samples.append(verdict.sample, len(verdict.sample["instruction"]))
+            samples.append(vars(verdict.sample), len(verdict.sample.instruction))
             tally.add_accepted(verdict.sample)
         else:
             assert verdict.rejected is not None
@@ -210,24 +188,24 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         ledger = {"file": line.file, "line": line.number, "reason": error.reason}
         return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": content})
     places, facts = [place for place, _ in images], [fact for _, fact in images]
-    sample = {
-        "source": source_name,
-        "file": line.file,
-        "line": line.number,
-        "ordinal": line.ordinal,
-        "key": f"{source_name}_{line.ordinal:08d}",
-        "task_type": row.task_type,
-        "instruction": row.instruction,
-        "text_tokens": tokens,
-        "input_images": places[:-1],
-        "output_image": places[-1],
-        "widths": [fact.width for fact in facts],
-        "heights": [fact.height for fact in facts],
-        "formats": [fact.format for fact in facts],
-        "bytes": [fact.bytes for fact in facts],
-        "sha256": [fact.sha256 for fact in facts],
-        "notes": [note[:NOTE_TEXT] for note in _notes(line, row, facts, checks)],
-    }
+    sample = ValidatedSample(
+        source=source_name,
+        file=line.file,
+        line=line.number,
+        ordinal=line.ordinal,
+        key=f"{source_name}_{line.ordinal:08d}",
+        task_type=row.task_type,
+        instruction=row.instruction,
+        text_tokens=tokens,
+        input_images=places[:-1],
+        output_image=places[-1],
+        widths=[fact.width for fact in facts],
+        heights=[fact.height for fact in facts],
+        formats=[fact.format for fact in facts],
+        bytes=[fact.bytes for fact in facts],
+        sha256=[fact.sha256 for fact in facts],
+        notes=[note[:NOTE_TEXT] for note in _notes(line, row, facts, checks)],
+    )
     return Verdict(sample=sample)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from omnitune.validation.sample import ValidatedSample
+
 # Upper ends of the histograms' classes. Sizes in pixels (width x height); a side of n stands for n x n pixels.
 SIZE_SIDES = (256, 512, 768, 1024, 1536, 2048)
 ASPECTS = ((1, 2), (2, 3), (4, 5), (5, 4), (3, 2), (2, 1))
@@ -119,23 +121,23 @@ class Tally:
         self.max_input_images = 0
         self.outputs = Outputs()
 
-    def add_accepted(self, sample: Mapping[str, Any]) -> None:
-        """Counts an accepted sample: a row of samples.parquet."""
-        sizes = list(zip(sample["widths"], sample["heights"], strict=True))
+    def add_accepted(self, sample: ValidatedSample) -> None:
+        """Counts an accepted sample."""
+        sizes = list(zip(sample.widths, sample.heights, strict=True))
         pixels = sum(width * height for width, height in sizes)
-        self.totals.update(rows=1, accepted=1, images=len(sizes), image_bytes=sum(sample["bytes"]), image_pixels=pixels)
-        self._count("task_types", [sample["task_type"]])
-        self._count("formats", sample["formats"])
-        self._count("notes", sample["notes"])
-        self._count("scripts", [script_of(sample["instruction"])])
+        self.totals.update(rows=1, accepted=1, images=len(sizes), image_bytes=sum(sample.bytes), image_pixels=pixels)
+        self._count("task_types", [sample.task_type])
+        self._count("formats", sample.formats)
+        self._count("notes", sample.notes)
+        self._count("scripts", [script_of(sample.instruction)])
         for kind, some in (("input", sizes[:-1]), ("output", sizes[-1:])):
             self._count(f"{kind}_sizes", [size_class(*size) for size in some])
             self._count(f"{kind}_aspects", [aspect_class(*size) for size in some])
-        if sample["text_tokens"] is not None:
-            self.totals["text_tokens"] += sample["text_tokens"]
-            self._count("text_lengths", [length_class(sample["text_tokens"])])
-        self.max_input_images = max(self.max_input_images, len(sample["input_images"]))
-        self.outputs.add(sample["sha256"][-1])
+        if sample.text_tokens is not None:
+            self.totals["text_tokens"] += sample.text_tokens
+            self._count("text_lengths", [length_class(sample.text_tokens)])
+        self.max_input_images = max(self.max_input_images, len(sample.input_images))
+        self.outputs.add(sample.sha256[-1])
 
     def add_rejected(self, reason: str) -> None:
         """Counts a rejected row."""
