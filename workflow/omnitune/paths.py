@@ -52,7 +52,7 @@ REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
 SOURCE_NAME = r"[A-Za-z0-9_]+"
-SHARD_NUMBER = r"\d{5,}"
+SHARD_NUMBER = r"\d{5}\d*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>{SHARD_NUMBER})")
 WEIGHTS_NAME = r"transformer(_lora)?(_ema)?"
 CONVERTED_PATH = re.compile(
