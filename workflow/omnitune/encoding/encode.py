@@ -32,7 +32,7 @@ from omnitune.distributed.processes import (
     run,
 )
 from omnitune.encoding.fingerprint import FINGERPRINT, fingerprint_of, stored_fingerprint
-from omnitune.encoding.groups import group_path, grouped
+from omnitune.encoding.groups import group_path, group_shards
 from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
@@ -86,7 +86,7 @@ def encode(options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Pa
         ValueError: where a file is missing or damaged, or a process failed; its own message stands above then.
     """
     data, fingerprint = options.data, fingerprint_of(files.base, options.data)
-    groups = grouped(shards, data.shards_per_encoding)
+    groups = group_shards(shards, data.shards_per_encoding)
     missing = [shard for shard in shards if not _is_done(shard, files.output, fingerprint)]
     logger.info("%s: %d of %d shards are encoded already", files.output, len(shards) - len(missing), len(shards))
     if missing or stored_fingerprint(files.output / DROPPED) != fingerprint:
