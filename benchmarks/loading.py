@@ -21,7 +21,7 @@ from omnitune.encoding.fingerprint import fingerprint_of
 from omnitune.encoding.read import EncodedIndex
 from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.loading.loader import ShardIndex, TrainingBatches
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.shard import shard_dataset
 from omnitune.validation.source import validate_mixture
 
@@ -81,7 +81,7 @@ def write_shards(folder: Path) -> None:
 def batches_of(folder: Path, encoded: EncodedIndex | None = None) -> TrainingBatches:
     """The loader of a process that trains on the shards, or on what was encoded of them."""
     index = ShardIndex.load(folder / "shards" / "index.parquet")
-    plan = MixturePlan(index.sizes(["photos"]), [1.0], 0)
+    plan = MixtureOrder(index.sizes(["photos"]), [1.0], 0)
     size = {"global_batch_size": SAMPLES, "batch_size": SAMPLES}
     return TrainingBatches(index, plan, ["photos"], seed=0, encoded=encoded, **size)
 

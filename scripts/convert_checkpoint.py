@@ -2,16 +2,8 @@
 
 from pathlib import Path
 
-from omnitune.config import ExperimentOptions
 from omnitune.console import job
-from omnitune.conversion.export import convert
+from omnitune.stages import convert_checkpoint
 
 with job(snakemake.log[0]):
-    save_path = Path(snakemake.output.manifest).parent
-    convert(
-        ExperimentOptions.load(save_path.parents[1] / "options.yml"),  # as it was trained
-        model_path=save_path.parent,
-        save_path=save_path,
-        transformer=Path(snakemake.params.transformer),
-        ema=save_path.name.endswith("_ema"),
-    )
+    convert_checkpoint(Path(snakemake.output.manifest).parent, Path(snakemake.params.transformer))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from omnitune.console import job
 from omnitune.distributed.processes import Topology
-from omnitune.encoding.encode import encode
 from omnitune.project import Project
 from omnitune.stages import Experiment
 
@@ -14,4 +13,4 @@ with job(snakemake.log[0]):
     shards = [Path(path).parents[1] / f"{Path(path).stem}.parquet" for path in snakemake.input.digests]
     processes = max(snakemake.resources.gpus_per_node, 1)
     topology = Topology(processes, threads_per_process=max(snakemake.threads // processes, 1))
-    encode(experiment.options, experiment.encoding_files(), shards, topology)
+    experiment.encode(shards, topology)

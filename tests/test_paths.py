@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from omnitune.encoding.groups import group_path, grouped
+from omnitune.encoding.groups import group_path, group_shards
 from omnitune.paths import (
     ENCODED_GROUP,
     WEIGHTS_NAME,
@@ -34,7 +34,7 @@ def test_shards_are_named_and_read_back() -> None:
 
 def test_groups_are_of_consecutive_shards() -> None:
     names = ["b-00002", "a-00010", "a-00009", "a-00000", "a-100000"]
-    found = grouped([Path(f"{name}.jsonl") for name in names], 5)
+    found = group_shards([Path(f"{name}.jsonl") for name in names], 5)
     assert {key: [path.stem for path in paths] for key, paths in found.items()} == {
         ("a", 0): ["a-00000"],
         ("a", 1): ["a-00009"],

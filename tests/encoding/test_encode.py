@@ -30,7 +30,7 @@ from omnitune.demo.base_model import build_base_model
 from omnitune.distributed.processes import Topology
 from omnitune.encoding.encode import EncodingFiles, encode_dataset
 from omnitune.encoding.fingerprint import fingerprint_of
-from omnitune.encoding.groups import grouped
+from omnitune.encoding.groups import group_shards
 from omnitune.encoding.read import EncodedIndex
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import ImageLimits
@@ -386,7 +386,7 @@ def test_mistakes_of_processes_are_one_message(changed: Path, capfd: pytest.Capt
 
 def test_groups_are_consecutive_numbers() -> None:
     shards = [Path(f"{source}-{number:05d}.jsonl") for source in ("b", "a_1") for number in (7, 0, 3, 4, 12)]
-    stems = {key: [path.stem for path in paths] for key, paths in grouped(shards, 4).items()}
+    stems = {key: [path.stem for path in paths] for key, paths in group_shards(shards, 4).items()}
     assert stems == {
         (source, group): [f"{source}-{number:05d}" for number in numbers]
         for source in ("a_1", "b")

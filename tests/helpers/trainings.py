@@ -92,7 +92,7 @@ def ranks(place: Workplace, name: str) -> list[int]:
             here = (entry / "cwd").resolve() == place.root.resolve()
         except OSError:
             continue
-        mine = b"omnitune.distributed.processes" not in words and b"omnitune.training.loop" in b" ".join(words)
+        mine = b"omnitune.distributed.processes" not in words and b"omnitune.training" in b" ".join(words)
         if entry.name.isdigit() and here and mine and f"config/options/{name}.yml".encode() in words:
             found.append(int(entry.name))
     return sorted(found)

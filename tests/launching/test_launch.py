@@ -65,7 +65,7 @@ def test_command_of_a_node() -> None:
         "--main_process_port 29500",
         "--use_fsdp --fsdp_version 2",
         "--fsdp_transformer_layer_cls_to_wrap OmniGen2TransformerBlock",
-        "--module omnitune.training.loop --config c",
+        "--module omnitune.training --config c",
         "--strategy fsdp",
         "--world_size 16 --shard_size 16",
     ):

@@ -15,7 +15,7 @@ from PIL import Image
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import ImageLimits
 from omnitune.loading.loader import Sample, ShardIndex, TrainingBatches, training_loader
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.shard import shard_dataset
 from omnitune.validation.source import validate_mixture
 
@@ -46,7 +46,7 @@ def batches(shards: Path, **changes) -> TrainingBatches:
     index = ShardIndex.load(shards / "index.parquet")
     options = {"seed": 3, "global_batch_size": 8, "batch_size": 8, "prompt_dropout_prob": 0.5}
     options |= {"ref_img_dropout_prob": 0.5, **changes}
-    return TrainingBatches(index, MixturePlan(index.sizes(SOURCES), [0.5, 0.5], 3), SOURCES, **options)
+    return TrainingBatches(index, MixtureOrder(index.sizes(SOURCES), [0.5, 0.5], 3), SOURCES, **options)
 
 
 def identity(sample: Sample) -> tuple:
@@ -184,7 +184,7 @@ def test_shards_at_a_url_give_the_same_samples(shards: Path, s3: str, tmp_path: 
     index = ShardIndex.load(f"{place}/index.parquet", tmp_path, 100_000_000)
     index.check_tars()
     options = {"seed": 3, "global_batch_size": 8, "batch_size": 8}
-    remote = TrainingBatches(index, MixturePlan([10, 10], [0.5, 0.5], 3), SOURCES, **options)
+    remote = TrainingBatches(index, MixtureOrder([10, 10], [0.5, 0.5], 3), SOURCES, **options)
     local = run(training_loader(batches(shards, prompt_dropout_prob=0, ref_img_dropout_prob=0), 0, 3))
     loader = training_loader(remote, 0, 3, num_workers=2)
     loader.multiprocessing_context = context

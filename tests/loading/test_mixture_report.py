@@ -7,7 +7,7 @@ import pytest
 
 from omnitune.config.sources import Source
 from omnitune.loading.mixture_report import mixture_report
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import INDEX_SCHEMA
 
@@ -40,10 +40,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 @pytest.mark.parametrize(("steps", "size"), [(1, 1), (3, 2), (150, 8), (331, 4)])
 def test_figures_are_those_of_every_draw(index: ShardIndex, steps: int, size: int) -> None:
     names = [source.name for source in SOURCES]
-    plan = MixturePlan(index.sizes(names), [source.ratio for source in SOURCES], 1)
-    drawn = [plan.batch(step, size) for step in range(steps)]
+    order = MixtureOrder(index.sizes(names), [source.ratio for source in SOURCES], 1)
+    drawn = [order.batch(step, size) for step in range(steps)]
     window = min(100, steps)
-    for number, figures in enumerate(mixture_report(plan, index, SOURCES, steps, size)):
+    for number, figures in enumerate(mixture_report(order, index, SOURCES, steps, size)):
         rows = [index.row(names[number], row) for batch in drawn for source, row in batch if source == number]
         assert (figures["source"], figures["asked"]) == (names[number], SOURCES[number].ratio)
         assert figures["samples"] == len(rows)

@@ -19,7 +19,7 @@ from omnitune.config.sources import read_mixture
 from omnitune.errors import ConfigError
 from omnitune.flops import SampleTokens
 from omnitune.loading.loader import TrainingBatches
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.plan import TrainingPlan, measured_rate, plan_training
 from omnitune.planning.workload import histogram, longest_batch, read_workload
@@ -141,7 +141,7 @@ def test_the_largest_microbatch_is_what_the_loader_gives(project: Path) -> None:
     options = ExperimentOptions.load(project / "options.yml")
     index, sources = ShardIndex.load("prepared/mix/shards/index.parquet"), read_mixture("mix.yml")
     names = [source.name for source in sources]
-    plan = MixturePlan(index.sizes(names), [source.ratio for source in sources], options.seed)
+    plan = MixtureOrder(index.sizes(names), [source.ratio for source in sources], options.seed)
     cut = {"seed": options.seed, "global_batch_size": 8, "batch_size": 4, "world_size": 2}
     dealt = [
         [

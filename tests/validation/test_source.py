@@ -28,7 +28,7 @@ from omnitune.images.metadata import EXIF_ORIENTATION
 from omnitune.images.prepare import ImageLimits
 from omnitune.images.verdicts import METADATA_BYTES, ImageRefused
 from omnitune.io import storage
-from omnitune.io.lines import MAX_LINE_BYTES, count_rows
+from omnitune.io.jsonl import MAX_LINE_BYTES, count_rows
 from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import apply_chat_template
 from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation

@@ -68,7 +68,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("victim", ["omnitune.training.loop", "snakemake"])
+@pytest.mark.parametrize("victim", ["omnitune.training", "snakemake"])
 def test_killed_training_ends_with_the_same_weights(workplace: Workplace, finished: Workplace, victim: str) -> None:
     restart_training(workplace)
     folder = workplace.root / "experiments/tiny"

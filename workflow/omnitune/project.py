@@ -12,7 +12,7 @@ from omnitune.config.affects import keys_affecting
 from omnitune.config.base import check_config
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.sources import Source, read_mixture
-from omnitune.encoding.groups import grouped
+from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.prompts import read_prompts
 from omnitune.paths import (
@@ -196,7 +196,7 @@ class Project:
         """Names of a validated data set's shards, by source and number of the group that they are encoded in."""
         manifests = Path(MANIFESTS.format(dataset=dataset)).glob("*.jsonl")
         per_group = self.dataset(dataset).shards_per_encoding
-        return {key: [path.stem for path in paths] for key, paths in grouped(manifests, per_group).items()}
+        return {key: [path.stem for path in paths] for key, paths in group_shards(manifests, per_group).items()}
 
     def encoder(self, dataset: str, model: str) -> str:
         """An experiment that trains on an encoding; all of them agree in what it depends on."""

@@ -9,7 +9,7 @@ from omnitune.checkpoints.identity import changes, refusal
 from omnitune.checkpoints.states import newest_state
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
-from omnitune.io.lines import count_rows
+from omnitune.io.jsonl import count_rows
 from omnitune.io.storage import is_url
 from omnitune.paths import EXPERIMENT, INDEX, SUMMARY, VALIDATED_SOURCE, adapter_file
 from omnitune.project import Project

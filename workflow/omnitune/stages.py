@@ -1,6 +1,6 @@
 """One driver per stage of an experiment: cli.py and scripts/ both call it.
 
-The stages before there is an experiment (base model, validation, shards) take paths alone and have none here.
+Validation and shards, which know no experiment, take paths alone and have none here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, evaluation_folders, starting_weights
+from omnitune.distributed.processes import Topology
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
 from omnitune.paths import (
     ENCODED,
@@ -27,7 +28,8 @@ from omnitune.training.inputs import TrainingFiles
 if TYPE_CHECKING:
     from omnitune.encoding.encode import EncodingFiles
 
-# What loads torch is imported where it is used: `omnitune --help` and errors in options need not wait for it.
+# What loads torch is imported where it is used: `omnitune --help` and errors in options need not wait for it, and a job has
+# set up its log before libraries warn.
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,19 @@ class Experiment:
             output=self.path(EXPERIMENT),
         )
         return replace(files, **_given(others))
+
+    def encode(self, shards: Sequence[Path], topology: Topology) -> None:
+        """Encodes shards, see omnitune.encoding.encode."""
+        from omnitune.encoding.encode import encode
+
+        encode(self.options, self.encoding_files(), shards, topology)
+
+    def train(self, *, nodes: int, gpus_per_node: int, threads: int) -> None:
+        """Trains inside of a job, see omnitune.launching.job."""
+        from omnitune.launching.job import launch_job
+
+        files = self.training_files()
+        launch_job(self.options, files, nodes=nodes, gpus_per_node=gpus_per_node, threads=threads)
 
     def evaluation(self, name: str, benchmark: Benchmark, step: EvaluatedStep) -> "Evaluation":
         """That of a step with a benchmark; BASE is what the experiment starts from."""
@@ -158,6 +173,26 @@ class Evaluation:
             self.path(EVALUATION),
         )
         score(self.benchmark, prompts, self.parts, folder, name=self.name, step=self.step, weights=weights)
+
+
+def prepare_base(project: Project, model: str, folder: Path) -> None:
+    """Makes the folder of a base model, see omnitune.pretrained.prepare."""
+    from omnitune.pretrained.prepare import prepare_pretrained
+
+    prepare_pretrained(project.base_source(model), folder, cache_dir=project.download_cache(model))
+
+
+def convert_checkpoint(output: Path, transformer: Path) -> None:
+    """Converts the checkpoint in whose folder `output` lies, as it was trained, see omnitune.conversion.export.
+
+    Args:
+        output: experiments/{experiment}/checkpoint-{step}/{weights}, whose name says whether it is the average.
+        transformer: folder of the transformer that training started from.
+    """
+    from omnitune.conversion.export import convert
+
+    options = ExperimentOptions.load(output.parents[1] / "options.yml")
+    convert(options, output.parent, output, transformer, ema=output.name.endswith("_ema"))
 
 
 def _given(others: Mapping[str, Path | None]) -> dict[str, Any]:

@@ -93,11 +93,11 @@ def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf]) -
                 raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
             _descend(found, ratio, [*above, path], leaves)
         else:
-            origin, files = _files(found, entry, path, where)
+            origin, files = _sample_files(found, entry, path, where)
             leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
 
 
-def _files(
+def _sample_files(
     found: Path | str, entry: MixtureEntry, mixture: Path, where: str
 ) -> tuple[PurePosixPath, tuple[Path | str, ...]]:
     """What names a source, and its .jsonl files."""

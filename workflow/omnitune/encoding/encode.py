@@ -20,7 +20,7 @@ from torch import Tensor
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.options import DataOptions
-from omnitune.console import Progress, setup_process
+from omnitune.console import Progress
 from omnitune.distributed.processes import (
     MISTAKE,
     Topology,
@@ -32,7 +32,7 @@ from omnitune.distributed.processes import (
     run,
 )
 from omnitune.encoding.fingerprint import FINGERPRINT, fingerprint_of, stored_fingerprint
-from omnitune.encoding.groups import group_path, grouped
+from omnitune.encoding.groups import group_path, group_shards
 from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
@@ -86,7 +86,7 @@ def encode(options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Pa
         ValueError: where a file is missing or damaged, or a process failed; its own message stands above then.
     """
     data, fingerprint = options.data, fingerprint_of(files.base, options.data)
-    groups = grouped(shards, data.shards_per_encoding)
+    groups = group_shards(shards, data.shards_per_encoding)
     missing = [shard for shard in shards if not _is_done(shard, files.output, fingerprint)]
     logger.info("%s: %d of %d shards are encoded already", files.output, len(shards) - len(missing), len(shards))
     if missing or stored_fingerprint(files.output / DROPPED) != fingerprint:
@@ -119,7 +119,7 @@ def _encode_missing(
         encode_shards(options.data, files, shards, device)
         return
     arguments = [*files.arguments(), "--shards", *map(str, shards)]
-    command = accelerate_command(topology, "omnitune.encoding.encode", arguments, ["--multi_gpu"])
+    command = accelerate_command(topology, "omnitune.encoding", arguments, ["--multi_gpu"])
     code = run(command, launch_environment(topology))
     if code:
         raise ValueError(f"encoding {options.data.dataset} failed with exit code {code}; its messages stand above.")
@@ -261,7 +261,7 @@ def _chunks(index: ShardIndex) -> Iterator[list[IndexRow]]:
 
 
 def main() -> None:
-    """Entry point of each launched process."""
+    """What each launched process does, see __main__.py."""
     from accelerate.state import PartialState
 
     die_with_parent()
@@ -271,7 +271,6 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, nargs="*", default=[])
     arguments = vars(parser.parse_args())
     shards = arguments.pop("shards")
-    setup_process()
     if launched_rank():
         logger.setLevel(logging.ERROR)
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -284,7 +283,3 @@ def main() -> None:
         raise SystemExit(MISTAKE) from None
     finally:
         state.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from omnitune.paths import group_name, parse_shard
 GROUPS = "groups"  # folder of the groups' indexes, in that of an encoding
 
 
-def grouped(shards: Iterable[Path], shards_per_encoding: int) -> dict[tuple[str, int], list[Path]]:
+def group_shards(shards: Iterable[Path], shards_per_encoding: int) -> dict[tuple[str, int], list[Path]]:
     """Shards by (source, number of the group), in order; a group is `shards_per_encoding` consecutive numbers."""
     groups: dict[tuple[str, int], list[Path]] = defaultdict(list)
     for shard in sorted(shards, key=parse_shard):

@@ -145,15 +145,15 @@ class EncodedIndex:
 
 def _require_same_shards(path: Path, table: pa.Table, expected: pa.Table) -> None:
     """Raises ConfigError unless the rows of a group are those of the index, in order, and encoded from the same tars."""
-    asked, found = _shards(expected, "tar_sha256"), _shards(table, "shard_sha256")
+    asked, found = _hashes_by_shard(expected, "tar_sha256"), _hashes_by_shard(table, "shard_sha256")
     if asked.keys() != found.keys():
         raise ConfigError(
-            f"{path}: holds the shards {_names(found)}, but should hold {_names(asked)} (the data or "
+            f"{path}: holds the shards {_shard_names(found)}, but should hold {_shard_names(asked)} (the data or "
             f"data.shards_per_encoding have changed). {ENCODE}."
         )
     differing = [shard for shard in asked if asked[shard] != found[shard]]
     if differing:
-        names = _names(differing)
+        names = _shard_names(differing)
         raise ConfigError(
             f"{path}: the tars of the shards {names} are others now than when they were encoded. {ENCODE}."
         )
@@ -161,11 +161,11 @@ def _require_same_shards(path: Path, table: pa.Table, expected: pa.Table) -> Non
         raise ConfigError(f"{path}: its samples are not those of the index. Delete the file. {ENCODE}.")
 
 
-def _shards(table: pa.Table, column: str) -> dict[int, str]:
+def _hashes_by_shard(table: pa.Table, column: str) -> dict[int, str]:
     """The hash of each shard's tar, by number."""
     hashes = table.group_by("shard").aggregate([(column, "max")]).sort_by("shard").to_pydict()
     return dict(zip(hashes["shard"], hashes[f"{column}_max"], strict=True))
 
 
-def _names(shards: Iterable[int]) -> str:
+def _shard_names(shards: Iterable[int]) -> str:
     return ", ".join(f"{shard:05d}" for shard in shards)

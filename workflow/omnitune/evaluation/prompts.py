@@ -17,7 +17,7 @@ from omnitune.config.base import Section, check_config
 from omnitune.config.choices import CHECKS, OneOf
 from omnitune.images.resize import to_rgb
 from omnitune.io.files import sha256_of, write_json
-from omnitune.io.lines import read_objects
+from omnitune.io.jsonl import read_objects
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 

@@ -36,7 +36,7 @@ def launch_command(topology: Topology, layout: Layout, train: TrainOptions, argu
         sharing += ["--fsdp_offload_params", str(train.cpu_offload).lower()]  # brings gloo for what is in CPU memory
         sharing += ["--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false"]
     arguments = [*arguments, *layout_arguments(layout)]
-    return accelerate_command(topology, "omnitune.training.loop", arguments, sharing)
+    return accelerate_command(topology, "omnitune.training", arguments, sharing)
 
 
 def launch(options: ExperimentOptions, files: TrainingFiles, topology: Topology) -> None:

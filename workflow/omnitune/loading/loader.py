@@ -1,4 +1,4 @@
-"""Load training samples in the order of the plan, from any step on: from shards, or from what was encoded of them."""
+"""Load training samples in the order of the mixture, from any step on: from shards, or from what was encoded of them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from omnitune.distributed.stopping import die_with_parent
 from omnitune.errors import ConfigError
 from omnitune.loading.balance import deal, waste
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import IndexRow
 from omnitune.validation.row import draw_condition
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omnitune.encoding.read import EncodedIndex, EncodedSample
 
 IntArray = npt.NDArray[np.int64]
-CONDITION = 3  # tag of the random numbers for conditioning, beside those of the plan
+CONDITION = 3  # tag of the random numbers for conditioning, beside those of the order
 
 
 @dataclass
@@ -56,13 +56,13 @@ class Sample:
 class TrainingBatches(Dataset[list[Sample]]):
     """Microbatches of one process. Item (step, microbatch) is a list of `batch_size` samples.
 
-    The plan says which sample stands in which slot of the global batch, and what a sample is conditioned on depends on
+    The order says which sample stands in which slot of the global batch, and what a sample is conditioned on depends on
     (seed, step, slot) alone. Which process computes a slot, and in which microbatch, follows from the samples' numbers of
     tokens (see `deal`), so that no process waits for another with many more of them.
 
     Args:
         index: the shards.
-        plan: over `sources`, in the same order.
+        order: over `sources`, in the same order.
         sources: names of the sources in the order of the mixture.
         seed: of the conditioning.
         global_batch_size, batch_size, gradient_accumulation_steps, rank, world_size: how a step is cut.
@@ -76,7 +76,7 @@ class TrainingBatches(Dataset[list[Sample]]):
     def __init__(
         self,
         index: ShardIndex,
-        plan: MixturePlan,
+        order: MixtureOrder,
         sources: Sequence[str],
         *,
         seed: int,
@@ -97,10 +97,10 @@ class TrainingBatches(Dataset[list[Sample]]):
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} must be 0 .. {world_size - 1}")
-        if index.sizes(sources) != plan.sizes.tolist():
-            raise ValueError(f"plan: sizes {plan.sizes.tolist()} are not those of the index, {index.sizes(sources)}")
+        if index.sizes(sources) != order.sizes.tolist():
+            raise ValueError(f"order: sizes {order.sizes.tolist()} are not those of the index, {index.sizes(sources)}")
         self.index = index
-        self.plan = plan
+        self.order = order
         self.sources = list(sources)
         self.seed = seed
         self.global_batch_size = global_batch_size
@@ -124,7 +124,7 @@ class TrainingBatches(Dataset[list[Sample]]):
     def _deal(self, step: int) -> tuple[list[tuple[int, int]], IntArray]:
         """The samples of a step by slot, and the slots [microbatch, process, ..]; those of the last step are kept."""
         if self._dealt is None or self._dealt[0] != step:
-            samples = self.plan.batch(step, self.global_batch_size)
+            samples = self.order.batch(step, self.global_batch_size)
             dealt = deal(self._tokens(samples), self.gradient_accumulation_steps, self.world_size)
             self._dealt = step, samples, dealt
         return self._dealt[1:]

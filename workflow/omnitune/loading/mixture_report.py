@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omnitune.config.sources import Source
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.index import TOKENS, ShardIndex
 
 IntArray = npt.NDArray[np.int64]
 
 
 def mixture_report(
-    plan: MixturePlan, index: ShardIndex, sources: Sequence[Source], last_step: int, global_batch_size: int
+    order: MixtureOrder, index: ShardIndex, sources: Sequence[Source], last_step: int, global_batch_size: int
 ) -> list[dict[str, Any]]:
     """Figures of each source over the steps 0 .. last_step - 1, of exactly the samples that were drawn.
 
     Args:
-        plan: over `sources`, in the same order.
+        order: over `sources`, in the same order.
         index: of the shards.
         sources: the mixture.
         last_step, global_batch_size: what was trained.
@@ -31,8 +31,8 @@ def mixture_report(
         where it is furthest from the one asked for; samples, the number of draws; passes, how often these go through the
         source; pixels of all images; tokens of images and text, without those that dropout has taken.
     """
-    counts = plan.counts(0, last_step, global_batch_size)
-    worst = plan.worst_shares(last_step, global_batch_size)
+    counts = order.counts(0, last_step, global_batch_size)
+    worst = order.worst_shares(last_step, global_batch_size)
     return [
         {
             "source": source.name,
@@ -40,16 +40,16 @@ def mixture_report(
             "realised": counts[number] / (last_step * global_batch_size),
             "worst_window": worst[number],
             "samples": counts[number],
-            "passes": counts[number] / int(plan.sizes[number]),
-            **_amounts(plan, index, number, source.name, counts[number]),
+            "passes": counts[number] / int(order.sizes[number]),
+            **_amounts(order, index, number, source.name, counts[number]),
         }
         for number, source in enumerate(sources)
     ]
 
 
-def _amounts(plan: MixturePlan, index: ShardIndex, number: int, name: str, draws: int) -> dict[str, int]:
+def _amounts(order: MixtureOrder, index: ShardIndex, number: int, name: str, draws: int) -> dict[str, int]:
     """Pixels and tokens of the first so many draws from a source."""
-    passes, rows = plan.passes(number, draws)
+    passes, rows = order.passes(number, draws)
     per_row = {
         "pixels": np.concatenate([_pixels(part) for part in index.parts(name)]),
         "tokens": np.concatenate([_tokens(part) for part in index.parts(name)]),

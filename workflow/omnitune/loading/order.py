@@ -19,7 +19,7 @@ PERMUTATION, BATCH_ORDER = 1, 2  # tags that keep the streams of random numbers 
 IntArray = npt.NDArray[np.int64]
 
 
-class MixturePlan:
+class MixtureOrder:
     """Draws rows of sources so that ratios hold exactly, each source without replacement until it is used up.
 
     Exactness: in any run of consecutive slots a source's count differs from (length x its share) by less than 2, from
@@ -42,8 +42,8 @@ class MixturePlan:
         self.seed = seed
         self.slots_per_source: IntArray = period_counts(ratios)  # in one period
         self.period = int(self.slots_per_source.sum())
-        self._order = spread(self.slots_per_source)
-        self._rank = _ranks(self._order, len(sizes))
+        self._period_sources = spread_slots(self.slots_per_source)
+        self._period_ranks = _ranks(self._period_sources, len(sizes))
         self._permutations: dict[int, tuple[int, npt.NDArray[np.integer]]] = {}
 
     def batch(self, step: int, global_batch_size: int) -> list[tuple[int, int]]:
@@ -60,8 +60,8 @@ class MixturePlan:
             raise ValueError(f"step {step} must be at least 0 and global_batch_size {global_batch_size} at least 1")
         slots = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
         offsets = slots % self.period
-        sources = self._order[offsets]
-        draws = slots // self.period * self.slots_per_source[sources] + self._rank[offsets]
+        sources = self._period_sources[offsets]
+        draws = slots // self.period * self.slots_per_source[sources] + self._period_ranks[offsets]
         passes, positions = np.divmod(draws, self.sizes[sources])
         samples = [
             (int(source), int(self._permutation(int(source), int(number))[position]))
@@ -75,7 +75,7 @@ class MixturePlan:
         """Draws of each source in the steps first_step .. last_step - 1, computed without going through them."""
         if not 0 <= first_step <= last_step:
             raise ValueError(f"needs 0 <= first_step ({first_step}) <= last_step ({last_step})")
-        before, after = (self._prefix(step * global_batch_size) for step in (first_step, last_step))
+        before, after = (self._draws_of_all(step * global_batch_size) for step in (first_step, last_step))
         return [int(count) for count in after - before]
 
     def passes(self, source: int, draws: int) -> tuple[int, IntArray]:
@@ -94,20 +94,20 @@ class MixturePlan:
         total = window * global_batch_size
         shares = []
         for source, asked in enumerate(self.ratios):
-            drawn = self._drawn(source, starts + total) - self._drawn(source, starts)
+            drawn = self._draws_of(source, starts + total) - self._draws_of(source, starts)
             shares.append(float(drawn[np.argmax(np.abs(drawn / total - asked))] / total))
         return shares
 
-    def _drawn(self, source: int, slots: IntArray) -> IntArray:
+    def _draws_of(self, source: int, slots: IntArray) -> IntArray:
         """Draws of one source in the first so many slots."""
         periods, rest = np.divmod(slots, self.period)
-        places = np.flatnonzero(self._order == source)
+        places = np.flatnonzero(self._period_sources == source)
         return periods * self.slots_per_source[source] + np.searchsorted(places, rest)
 
-    def _prefix(self, slots: int) -> IntArray:
+    def _draws_of_all(self, slots: int) -> IntArray:
         """Draws of each source in the first so many slots."""
         periods, rest = divmod(slots, self.period)
-        return periods * self.slots_per_source + np.bincount(self._order[:rest], minlength=len(self.sizes))
+        return periods * self.slots_per_source + np.bincount(self._period_sources[:rest], minlength=len(self.sizes))
 
     def _permutation(self, source: int, number: int) -> npt.NDArray[np.integer]:
         """The order of a source's rows in its pass `number`; the last one used is kept for each source."""
@@ -157,7 +157,7 @@ def period_counts(ratios: Sequence[float]) -> IntArray:
     return counts
 
 
-def spread(counts: IntArray) -> IntArray:
+def spread_slots(counts: IntArray) -> IntArray:
     """Orders the slots of a period so that in every prefix each source has its share to within less than one slot.
 
     Tijdeman, "The chairman assignment problem" (1980): the deviation is at most 1 - 1 / (2 k - 2) for k sources. Of the

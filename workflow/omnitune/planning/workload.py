@@ -12,7 +12,7 @@ from omnitune.config import ExperimentOptions
 from omnitune.config.sources import Source, read_mixture
 from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.loading.balance import deal, waste
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import IndexRow
 from omnitune.validation.summary import size_class
@@ -66,7 +66,7 @@ def read_workload(
         ConfigError: where mixture and index do not belong together.
     """
     train, names = options.train, [source.name for source in sources]
-    plan = MixturePlan(index.sizes(names), [source.ratio for source in sources], options.seed)
+    plan = MixtureOrder(index.sizes(names), [source.ratio for source in sources], options.seed)
     steps = max(1, min(train.max_train_steps, MAX_STEPS, MAX_SAMPLES // train.global_batch_size))
     samples, sums = [], []
     waited = computed = largest = 0

@@ -14,7 +14,7 @@ from omnitune.distributed.layout import Layout
 from omnitune.encoding.fingerprint import fingerprint_of
 from omnitune.encoding.read import EncodedIndex
 from omnitune.loading.loader import TrainingBatches
-from omnitune.loading.order import MixturePlan
+from omnitune.loading.order import MixtureOrder
 from omnitune.models.encoder import FrozenEncoder, latent_scaling
 from omnitune.sharding.index import ShardIndex
 from omnitune.training.conditioning import Conditioner
@@ -45,7 +45,7 @@ class TrainingData:
 
     index: ShardIndex
     sources: list[Source]
-    plan: MixturePlan
+    plan: MixtureOrder
     batches: TrainingBatches
     conditioner: Conditioner
 
@@ -62,7 +62,7 @@ def open_data(options: ExperimentOptions, files: TrainingFiles, accelerator: Acc
         encoded = EncodedIndex(files.encoded, fingerprint, index, names, data.shards_per_encoding)
     elif accelerator.is_local_main_process:
         index.check_tars()  # a request for each tar where they lie at URLs: once per node
-    plan = MixturePlan(index.sizes(names), [source.ratio for source in sources], options.seed)
+    plan = MixtureOrder(index.sizes(names), [source.ratio for source in sources], options.seed)
     batches = TrainingBatches(
         index,
         plan,

@@ -16,7 +16,7 @@ from omnitune.errors import Refused
 from omnitune.images.prepare import ImageLimits, load_rgb, to_tensor
 from omnitune.images.resize import resize, target_size
 from omnitune.io.files import atomic_path
-from omnitune.io.lines import read_objects
+from omnitune.io.jsonl import read_objects
 from omnitune.models import OmniGen2Pipeline
 from omnitune.models.components import load_scheduler
 from omnitune.models.encoder import FrozenEncoder, latent_scaling

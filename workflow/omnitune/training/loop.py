@@ -25,7 +25,7 @@ from omnitune.checkpoints.states import (
     require_steps,
 )
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.console import Progress, setup_process
+from omnitune.console import Progress
 from omnitune.distributed import parallel
 from omnitune.distributed.layout import Layout
 from omnitune.distributed.parallel import COMPUTE_DTYPES, SharedError, together
@@ -368,11 +368,10 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Entry point of each launched process."""
+    """What each launched process does, see __main__.py."""
     die_with_parent()
     stop = StopRequest()
     files, layout = parse_arguments(__doc__)
-    setup_process()
     threading.excepthook = _thread_failed
     if launched_rank():
         logger.setLevel(logging.ERROR)
@@ -407,7 +406,3 @@ def _leave(code: int) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -146,27 +146,33 @@ def merge_validation(
     tally = Tally()
     for folder, summary in zip(folders, summaries, strict=True):
         tally.add_summary(summary)
-        for row in _rows(folder / SAMPLES, ["sha256"]):
+        for row in _read_rows(folder / SAMPLES, ["sha256"]):
             tally.outputs.add(row["sha256"][-1])
     repeated = tally.outputs.repeated()
     merged = _merged_summary(tally, summaries, repeated, cut)
     _apply_limit(folders, merged, output, max_reject_fraction)
     (output / SUMMARY).unlink(missing_ok=True)  # it comes last, and says that the rest is whole
+    flags = np.zeros(merged["accepted"], dtype=np.bool_) if repeated is None else repeated
+    _merge_samples(folders, output, flags, cut)
+    _join_ledgers(folders, output / REJECTED)
+    write_json(output / SUMMARY, merged)
+    shutil.rmtree(_failed(output), ignore_errors=True)  # the ledger of an earlier failure no longer tells the truth
+    return merged
+
+
+def _merge_samples(folders: Sequence[Path], output: Path, repeated: np.ndarray, cut: ShardCut) -> None:
+    """Writes samples.parquet, and the folder of manifests whole: those of an earlier run must not stay in it."""
     manifests = output / f".{SHARDS}.partial"
     shutil.rmtree(manifests, ignore_errors=True)
     manifests.mkdir(parents=True)
     with atomic_path(output / SAMPLES) as temporary, ParquetRows(temporary, SCHEMA) as samples:
-        flags = iter(np.zeros(merged["accepted"], dtype=np.bool_) if repeated is None else repeated)
+        flags = iter(repeated)
         for folder in folders:
             _merge_source(folder, flags, samples, manifests, cut)
     for manifest in manifests.glob("*.jsonl"):
         write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
     shutil.rmtree(output / SHARDS, ignore_errors=True)
     manifests.replace(output / SHARDS)
-    _join(folders, output / REJECTED)
-    write_json(output / SUMMARY, merged)
-    shutil.rmtree(_failed(output), ignore_errors=True)  # the ledger of an earlier failure no longer tells the truth
-    return merged
 
 
 def _merge_source(
@@ -176,7 +182,7 @@ def _merge_source(
     shard_of, current = cut.numbers(), -1
     with ExitStack() as stack:
         manifest: IO[str] | None = None
-        for row in _rows(folder / SAMPLES):
+        for row in _read_rows(folder / SAMPLES):
             if next(repeated):
                 row["notes"].append(REPEATED)
             samples.append(row, len(row["instruction"]))
@@ -197,14 +203,14 @@ def _check_number(shard: int, source: str) -> None:
         )
 
 
-def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of a parquet file, of one row group at a time."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=columns, use_threads=False).to_pylist()
 
 
-def _join(folders: Sequence[Path], path: Path) -> None:
+def _join_ledgers(folders: Sequence[Path], path: Path) -> None:
     """All ledgers one after the other."""
     with atomic_path(path) as temporary, temporary.open("wb") as joined:
         for folder in folders:
@@ -238,7 +244,7 @@ def _apply_limit(folders: list[Path], merged: dict[str, Any], output: Path, max_
     if not empty and rejected / rows <= max_reject_fraction:  # a division gives 29/100 as 0.29 exactly
         return
     failed = _failed(output)
-    _join(folders, failed / REJECTED)
+    _join_ledgers(folders, failed / REJECTED)
     write_json(failed / SUMMARY, merged)
     reasons = ", ".join(f"{reason} {count}" for reason, count in merged["reasons"].items()) or "none rejected"
     ledger = f"Every rejected row with its reason: {failed / REJECTED}."

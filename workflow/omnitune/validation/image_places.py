@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from omnitune.errors import Refused
 from omnitune.io import storage
-from omnitune.io.lines import shown
+from omnitune.io.jsonl import shown
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "http", "https")  # others may lead to this machine's own files
 SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|sig)=", re.IGNORECASE)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from omnitune.errors import Refused
-from omnitune.io.lines import json_kind, shown
+from omnitune.io.jsonl import json_kind, shown
 
 # Task types as published, and the name each is kept under.
 TASK_TYPES = {"t2i": "t2i", "text_to_image": "t2i", "edit": "edit", "ic": "ic", "in_context": "ic"}

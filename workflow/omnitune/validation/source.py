@@ -18,7 +18,7 @@ from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
 from omnitune.images.verdicts import MAX_PIXELS, ImageRefused
 from omnitune.io.files import atomic_path, json_line, write_json
-from omnitune.io.lines import Line, count_lines, decode_line, local_copies, read_lines
+from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.storage import is_url, redact
 from omnitune.io.workers import ordered_map
@@ -115,20 +115,7 @@ def validate_source(
     output.mkdir(parents=True, exist_ok=True)
     if checks.tokenizer:
         _tokenizer(checks.tokenizer)  # before the workers fork, which share its memory then
-    tally = Tally()
-    with ExitStack() as stack:
-        copies = stack.enter_context(local_copies(files, source_name, output))
-        total = sum(count_lines(path, source_name) for _, path in copies)
-        # Entered in this order, they are renamed in the reverse one, and summary.json comes last of all.
-        samples_path = stack.enter_context(atomic_path(output / SAMPLES))
-        rejected_path = stack.enter_context(atomic_path(output / REJECTED))
-        samples = stack.enter_context(ParquetRows(samples_path, SCHEMA))
-        rejected = stack.enter_context(rejected_path.open("w", encoding="utf-8"))
-        reporter = stack.enter_context(Progress(f"validate {source_name}", total, "lines", enabled=progress))
-        for verdicts in ordered_map(check_lines, _tasks(source_name, copies, checks, tally), workers):
-            _record(verdicts, samples, rejected, tally)
-            reporter.advance(len(verdicts), f"{tally.totals['rejected']} rejected")
-        reporter.advance(tally.totals["blank_lines"])
+    tally = _write_verdicts(source_name, files, output, checks, workers, progress)
     repeated = tally.outputs.repeated()
     summary = {
         "source": source_name,
@@ -138,6 +125,27 @@ def validate_source(
     }
     write_json(output / SUMMARY, summary)
     return summary
+
+
+def _write_verdicts(
+    source_name: str, files: Sequence[str | Path], output: Path, checks: Checks, workers: int, progress: bool
+) -> Tally:
+    """Writes a source's samples and ledger; returns the counts over both."""
+    tally = Tally()
+    with ExitStack() as stack:
+        copies = stack.enter_context(local_copies(files, source_name, output))
+        total = sum(count_lines(path, source_name) for _, path in copies)
+        # Both get their names only when all is written; summary.json, which says that they are whole, comes after them.
+        samples_path = stack.enter_context(atomic_path(output / SAMPLES))
+        rejected_path = stack.enter_context(atomic_path(output / REJECTED))
+        samples = stack.enter_context(ParquetRows(samples_path, SCHEMA))
+        rejected = stack.enter_context(rejected_path.open("w", encoding="utf-8"))
+        reporter = stack.enter_context(Progress(f"validate {source_name}", total, "lines", enabled=progress))
+        for verdicts in ordered_map(check_lines, _portions(source_name, copies, checks, tally), workers):
+            _record(verdicts, samples, rejected, tally)
+            reporter.advance(len(verdicts), f"{tally.totals['rejected']} rejected")
+        reporter.advance(tally.totals["blank_lines"])
+    return tally
 
 
 def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], tally: Tally) -> None:
@@ -151,7 +159,7 @@ def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], ta
             tally.add_rejected(verdict.rejected["reason"])
 
 
-def _tasks(
+def _portions(
     name: str, files: Sequence[tuple[str, Path]], checks: Checks, tally: Tally
 ) -> Iterator[tuple[str, Checks, list[Line]]]:
     """Lines in portions for the workers; blank ones are counted and left out."""

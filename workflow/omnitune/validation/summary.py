@@ -105,10 +105,8 @@ class Outputs:
         if not self._complete:
             return None
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        result = np.zeros(len(hashes), dtype=np.bool_)
-        in_order = hashes[order]
-        result[order[1:]] = in_order[1:] == in_order[:-1]
+        result = np.ones(len(hashes), dtype=np.bool_)
+        result[np.unique(hashes, return_index=True)[1]] = False
         return result
 
 

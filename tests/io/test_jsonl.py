@@ -11,7 +11,7 @@ from omnitune.config import Benchmark
 from omnitune.errors import Refused
 from omnitune.evaluation.prompts import read_prompts
 from omnitune.images.prepare import ImageLimits
-from omnitune.io.lines import BOM, MAX_LINE_BYTES, Line, decode_line, read_objects
+from omnitune.io.jsonl import BOM, MAX_LINE_BYTES, Line, decode_line, read_objects
 from omnitune.training.heldout import read_heldout
 from omnitune.validation.source import validate_source
 
