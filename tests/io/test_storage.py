@@ -82,7 +82,7 @@ def test_urls_that_cannot_be_used_are_errors(url: str, message: str) -> None:
 def test_a_missing_package_is_named(s3: str) -> None:
     code = (
         "import sys; sys.modules['s3fs'] = None\n"  # as where it is not installed
-        f"from omnitune import storage; storage.read_bytes('{s3}/a')"
+        f"from omnitune.io import storage; storage.read_bytes('{s3}/a')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 's3:// needs a further package: pip install "omnitune[s3]"' in done.stderr
