@@ -25,7 +25,10 @@ TRAINED = [
     *ADMITTED,
     *all_outputs(map(PROJECT.trained, PROJECT.experiments)),
 ]
-CONVERTED = [*TRAINED, *all_outputs(starmap(PROJECT.converted, all_evaluated()))]
+CONVERTED = [
+    *TRAINED,
+    *all_outputs(PROJECT.converted(*step) for step in all_evaluated()),
+]
 LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
 EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored())]
 

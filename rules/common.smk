@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import sys
-from itertools import starmap
 from pathlib import Path
 
 from snakemake.exceptions import IncompleteCheckpointException, WorkflowError
@@ -47,14 +46,14 @@ def one_of(names):
 # Files of experiments and data sets that are not in the config are files like others, which no rule makes.
 wildcard_constraints:
     dataset=one_of(PROJECT.sources),
-    source=paths.SOURCE_NAME,
+    source=one_of(name for found in PROJECT.sources.values() for name in found),
     shard=paths.SHARD_NUMBER,
-    group=r"\d+",
+    group=r"\d{4}\d*",
     model=one_of(PROJECT.models),
     experiment=one_of(PROJECT.experiments),
-    step=r"\d+(-ema)?",
+    step=r"0|[1-9]\d*(-ema)?",
     benchmark=one_of(PROJECT.benchmarks),
-    part=r"\d+",
+    part=r"0|[1-9]\d*",
     weights=paths.WEIGHTS_NAME,
 
 
@@ -137,13 +136,15 @@ def look_ahead(chains):
     """Refuses a changed training before anything of this run is done."""
     if not workflow.is_main_process or workflow.execution_settings is None:
         return
+    phases = [phase for chain in chains for phase in chain]
     asked = {
-        phase["experiment"]
-        for chain in chains
-        for phase in chain
-        if phase.rule == "prepare_training"
+        phase["experiment"] for phase in phases if phase.rule == "prepare_training"
     }
     if asked & survey().keys():
-        for message in survey().values():
-            logger.error(message)
-        raise SystemExit(1)
+        refuse(*survey().values())
+
+
+def refuse(*messages):
+    """Ends the run with sentences; an exception of an input function would be shown with its traceback."""
+    logger.error("\n".join(messages))
+    raise SystemExit(1)

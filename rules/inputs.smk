@@ -129,6 +129,7 @@ def get_encoded_groups(dataset, model):
 
 
 def get_index(wildcards):
+    look_ahead([PROJECT.admitted(wildcards.experiment)])
     dataset = get_options(wildcards).data.dataset
     [indexed] = behind(PROJECT.indexed(dataset))
     return indexed.index
@@ -173,8 +174,18 @@ def get_identity(wildcards):
 # ------------------------------------------------------------------ convert
 
 
+def require_step(experiment, step, weights=None):
+    """Ends the run for a target that no training will lead to."""
+    try:
+        PROJECT.require_step(experiment, step, weights)
+    except ValueError as error:
+        refuse(str(error))
+
+
 def get_checkpoint(wildcards):
     """What a checkpoint says of itself. Where that is lost and not converted yet, the job says what to do."""
+    step = EvaluatedStep(int(wildcards.step), wildcards.weights.endswith("_ema"))
+    require_step(wildcards.experiment, step, wildcards.weights)
     [trained] = behind(PROJECT.trained(wildcards.experiment))
     state = f"{paths.CHECKPOINT}/{paths.STATE_FILE}".format(**wildcards)
     lost = not os.path.exists(state) and not os.path.exists(
@@ -204,6 +215,11 @@ def get_prompts(wildcards):
 def get_weights(wildcards):
     """Manifest of the weights to evaluate; those of the base are what the experiment started from."""
     step = EvaluatedStep.parse(wildcards.step)
+    require_step(wildcards.experiment, step)
+    if int(wildcards.part) >= get_benchmark(wildcards).parts:
+        refuse(
+            f"benchmark {wildcards.benchmark!r} has {get_benchmark(wildcards).parts} parts, from 0."
+        )
     behind(PROJECT.loadable(wildcards.experiment, step))
     if step.number:
         return PROJECT.conversion(wildcards.experiment, step)

@@ -342,3 +342,39 @@ def test_reading_the_graph_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_steps_and_weights_that_no_training_leaves_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load(tmp_path, family())
+    for name, step, weights in (
+        ("first", "10", "transformer"),
+        ("first", "10-ema", "transformer_ema"),
+        ("first", "0", None),
+    ):
+        loaded.require_step(name, EvaluatedStep.parse(step), weights)
+    for name, step, weights, message in (
+        ("first", "11", None, r"'first' saves no checkpoint at step 11; known: .*10\."),
+        ("second", "10-ema", None, "'second' keeps no average"),
+        ("first", "10", "transformer_lora", "'first' is converted to transformer, not to transformer_lora"),
+        ("first", "0-ema", None, "saves no checkpoint at step 0-ema"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            loaded.require_step(name, EvaluatedStep.parse(step), weights)
+
+
+def test_two_base_models_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = changed(name="one", model={"pretrained_model_path": "foo/bar"})
+    two = changed(name="two", model={"pretrained_model_path": "foo--bar"})
+    with pytest.raises(
+        ConfigError, match=r"1\.yml: its base model would be resources/pretrained/foo--bar, and so would"
+    ):
+        project(tmp_path, one, two)
+
+
+def test_names_become_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "config/data/mix{v}.yml", "data: []")
+    with pytest.raises(ConfigError, match=r"mix\{v\}\.yml: 'mix\{v\}' names folders; take letters"):
+        project(tmp_path, changed(data={"data_path": "config/data/mix{v}.yml"}))

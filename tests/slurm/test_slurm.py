@@ -30,7 +30,7 @@ FAST = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-sta
 
 def preempt(place: Workplace, environment: dict[str, str], process: subprocess.Popen[bytes]) -> int:
     """Signals the training's job as SLURM does before it takes a job's nodes away; gives the job's number."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 500
     while not (place.root / "experiments/tiny/checkpoint-4/trainer_state.json").is_file():
         assert process.poll() is None and time.monotonic() < deadline, (place.root / "output").read_text()[-6000:]
         time.sleep(0.1)

@@ -1,6 +1,7 @@
 """What the workflow runs: experiments, benchmarks and data sets, checked against each other, and which phase needs which."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -26,6 +27,8 @@ from omnitune.paths import (
     group_name,
     weights_name,
 )
+
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,42 @@ class Project:
             benchmarks[path.stem] = load_config(path, Benchmark)
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         project = cls(experiments, files, benchmarks, starts, workflow.shards_url)
+        project._check_names()
+        project._check_models()
         project._check_datasets()
         for name in experiments:
             project.trained(name)  # raises for a circle through adapters
         return project
+
+    def _check_names(self) -> None:
+        """Those that become names of files and wildcards."""
+        datasets = {options.data.dataset: options.data.data_path for options in self.experiments.values()}
+        for name, where in [*datasets.items(), *((name, f"benchmark {name}") for name in self.benchmarks)]:
+            if not FILE_NAME.fullmatch(name):
+                raise ConfigError(f"{where}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone.")
+
+    def _check_models(self) -> None:
+        """Two base models must not come to one folder."""
+        sources: dict[str, dict[str, Any]] = {}
+        for name, start in self.starts.items():
+            ours = keys_affecting(start.source, "base", prefix="model.")
+            theirs = sources.setdefault(start.model, ours)
+            if ours != theirs:
+                raise ConfigError(
+                    f"{self.options_files[name]}: its base model would be resources/pretrained/{start.model}, and so would that "
+                    f"of another experiment, which is not the same: {ours} and {theirs}. Name one by another path."
+                )
+
+    def require_step(self, experiment: str, step: EvaluatedStep, weights: str | None = None) -> None:
+        """Raises ConfigError for a checkpoint, or a folder of converted weights, that an experiment will not leave."""
+        options, known = self.experiments[experiment], self.experiments[experiment].checkpoint_steps
+        name = weights_name(options.train.lora_ft, step.ema)
+        if step.ema and not options.train.ema_decay:
+            raise ConfigError(f"experiment {experiment!r} keeps no average of its weights (train.ema_decay).")
+        if step.number not in known and step != BASE:
+            raise ConfigError(f"experiment {experiment!r} saves no checkpoint at step {step}; known: {_listed(known)}.")
+        if weights not in (None, name):
+            raise ConfigError(f"experiment {experiment!r} is converted to {name}, not to {weights}.")
 
     def _check_datasets(self) -> None:
         owners: dict[str, str] = {}
@@ -294,6 +329,10 @@ def _preparation(data: DataOptions) -> dict[str, Any]:
 
 def _each_once(phases: Phases) -> Phases:
     return tuple(dict.fromkeys(phases))
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps if len(steps) < 10 else [*steps[:4], "..", *steps[-4:]]))
 
 
 def _known(name: str, names: Iterable[str]) -> str:

@@ -25,7 +25,11 @@ def refused_trainings(project: Project) -> dict[str, str]:
     """
     refused = {}
     for name, options in project.experiments.items():
-        differing = changed(project, name)
+        try:
+            differing = changed(project, name)
+        except ValueError as error:  # a damaged state: no training goes on from it
+            refused[name] = str(error)
+            continue
         if differing and options.resume_from_checkpoint is not None:
             folder = Path(EXPERIMENT.format(experiment=name))
             refused[name] = refusal(options, differing, folder, str(project.options_files[name]))
