@@ -16,6 +16,7 @@ from helpers.workplace import Workplace
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import affects_of
 from omnitune.config.base import section_of
+from omnitune.config.choices import OneOf
 
 pytestmark = pytest.mark.workflow
 
@@ -98,6 +99,7 @@ def other_value(key: str, field: FieldInfo, value: Any) -> Any:
     if key in VALUES:
         return VALUES[key]
     choices = [c for c in getattr(field.annotation, "__args__", ()) if isinstance(c, str | bool)]
+    choices += [name for entry in field.metadata if isinstance(entry, OneOf) for name in entry.names]
     if choices:
         return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):
