@@ -15,6 +15,9 @@ checkpoint convert_checkpoint:
         "logs/convert_checkpoint/{experiment}/{step}-{weights}.log",
     benchmark:
         "logs/benchmarks/convert_checkpoint/{experiment}/{step}-{weights}.tsv"
+    # The folder of a checkpoint is its number; an average is a folder of weights inside of it.
+    wildcard_constraints:
+        step=r"[1-9]\d*",
     conda:
         "../envs/train.yaml"
     threads: 1

@@ -173,8 +173,20 @@ def test_stages_can_be_forced_alone(workplace: Workplace) -> None:
 
 
 def test_wrong_targets_are_one_sentence(workplace: Workplace) -> None:
-    output = workplace.snakemake("experiments/nope/train.json", ok=False)
-    assert "experiments/nope/train.json" in output and "Traceback" not in output
+    tiny, nothing_makes = "experiments/tiny", "No rule to produce"
+    for target, sentence in (
+        ("experiments/nope/train.json", nothing_makes),
+        (f"{tiny}/checkpoint-12-ema/transformer/conversion.json", nothing_makes),
+        (
+            f"{tiny}/checkpoint-12/transformer_lora/conversion.json",
+            "is converted to transformer, not to transformer_lora",
+        ),
+        (f"{tiny}/evaluation/9999/tiny/scores.json", "saves no checkpoint at step 9999; known: 4, 8, 12."),
+        (f"{tiny}/evaluation/0/tiny/parts/9.jsonl", "has 1 parts, from 0"),
+        ("prepared/tiny/validation/sources/nope/summary.json", nothing_makes),
+    ):
+        output = workplace.snakemake("--dry-run", target, ok=False)
+        assert sentence in output and "Traceback" not in output, output[-2000:]
 
 
 def test_snakemake_report_holds_ours(workplace: Workplace) -> None:

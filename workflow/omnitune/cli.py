@@ -172,10 +172,8 @@ def encode(
     experiment = Experiment.alone(config)
     processes = num_processes or torch.cuda.device_count() or 1
     threads = num_threads or max((os.cpu_count() or 1) // processes, 1)
-    files, topology = (
-        experiment.encoding_files(base=base, output=output),
-        Topology(processes, threads_per_process=threads),
-    )
+    files = experiment.encoding_files(base=base, output=output)
+    topology = Topology(processes, threads_per_process=threads)
     encode_dataset(experiment.options, files, index or experiment.path(INDEX), topology)
 
 

@@ -16,7 +16,6 @@ VALIDATION = f"{PREPARED}/validation"
 SAMPLES, REJECTED, SUMMARY = "samples.parquet", "rejected.jsonl", "summary.json"  # of a source and of a data set
 VALIDATED_SOURCE = f"{VALIDATION}/sources/{{source}}"
 MANIFESTS = f"{VALIDATION}/shards"
-MANIFEST = f"{MANIFESTS}/{{source}}-{{shard}}.jsonl"
 MANIFEST_DIGEST = f"{MANIFESTS}/{{source}}-{{shard}}.sha256"
 
 SHARDS = f"{PREPARED}/shards"
@@ -24,7 +23,6 @@ SHARD = f"{SHARDS}/{{source}}-{{shard}}"
 TAR, SHARD_INDEX = f"{SHARD}.tar", f"{SHARD}.parquet"
 INDEX, MAPPED_INDEX = f"{SHARDS}/index.parquet", f"{SHARDS}/index.arrow"
 SHARD_DIGESTS = f"{SHARDS}/digests"
-SHARD_DIGEST = f"{SHARD_DIGESTS}/{{source}}-{{shard}}.sha256"
 
 ENCODED = f"{PREPARED}/encoded/{{model}}"
 ENCODED_GROUP = f"{ENCODED}/groups/{{source}}-{{group}}.parquet"
@@ -47,7 +45,8 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # in converted adapters
 EVALUATIONS = f"{EXPERIMENT}/evaluation/{{step}}"
 EVALUATION = f"{EVALUATIONS}/{{benchmark}}"
 PART = f"{EVALUATION}/parts/{{part}}.jsonl"
-SCORES, GENERATIONS = f"{EVALUATION}/scores.json", f"{EVALUATION}/generations.jsonl"
+SCORES_FILE, GENERATIONS_FILE = "scores.json", "generations.jsonl"  # of an evaluation, all parts together
+SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS_FILE}"
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 

@@ -94,13 +94,12 @@ class Experiment:
         files = self.training_files()
         launch_job(self.options, files, nodes=nodes, gpus_per_node=gpus_per_node, threads=threads)
 
-    def evaluation(self, name: str, benchmark: Benchmark, step: EvaluatedStep) -> "Evaluation":
+    def evaluation(self, benchmark_name: str, benchmark: Benchmark, step: EvaluatedStep) -> "Evaluation":
         """That of a step with a benchmark; BASE is what the experiment starts from."""
-        tuned = (
-            Path(conversion_file(self.options.name, step, self.options.train.lora_ft)).parent if step.number else None
-        )
+        name, lora = self.options.name, self.options.train.lora_ft
+        tuned = Path(conversion_file(name, step, lora)).parent if step.number else None
         weights = evaluated_weights(self.start.base, self.start.transformer, tuned)
-        return Evaluation(name, benchmark, step, weights, self.options.name)
+        return Evaluation(benchmark_name, benchmark, step, weights, name)
 
     def report(
         self,
@@ -167,11 +166,8 @@ class Evaluation:
         from omnitune.evaluation.prompts import read_prompts
         from omnitune.evaluation.scoring import score
 
-        prompts, weights, folder = (
-            read_prompts(self.benchmark, Path()),
-            describe_weights(self.weights),
-            self.path(EVALUATION),
-        )
+        prompts, folder = read_prompts(self.benchmark, Path()), self.path(EVALUATION)
+        weights = describe_weights(self.weights)
         score(self.benchmark, prompts, self.parts, folder, name=self.name, step=self.step, weights=weights)
 
 

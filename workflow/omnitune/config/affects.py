@@ -122,7 +122,9 @@ def key_params(
         stages: which jobs.
         prefix: what stands before the names, such as "data.".
     """
-    read: dict[int, dict[str, Any]] = {}  # by section, as each has many keys and is asked for each
+    read: dict[
+        int, dict[str, Any]
+    ] = {}  # by section, which live as long as the project: each has many keys and is asked for each
 
     def line(key: str) -> Callable[[Any], str]:
         def value(wildcards: Any) -> str:

@@ -37,6 +37,7 @@ from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
 from omnitune.models.encoder import FrozenEncoder
+from omnitune.paths import shard_name
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import IndexRow
 from omnitune.sharding.tar_writer import MemberWriter
@@ -104,7 +105,7 @@ def encode_dataset(options: ExperimentOptions, files: EncodingFiles, index: Path
     if not index.is_file():
         raise ValueError(f"{index}: is missing. Write shards first: snakemake --cores 2 shard, or omnitune shard.")
     names = pq.read_table(index, columns=["source", "shard"]).group_by(["source", "shard"]).aggregate([]).to_pylist()
-    shards = sorted(index.with_name(f"{row['source']}-{row['shard']:05d}.parquet") for row in names)
+    shards = sorted(index.with_name(f"{shard_name(**row)}.parquet") for row in names)
     return encode(options, files, shards, topology)
 
 

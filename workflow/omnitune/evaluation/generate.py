@@ -31,8 +31,8 @@ from omnitune.models import (
     OmniGen2Pipeline,
     OmniGen2Transformer2DModel,
 )
+from omnitune.paths import GENERATIONS_FILE
 
-GENERATIONS_FILE = "generations.jsonl"  # of all parts, as scoring joins them
 SCHEDULERS = {"euler": OmniGen2FlowMatchScheduler, "dpmsolver++": OmniGen2DPMSolverScheduler}
 
 

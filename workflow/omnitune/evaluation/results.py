@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.io.files import is_whole, sha256_of
+from omnitune.paths import GENERATIONS_FILE, SCORES_FILE
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
     """scores.json of evaluation/{step}/{benchmark}; ValueError where it is missing or was changed."""
-    path = folder / "scores.json"
+    path = folder / SCORES_FILE
     try:
         scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -21,7 +22,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 def read_generations(folder: Path, scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows of generations.jsonl by key; ValueError where they or their images are not those that were scored."""
-    path = folder / "generations.jsonl"
+    path = folder / GENERATIONS_FILE
     if not path.is_file() or sha256_of(path) != scores["generations_sha256"]:
         problem = "was changed after it was written" if path.is_file() else "is missing"
         raise ValueError(f"{path}: {problem}. {_score_again(folder)}")
@@ -43,4 +44,4 @@ def require_image(path: Path, sha256: str) -> None:
 
 
 def _score_again(folder: Path) -> str:
-    return f"Score again: snakemake --cores 2 --force {folder / 'scores.json'}"
+    return f"Score again: snakemake --cores 2 --force {folder / SCORES_FILE}"

@@ -12,7 +12,7 @@ from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_image
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
-from omnitune.paths import EvaluatedStep
+from omnitune.paths import GENERATIONS_FILE, SCORES_FILE, EvaluatedStep
 
 
 def score(
@@ -60,10 +60,10 @@ def score(
         "loss_by_time": _loss_by_time(rows),
         "per_prompt": per_prompt,
     }
-    generations = output / "generations.jsonl"
+    generations = output / GENERATIONS_FILE
     write_text(generations, "".join(map(json_line, rows)))
     content = sealed({**scores, "generations_sha256": sha256_of(generations)})
-    write_json(output / "scores.json", content)
+    write_json(output / SCORES_FILE, content)
     return content
 
 
