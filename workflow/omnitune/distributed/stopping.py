@@ -2,14 +2,15 @@
 
 1. A scheduler that takes a job's nodes away sends STOP_SIGNALS to the job's steps: to the process that has called
    `processes.run`, or to a launcher itself. That process must live until what it runs has ended.
-2. `run` sends each on as SIGUSR1 (`sending_on`) and notes it in `Stops`. On several nodes it runs srun, which sends it to
-   `omnitune train` on each of them; there, and on a single node, it runs the launcher, `accelerate launch`.
-3. A launcher that died of the signal would take its processes with it. So where FORWARDS_STOP is in its environment the signals
-   are blocked before it has any thread (`block_stop_signals`), and a thread of it repeats them to the processes
+2. `run` sends each on as SIGUSR1 (`sending_on`) and notes it in `Stops`. On several nodes it runs srun, which sends it
+   to `omnitune train` on each of them; there, and on a single node, it runs the launcher, `accelerate launch`.
+3. A launcher that died of the signal would take its processes with it. So where FORWARDS_STOP is in its environment the
+   signals are blocked before it has any thread (`block_stop_signals`), and a thread of it repeats them to the processes
    (`send_on_to_children`).
-4. These inherit the block, and a thread of each waits for the signals (`StopRequest`). Before the first step, when there is
-   nothing to save, the process ends with INTERRUPTED. Later `requested` is set: the processes tell each other after which step
-   they stop, save after it and end with 0; what has launched them sees that no result is there and ends with INTERRUPTED.
+4. These inherit the block, and a thread of each waits for the signals (`StopRequest`). Before the first step, when
+   there is nothing to save, the process ends with INTERRUPTED, which its launcher passes on as a lost process, and
+   which `Stops` tells from one. Later `requested` is set: the processes tell each other after which step they stop,
+   save after it and end with 0; what has launched them sees that no result is there and ends with INTERRUPTED.
 5. A SIGTERM of the launcher to its own processes means that another one has died: they end at once, with PEER_LOST.
 6. What is killed without a signal that it can see takes along what it has launched (`die_with_parent`).
 """

@@ -1,7 +1,7 @@
 """Look at image files for validation: what is wrong with one gets a name, and nothing that is wrong gets through.
 
-At depth `full` every pixel is decoded and the file hashed. At depth `header` the first bytes tell format, size and mode;
-damage behind them is not seen. What becomes of an accepted image is in `omnitune.images.prepare`.
+At depth `full` every pixel is decoded and the file hashed. At depth `header` the first bytes tell format, size and
+mode; damage behind them is not seen. What becomes of an accepted image is in `omnitune.images.prepare`.
 """
 
 import hashlib

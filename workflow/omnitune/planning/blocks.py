@@ -1,7 +1,8 @@
 """What the blocks of the transformer keep in memory, found by running them on tensors without storage.
 
-A hand-made formula of activations is wrong at the next change of the model. Here each operation of a forward and of a backward
-pass is run under FakeTensorMode, which knows shapes and types but holds no data, and the bytes of what is alive are added up.
+A hand-made formula of activations is wrong at the next change of the model. Here each operation of a forward and of a
+backward pass is run under FakeTensorMode, which knows shapes and types but holds no data, and the bytes of what is
+alive are added up.
 """
 
 import copy

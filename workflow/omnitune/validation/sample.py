@@ -1,8 +1,8 @@
 """The columns of a validated sample, and which of them go on to manifests, tars and the index.
 
-A new column of samples is a field of `ValidatedSample`, filled in by `omnitune.validation.source.check_line`. Where training
-is to see it, it is a name in `CARRIED` and a field of `omnitune.sharding.index_row.IndexRow` as well: the schemas of the
-files, the manifests and what stands in the tars follow from these.
+A new column of samples is a field of `ValidatedSample`, filled in by `omnitune.validation.source.check_line`. Where
+training is to see it, it is a name in `CARRIED` and a field of `omnitune.sharding.index_row.IndexRow` as well: the
+schemas of the files, the manifests and what stands in the tars follow from these.
 """
 
 from dataclasses import dataclass
