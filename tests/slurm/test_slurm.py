@@ -19,7 +19,7 @@ from helpers.workplace import Workplace
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 40
+STEPS = 24
 WEIGHTS = f"experiments/tiny/checkpoint-{STEPS}/transformer/diffusion_pytorch_model.safetensors"
 PROFILE = ["--workflow-profile", "workflow/profiles/slurm"]
 TWO_NODES = ["--set-resources", "train_experiment:nodes=2", "train_experiment:tasks=2"]
