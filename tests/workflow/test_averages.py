@@ -43,7 +43,7 @@ def test_averages_are_converted_evaluated_and_trained_from(new_workplace: Callab
 
 def test_average_from_training_to_report(workplace: Workplace) -> None:
     """A real run: kept while training, converted and evaluated beside the weights, and shown."""
-    options = {**OPTIONS, "name": "averaged", "train": {**OPTIONS["train"], "ema_decay": 0.9}}
+    options = {**OPTIONS, "name": "averaged", "train": {**OPTIONS["train"], "batch_size": 8, "ema_decay": 0.9}}
     (workplace.root / "config/options/averaged.yml").write_text(yaml.safe_dump(options))
     workplace.edit("config/config.yaml", lambda config: config.update(experiments=["config/options/averaged.yml"]))
     workplace.snakemake()

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from helpers.workplace import Workplace
+from omnitune.cli import app
 
 pytestmark = pytest.mark.workflow
 
@@ -107,8 +109,10 @@ def test_report(workplace: Workplace) -> None:
 
 
 def test_help_teaches(workplace: Workplace) -> None:
+    assert "Usage: omnitune [OPTIONS] COMMAND" in run(workplace, "--help")
     for command in ("validate", "shard", "encode", "train", "convert", "generate", "evaluate", "report", "schema"):
-        assert "Usage: omnitune" in run(workplace, command, "--help")
+        text = CliRunner().invoke(app, [command, "--help"], prog_name="omnitune").output
+        assert f"Usage: omnitune {command}" in text and "--help" in text
 
 
 def test_mistakes_have_no_traceback(workplace: Workplace) -> None:

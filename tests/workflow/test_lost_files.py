@@ -16,43 +16,42 @@ VALIDATION, SHARDS, ENCODED = "prepared/tiny/validation", "prepared/tiny/shards"
 EXPERIMENT = "experiments/tiny"
 EVALUATION = f"{EXPERIMENT}/evaluation/12/tiny"
 CHECKPOINT = f"{EXPERIMENT}/checkpoint-12"
-# Each kind of file that rules declare, two and three in a run: (lost, jobs that run).
+# Each kind of file that rules declare, several in a run: (lost, jobs that run).
 DECLARED = [
     (
-        [f"{SHARDS}/edit-00001.tar", f"{VALIDATION}/rejected.jsonl"],
-        {"shard_dataset": 1, "index_dataset": 1, "validate_dataset": 1},
+        [f"{SHARDS}/edit-00001.tar", f"{SHARDS}/edit-00000.parquet", f"{VALIDATION}/rejected.jsonl"],
+        {"shard_dataset": 2, "index_dataset": 1, "validate_dataset": 1},
     ),
     (
-        [f"{SHARDS}/edit-00000.parquet", f"{EVALUATION}/scores.json"],
-        {"shard_dataset": 1, "index_dataset": 1, "score_images": 1},
+        [f"{SHARDS}/index.arrow", f"{VALIDATION}/summary.json", f"{EVALUATION}/scores.json"],
+        {"index_dataset": 1, "validate_dataset": 1, "score_images": 1},
     ),
     (
-        [f"{SHARDS}/index.arrow", f"{VALIDATION}/summary.json", f"{EXPERIMENT}/report/index.html"],
-        {"index_dataset": 1, "validate_dataset": 1, "build_report": 1},
+        [f"{SHARDS}/index.parquet", f"{CHECKPOINT}/transformer/conversion.json", f"{EXPERIMENT}/report/index.html"],
+        {"index_dataset": 1, "convert_checkpoint": 1, "build_report": 1},
     ),
     (
-        [f"{SHARDS}/index.parquet", f"{CHECKPOINT}/transformer/conversion.json"],
-        {"index_dataset": 1, "convert_checkpoint": 1},
-    ),
-    (
-        [f"{VALIDATION}/samples.parquet", f"{VALIDATION}/shards", f"{SHARDS}/digests"],
-        {"validate_dataset": 1, "index_dataset": 1},
+        [
+            f"{VALIDATION}/samples.parquet",
+            f"{VALIDATION}/shards",
+            f"{SHARDS}/digests",
+            "resources/benchmarks/tiny/protocol.json",
+            "resources/benchmarks/tiny/scoring.json",
+        ],
+        {"validate_dataset": 1, "index_dataset": 1, "prepare_benchmark": 1},
     ),
     (
         [f"{ENCODED}/groups/edit-0000.parquet", f"{EVALUATION}/generations.jsonl"],
         {"encode_dataset": 1, "prepare_training": 1, "score_images": 1},
     ),
     (
-        [f"{EXPERIMENT}/identity.json", f"{EXPERIMENT}/train.json"],
-        {"prepare_training": 1, "train_experiment": 1},
-    ),
-    (
-        ["resources/benchmarks/tiny/protocol.json", "resources/benchmarks/tiny/scoring.json"],
-        {"prepare_benchmark": 1},
-    ),
-    (
-        ["resources/pretrained/demo/manifest.json", "resources/demo/edit.jsonl"],
-        {"prepare_pretrained": 1, "prepare_demo_data": 1},
+        [
+            f"{EXPERIMENT}/identity.json",
+            f"{EXPERIMENT}/train.json",
+            "resources/pretrained/demo/manifest.json",
+            "resources/demo/edit.jsonl",
+        ],
+        {"prepare_training": 1, "train_experiment": 1, "prepare_pretrained": 1, "prepare_demo_data": 1},
     ),
     # The parts are joined in generations.jsonl: nobody needs them but who draws or scores again.
     ([f"{EVALUATION}/parts/0.jsonl"], {}),

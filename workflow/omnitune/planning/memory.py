@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,8 @@ def _blocks(
     compute: Compute,
     train: TrainOptions,
 ) -> list[_Block]:
-    """The blocks in order; like ones are measured once."""
+    """The blocks in order."""
     temb = is_trained(model.time_caption_embed.timestep_embedder)
-    known: dict[Any, Footprint] = {}
     places: dict[str, int] = {}
     blocks = []
     for unit, into in gradient_reaches(model):
@@ -222,13 +221,10 @@ def _blocks(
             continue
         place = places[unit.stage] = places.get(unit.stage, -1) + 1
         recompute = train.gradient_checkpointing and place % train.gradient_checkpointing_every == 0
-        pattern = tuple((tuple(p.shape), p.requires_grad) for p in unit.module.parameters())
-        key = (unit.stage, into, recompute, pattern)
-        if key not in known:
-            known[key] = _footprint(unit, batch, compute, model.config.axes_dim_rope, into, temb, recompute)
+        footprint = _footprint(unit, batch, compute, tuple(model.config.axes_dim_rope), into, temb, recompute)
         parameters = list(unit.module.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
-        blocks.append(_Block(sum(p.numel() for p in parameters), trained, known[key]))
+        blocks.append(_Block(sum(p.numel() for p in parameters), trained, footprint))
     return blocks
 
 
@@ -236,12 +232,31 @@ def _footprint(
     unit: Unit,
     batch: Sequence[SampleTokens],
     compute: Compute,
-    axes: Sequence[int],
+    axes: tuple[int, ...],
     into: bool,
     temb: bool,
     recompute: bool,
 ) -> Footprint:
-    """Of one block; see `block_footprint`."""
+    """Of one block; see `block_footprint`. Like blocks are measured once, in all variants of a plan."""
+    parameters = tuple((tuple(p.shape), p.requires_grad) for p in unit.module.parameters())
+    key = (repr(unit.module), parameters, unit.stage, tuple(batch), compute, axes, into, temb, recompute)
+    if key not in _MEASURED:
+        _MEASURED[key] = _measured(unit, batch, compute, axes, into, temb, recompute)
+    return _MEASURED[key]
+
+
+_MEASURED: dict[Hashable, Footprint] = {}
+
+
+def _measured(
+    unit: Unit,
+    batch: Sequence[SampleTokens],
+    compute: Compute,
+    axes: tuple[int, ...],
+    into: bool,
+    temb: bool,
+    recompute: bool,
+) -> Footprint:
     if not any(sum(sample.sequences(unit.stage)) for sample in batch):  # no references: gradients of zero
         trained = sum(p.numel() for p in unit.module.parameters() if p.requires_grad)
         return Footprint(0, 0, compute.weights.itemsize * trained)
