@@ -24,6 +24,7 @@ from omnitune import paths
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, key_params
 from omnitune.config.options import DataOptions, ModelOptions
+from omnitune.config.yaml_file import read_yaml
 from omnitune.evaluation.prompts import prompt_images, prompts_hash, read_prompts
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
@@ -32,6 +33,8 @@ from omnitune.io.storage import is_url, version_of
 from omnitune.survey import lost_files
 
 try:
+    for file in workflow.configfiles:
+        read_yaml(Path(file))  # of a key that stands twice, Snakemake takes the last
     PROJECT = Project.load(config)
     if workflow.is_main_process:
         PROJECT.read_files()

@@ -180,7 +180,7 @@ def test_a_pattern_is_also_looked_for_beside_the_mixture(tmp_path: Path, monkeyp
 
 
 def test_samples_at_urls_keep_their_address(tmp_path: Path) -> None:
-    urls = ["s3://bucket/a/x.jsonl", "s3://bucket/b/x.jsonl", "https://host/y.jsonl?token=1"]
+    urls = ["s3://bucket/a/x.jsonl", "s3://bucket/b/x.jsonl", "https://host/y.jsonl?version=1"]
     sources = read_mixture(write_mixture(tmp_path / "mix.yml", *({"path": url} for url in [*urls, urls[0]])))
     assert [source.files for source in sources] == [(url,) for url in urls]
     assert ratios(sources) == pytest.approx({"a_x": 1 / 2, "b_x": 1 / 4, "y": 1 / 4})

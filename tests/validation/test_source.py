@@ -538,7 +538,7 @@ def test_long_lines_are_refused_and_counted_as_one(folder: Path) -> None:
     summary = validate_source("a", [file], folder / "out", progress=False)
     ledger = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["line"], entry["reason"]) for entry in ledger] == [(k, "line_too_long") for k in (2, 4, 6)]
-    assert ledger[0]["row"] == long.decode()[:2000]
+    assert ledger[0]["row"] is None
     assert pq.read_table(folder / "out" / "samples.parquet")["line"].to_pylist() == [1, 3, 5]
     assert (summary["rows"], summary["accepted"]) == (6, 3)
     assert count_rows(file) == 6

@@ -80,6 +80,14 @@ def validate(
     image_root: Annotated[
         str | None, option("image_root", "Reject images that do not lie below this folder or URL.")
     ] = None,
+    source_root: Annotated[
+        list[str] | None,
+        option(
+            "source_root",
+            "Read samples below this folder or URL alone; may be given several times. "
+            "Without it: below the working directory and the mixture's own folder, and at any URL.",
+        ),
+    ] = None,
     samples_per_shard: Annotated[
         int, option("samples_per_shard", "Rows of a source that go into one tar.", min=1)
     ] = 1000,
@@ -99,7 +107,7 @@ def validate(
     checks = Checks(depth, max_image_pixels, image_root, maximum_text_tokens, tokenizer=folder)
     limits: dict[str, Any] = {"max_reject_fraction": max_reject_fraction, "samples_per_shard": samples_per_shard}
     try:
-        summary = validate_mixture(mixture, output, checks, workers=workers, **limits)
+        summary = validate_mixture(mixture, output, checks, workers=workers, source_roots=source_root or None, **limits)
     except RejectedTooMany as error:
         Console().print(*summary_tables(error.summary), sep="\n")
         raise

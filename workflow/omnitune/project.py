@@ -12,7 +12,7 @@ from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, Workf
 from omnitune.config.affects import keys_affecting
 from omnitune.config.base import check_config
 from omnitune.config.options import DataOptions, ModelOptions
-from omnitune.config.sources import Source, read_mixture
+from omnitune.config.sources import Source, sources_of
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.prompts import read_prompts
@@ -160,8 +160,10 @@ class Project:
     @cached_property
     def sources(self) -> dict[str, dict[str, Source]]:
         """The sources of each data set, by name."""
-        paths = {options.data.dataset: options.data.data_path for options in self.experiments.values()}
-        return {name: {source.name: source for source in read_mixture(paths[name])} for name in sorted(paths)}
+        # Of each experiment, as the places that sources may lie at are its own, and once of those that allow the same.
+        data = {(o.data.dataset, *(o.data.source_roots or ())): o.data for o in self.experiments.values()}
+        read = {found.dataset: sources_of(found) for found in data.values()}
+        return {name: {source.name: source for source in read[name]} for name in sorted(read)}
 
     @property
     def models(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from omnitune.checkpoints.states import list_checkpoints, newest_state, next_superseded
 from omnitune.config import ExperimentOptions
 from omnitune.config.affects import defaults
-from omnitune.config.sources import read_mixture
+from omnitune.config.sources import sources_of
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
 from omnitune.paths import CONVERSION_FILE, parse_converted, starting_adapter_file, weights_name
@@ -57,7 +57,7 @@ def weights_hash(folder: Path) -> Any:
 def data_identity(options: ExperimentOptions, index: Path) -> dict[str, Any]:
     """Ratio, number of samples and hash of each source of the mixture; ConfigError where the index lacks one."""
     found = read_sources(index)
-    sources = read_mixture(options.data.data_path)
+    sources = sources_of(options.data)
     missing = [source.name for source in sources if source.name not in found]
     if missing:
         raise ConfigError(

@@ -6,10 +6,10 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from omnitune.config.yaml_file import read_yaml
 from omnitune.errors import ConfigError
 
 
@@ -22,29 +22,6 @@ class Section(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping; raises ConfigError for a missing file, bad YAML or another top level."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}). Check the path in the file that names it."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}{where}: not valid YAML: {problem}.") from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ConfigError(f"{path}: the top level must be a mapping of keys, found {found}.")
-    return content
 
 
 def load_config(path: Path | str, model: type[ModelT]) -> ModelT:

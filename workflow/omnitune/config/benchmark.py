@@ -20,6 +20,14 @@ class Benchmark(Section):
         ),
         NAMES,
     ]
+    image_root: Annotated[
+        str | None,
+        Field(
+            description="Folder below which alone the prompts' images may lie, links followed. "
+            "null: below the working directory and the prompts' own folder."
+        ),
+        NOTHING,
+    ] = None
     seed: Annotated[
         int,
         Field(ge=0, description="Seed of the starting noise; each prompt derives its own from it."),

@@ -99,6 +99,14 @@ class DataOptions(Section):
         Field(description="Reject images that do not lie below this folder or URL. null: they may lie anywhere."),
         Affects("samples"),
     ] = None
+    source_root: Annotated[
+        str | list[str] | None,
+        Field(
+            description="One or several folders or URLs, below which alone all that the mixture names may lie, links followed. "
+            "null: below the working directory and the mixture's own folder, and at any URL."
+        ),
+        NOTHING,
+    ] = None
     image_format: Annotated[
         str,
         OneOf(IMAGE_FORMATS),
@@ -144,6 +152,11 @@ class DataOptions(Section):
         if not limits or min(limits) < 256:
             raise ValueError("needs one limit or a list of limits, each at least 256 pixels")
         return value
+
+    @property
+    def source_roots(self) -> list[str] | None:
+        """Below which sources may lie; None for the usual places."""
+        return [self.source_root] if isinstance(self.source_root, str) else self.source_root
 
     @property
     def dataset(self) -> str:

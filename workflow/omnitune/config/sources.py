@@ -3,19 +3,27 @@
 import glob
 import hashlib
 import math
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omnitune.config import Mixture, MixtureEntry, load_config
-from omnitune.errors import ConfigError
-from omnitune.io.storage import is_url
+from omnitune.config.options import DataOptions
+from omnitune.errors import ConfigError, Refused
+from omnitune.io.places import check_url, is_below
+from omnitune.io.storage import is_url, redact
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
 PATTERN = re.compile(r"[*?\[]")
+MAX_ENTRIES = 10_000  # of all mixtures together, each counted as often as it is named
+MAX_DEPTH = 32  # mixtures that name each other in a row
+MAX_FILES = 100_000  # .jsonl files of one folder or pattern
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,19 @@ class _Leaf:
     source: Source
 
 
-def read_mixture(path: Path | str) -> list[Source]:
+def sources_of(data: DataOptions) -> list[Source]:
+    """The sources of an experiment's mixture, which may lie where its options allow; see `read_mixture`."""
+    return read_mixture(data.data_path, data.source_roots)
+
+
+def read_mixture(path: Path | str, roots: Sequence[str] | None = None) -> list[Source]:
     """Reads a mixture file and everything it names.
 
     Args:
         path: a .yml mixture; its entries are .jsonl files or URLs of such, folders (searched for *.jsonl), patterns
             (`data/part-*.jsonl`, `**` for all folders below) or further mixtures.
+        roots: folders and URLs below which alone what it names may lie, links followed. None: below the working directory
+            and the mixture's own folder, and at any URL.
 
     Returns:
         Sources by name, without those of ratio 0; the same files named twice are one source. In which order the mixture
@@ -65,36 +80,95 @@ def read_mixture(path: Path | str) -> list[Source]:
 
     Raises:
         ConfigError: for a missing mixture or folder, a pattern without a match, an unknown extension, ratios that are all
-            0, or a circle.
+            0, a circle, more entries than MAX_ENTRIES, or what lies outside the roots.
     """
     path = Path(path)
     if path.suffix not in MIXTURE_SUFFIXES:
         raise ConfigError(f"{path}: a mixture is a .yml file. Name this file as `path` in one.")
-    leaves: list[_Leaf] = []
-    _descend(path, 1.0, [], leaves)
-    return sorted(_named(_merged(leaves)), key=lambda source: source.name)
+    reading = _Reading(None if roots is None else tuple(roots), path)
+    reading.descend(path, 1.0, [])
+    return sorted(_named(_merged(reading.leaves)), key=lambda source: source.name)
 
 
-def _descend(path: Path, share: float, above: list[Path], leaves: list[_Leaf]) -> None:
-    """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that lead to it."""
-    _refuse_circle(path, above)
-    mixture = load_config(path, Mixture)
-    total = math.fsum(entry.ratio for entry in mixture.data)  # the same to the last bit in any order
-    if total <= 0:
-        raise ConfigError(f"{path}: data: the ratios of all entries are 0, which leaves nothing. Raise one above 0.")
-    for number, entry in enumerate(mixture.data):
-        if entry.ratio == 0:
-            continue
-        where = f"{path}: data.{number}.path: {entry.path!r}"
-        ratio = share * (entry.ratio / total)
-        found = _resolve(entry, path)
+class _Reading:
+    """One reading of a mixture and of those that it names.
+
+    Attributes:
+        leaves: what has been found.
+    """
+
+    def __init__(self, roots: tuple[str, ...] | None, top: Path) -> None:
+        self.roots, self.top = roots, top
+        self.leaves: list[_Leaf] = []
+        self._entries = 0
+        self._allowed: set[Path | str] = set()
+        self._mixtures: dict[Path, Mixture] = {}
+
+    def descend(self, path: Path, share: float, above: list[Path]) -> None:
+        """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that lead to it."""
+        _refuse_circle(path, above)
+        if path not in self._mixtures:
+            self._mixtures[path] = load_config(path, Mixture)
+        mixture = self._mixtures[path]
+        self._entries += len(mixture.data)
+        if self._entries > MAX_ENTRIES or len(above) >= MAX_DEPTH:
+            raise ConfigError(
+                f"{self.top}: names more than {MAX_ENTRIES} entries through its mixtures, or these name each other more "
+                f"than {MAX_DEPTH} times in a row; the last one is {path}. Name folders or patterns instead."
+            )
+        total = math.fsum(entry.ratio for entry in mixture.data)  # the same to the last bit in any order
+        if total <= 0:
+            raise ConfigError(
+                f"{path}: data: the ratios of all entries are 0, which leaves nothing. Raise one above 0."
+            )
+        for number, entry in enumerate(mixture.data):
+            if entry.ratio:
+                self._add(
+                    entry, f"{path}: data.{number}.path: {entry.path!r}", share * (entry.ratio / total), path, above
+                )
+
+    def _add(self, entry: MixtureEntry, where: str, ratio: float, path: Path, above: list[Path]) -> None:
+        found: Path | str = entry.path if "://" in entry.path else _resolve(entry, path)
+        if isinstance(found, Path) and ".." in found.parts[len(_fixed(found).parts) :]:
+            raise ConfigError(f"{where}: `..` stands behind a wildcard. Write the folder out.")
+        self._require_allowed(found if isinstance(found, str) else _fixed(found), where)
         if isinstance(found, Path) and found.suffix in MIXTURE_SUFFIXES and not found.is_dir():
             if not found.is_file():
                 raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
-            _descend(found, ratio, [*above, path], leaves)
-        else:
-            origin, files = _sample_files(found, entry, path, where)
-            leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
+            self.descend(found, ratio, [*above, path])
+            return
+        origin, files = _sample_files(found, entry, path, where)
+        for file in files:
+            self._require_allowed(file, where)
+        self.leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
+
+    def _require_allowed(self, place: Path | str, where: str) -> None:
+        """Raises ConfigError for a URL that is not read, and for what lies, links followed, outside the roots."""
+        if place in self._allowed:
+            return
+        self._allowed.add(place)
+        if isinstance(place, str):
+            try:
+                check_url(place)
+            except Refused as error:
+                raise ConfigError(f"{redact(where)}: {error.message}.") from None
+            if self.roots is None:
+                return
+        roots = self.roots if self.roots is not None else (".", str(self.top.parent))
+        if not any(is_below(place, root) for root in roots):
+            raise ConfigError(
+                f"{where}: {place} leads to {os.path.realpath(place) if isinstance(place, Path) else place}, which is "
+                f"outside {' and '.join(roots)}. If samples may be read from there, name the folder in "
+                "data.source_root (omnitune validate: --source_root)."
+            )
+
+
+def _fixed(found: Path) -> Path:
+    """The part of a path before its first wildcard; all of one that is there, or has none."""
+    if found.exists():
+        return found
+    parts = list(takewhile(lambda part: not PATTERN.search(part), found.parts))
+    return Path(*parts)
 
 
 def _sample_files(
@@ -144,19 +218,26 @@ def _tried(entry: MixtureEntry, mixture: Path) -> str:
 
 
 def _folder_files(folder: Path, where: str) -> tuple[Path, ...]:
-    files = tuple(sorted((file for file in folder.rglob("*.jsonl") if file.is_file()), key=lambda file: file.parts))
+    files = _sorted_files((file for file in folder.rglob("*.jsonl") if file.is_file()), where)
     if not files:
         raise ConfigError(f"{where}: the folder {folder} holds no .jsonl file. Put one there or take the entry out.")
+    return files
+
+
+def _sorted_files(found: Iterable[Path], where: str) -> tuple[Path, ...]:
+    files = tuple(sorted(islice(found, MAX_FILES + 1), key=lambda file: file.parts))
+    if len(files) > MAX_FILES:
+        raise ConfigError(f"{where}: more than {MAX_FILES} .jsonl files. Join them, or name several entries.")
     return files
 
 
 def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, ...]:
     """The .jsonl files that a pattern matches from the working directory, or else beside the mixture."""
     for pattern in (entry.path, str(Path(glob.escape(str(mixture.parent))) / entry.path)):
-        matches = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
-        files = [file for file in matches if file.suffix == ".jsonl" and file.is_file()]
+        matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
+        files = _sorted_files((file for file in matches if file.suffix == ".jsonl" and file.is_file()), where)
         if files:
-            return tuple(sorted(files, key=lambda file: file.parts))
+            return files
     raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
 
 

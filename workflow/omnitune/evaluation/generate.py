@@ -158,8 +158,9 @@ def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, d
             row = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill has cut
             continue
-        image = job.output / row["image"]
+        image = job.output / "images" / f"{row['key']}.png"
         same = row["protocol"] == job.protocol and row["weights"] == job.weights and is_whole(row)
+        same = same and row["image"] == f"images/{row['key']}.png"
         if row["key"] in keys and same and image.is_file() and sha256_of(image) == row["sha256"]:
             rows[row["key"]] = row
     return rows

@@ -18,10 +18,13 @@ from omnitune.config.choices import CHECKS, OneOf
 from omnitune.images.resize import to_rgb
 from omnitune.io.files import sha256_of, write_json
 from omnitune.io.jsonl import read_objects
+from omnitune.io.places import is_below
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
 ImagePath = Annotated[str, Field(min_length=1)]
+MAX_PROMPTS = 100_000
+MAX_INSTRUCTION = 20_000  # characters; the text encoder reads about a thousand tokens
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
 ItemT = TypeVar("ItemT")
@@ -107,7 +110,10 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
     seen: dict[str, int] = {}
     for number, content in read_objects(path):
         where = f"{path}:{number}"
-        prompt = _prompt(check_config(content, PromptLine, where), where, path.parent)
+        if len(prompts) >= MAX_PROMPTS:
+            raise ValueError(f"{where}: a benchmark has at most {MAX_PROMPTS} prompts. Take lines out of the file.")
+        prompt = _prompt(_checked_line(content, where), where, path.parent)
+        _require_below(prompt, benchmark, path.parent, where)
         # case is no difference to some file systems
         earlier = seen.setdefault(prompt.key.casefold(), number)
         if earlier != number:
@@ -119,6 +125,27 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"{path}: holds no prompts.")
     return prompts
+
+
+def _checked_line(content: dict[str, Any], where: str) -> PromptLine:
+    instruction = content.get("instruction")
+    if isinstance(instruction, str) and len(instruction) > MAX_INSTRUCTION:  # said without repeating it
+        raise ValueError(
+            f"{where}: instruction of {str(content.get('key'))[:120]!r}: has {len(instruction)} characters; at most "
+            f"{MAX_INSTRUCTION} are allowed. Shorten it."
+        )
+    return check_config(content, PromptLine, where)
+
+
+def _require_below(prompt: Prompt, benchmark: Benchmark, folder: Path, where: str) -> None:
+    """Raises ValueError for an image outside the roots: the report, which others read, would show it."""
+    roots = [Path(), folder] if benchmark.image_root is None else [Path(benchmark.image_root)]
+    for image in prompt_images([prompt]):
+        if not any(is_below(image, root) for root in roots):
+            raise ValueError(
+                f"{where}: {image} leads to {image.resolve()}, which is outside {' and '.join(map(str, roots))}. If the "
+                "report may show it, name its folder in the benchmark's image_root."
+            )
 
 
 def part_of(prompts: Sequence[ItemT], part: int, parts: int) -> list[ItemT]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.io.files import is_whole, sha256_of
+from omnitune.io.places import is_below
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE
 
 
@@ -28,8 +29,18 @@ def read_generations(folder: Path, scores: dict[str, Any]) -> dict[str, dict[str
         raise ValueError(f"{path}: {problem}. {_score_again(folder)}")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for row in rows:
+        require_own_image(folder, row)
         require_image(folder / row["image"], row["sha256"])
     return {row["key"]: row for row in rows}
+
+
+def require_own_image(folder: Path, row: dict[str, Any]) -> None:
+    """Raises ValueError where a row names another file than its own image, which the report would show."""
+    own = f"images/{row['key']}.png"
+    if row["image"] != own or not is_below(folder / own, folder):
+        raise ValueError(
+            f"{folder}: the row of {row['key']!r} names {row['image']!r}, which is not its own image {own}."
+        )
 
 
 def require_image(path: Path, sha256: str) -> None:

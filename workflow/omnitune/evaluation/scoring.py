@@ -10,7 +10,7 @@ from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
 from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
-from omnitune.evaluation.results import require_image
+from omnitune.evaluation.results import require_image, require_own_image
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE, EvaluatedStep
 
@@ -47,6 +47,7 @@ def score(
     protocol = protocol_fingerprint(benchmark, prompts)
     rows = _read_parts(parts, prompts, protocol, weights)
     for row in rows:
+        require_own_image(output, row)
         require_image(output / row["image"], row["sha256"])
     per_prompt = [_measured(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
     scores = {

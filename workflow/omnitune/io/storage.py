@@ -16,7 +16,12 @@ import fsspec
 from omnitune.io.files import atomic_path
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s\"]*@|(?<=[?&])(?i:X-Amz-Signature|X-Goog-Signature|sig)=[^&\s\"]*")
+# Parts of a URL that let whoever reads it in: a user's name and password, and what signs it or is a key of its own.
+SECRETS = (
+    r"X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|Policy|Key-Pair-Id|sig|"
+    r"(?:[a-z0-9]+[-_])*(?:api[-_]?key|token|secret|password)"
+)
+CREDENTIALS = re.compile(rf"(?<=://)[^/@\s\"]*@|(?<=[?&;])(?i:{SECRETS})=[^&;\s\"']*", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 

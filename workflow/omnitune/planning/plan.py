@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from omnitune.config import ExperimentOptions, starting_weights
-from omnitune.config.sources import read_mixture
+from omnitune.config.sources import sources_of
 from omnitune.flops import ModelFlops
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.memory import (
@@ -166,7 +166,7 @@ def plan_experiment(
         options,
         expected_architecture(options, start.transformer),
         ShardIndex.load(index),
-        read_mixture(options.data.data_path),
+        sources_of(options.data),
         Machine(processes, nodes, device, memory),
         encoder_bytes_of(start.base, options),
     )

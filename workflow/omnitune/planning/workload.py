@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.sources import Source, read_mixture
+from omnitune.config.sources import Source, sources_of
 from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixtureOrder
@@ -91,7 +91,7 @@ def read_workload(
 
 def longest_batch(options: ExperimentOptions, index: ShardIndex, *, processes: int) -> list[SampleTokens]:
     """The samples of the microbatch with most tokens in the first steps of a training; see `read_workload`."""
-    return read_workload(options, index, read_mixture(options.data.data_path), processes=processes).heaviest
+    return read_workload(options, index, sources_of(options.data), processes=processes).heaviest
 
 
 @dataclass(frozen=True)

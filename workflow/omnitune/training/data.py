@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.sources import Source, read_mixture
+from omnitune.config.sources import Source, sources_of
 from omnitune.distributed.layout import Layout
 from omnitune.encoding.fingerprint import fingerprint_of
 from omnitune.encoding.read import EncodedIndex
@@ -54,7 +54,7 @@ def open_data(options: ExperimentOptions, files: TrainingFiles, accelerator: Acc
     """Opens index and shards, or encodings; raises ValueError for what is missing or does not fit."""
     data, train = options.data, options.train
     index = open_index(options, files.index)
-    sources = read_mixture(data.data_path)
+    sources = sources_of(data)
     names = [source.name for source in sources]
     encoded = None
     if data.encode:

@@ -24,7 +24,7 @@ from omnitune.io.storage import is_url, redact
 from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import count_tokens, load_tokenizer
 from omnitune.validation.image_places import image_places
-from omnitune.validation.row import Row, check_row
+from omnitune.validation.row import KNOWN_KEYS, Row, check_row
 from omnitune.validation.sample import SCHEMA, ValidatedSample
 from omnitune.validation.summary import Tally
 
@@ -34,7 +34,7 @@ SUMMARY = "summary.json"
 # A worker gets so many lines at once, and no more bytes than this.
 LINES_PER_TASK: dict[Depth, int] = {"full": 16, "header": 128}
 BYTES_PER_TASK = 1 << 20
-LEDGER_TEXT = 2_000  # characters of a message, and of an unreadable line, that the ledger holds
+LEDGER_TEXT = 2_000  # characters of a message that the ledger holds
 NOTE_TEXT = 200  # characters of a note
 
 
@@ -186,7 +186,7 @@ def check_lines(task: tuple[str, Checks, list[Line]]) -> list[Verdict]:
 
 def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdict:
     """Accepts or rejects one line, with all of its images."""
-    content: Any = line.content.decode("utf-8", errors="replace")[:LEDGER_TEXT]
+    content: Any = None
     try:
         content = decode_line(line)
         row = check_row(content)
@@ -194,7 +194,7 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
     except Refused as error:
         ledger = {"file": line.file, "line": line.number, "reason": error.reason}
-        return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": content})
+        return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": _known_part(content)})
     places, facts = [place for place, _ in images], [fact for _, fact in images]
     sample = ValidatedSample(
         source=source_name,
@@ -215,6 +215,12 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         notes=[note[:NOTE_TEXT] for note in _notes(line, row, facts, checks)],
     )
     return Verdict(sample=sample)
+
+
+def _known_part(content: Any) -> dict[str, Any] | None:
+    """What the ledger repeats of a line: the keys of a sample alone, as the file may be another one that was not meant."""
+    known = {key: value for key, value in (content or {}).items() if key in KNOWN_KEYS}
+    return known or None
 
 
 def _notes(line: Line, row: Row, facts: list[ImageFacts], checks: Checks) -> list[str]:
@@ -278,17 +284,19 @@ def validate_mixture(
     workers: int = 1,
     progress: bool = True,
     max_reject_fraction: float = 0.01,
+    source_roots: Sequence[str] | None = None,
     **cut: Any,
 ) -> dict[str, Any]:
     """Validates every source of a mixture into output/sources/{source} and merges them into `output`.
 
-    `cut` are the arguments of `omnitune.validation.dataset.ShardCut`, by default samples_per_shard=1000.
+    `cut` are the arguments of `omnitune.validation.dataset.ShardCut`, by default samples_per_shard=1000;
+    source_roots those of `read_mixture`.
     Returns the merged summary. Raises what `read_mixture`, `validate_source` and `merge_validation` raise.
     """
     from omnitune.validation.dataset import ShardCut, merge_validation
 
     shard_cut = ShardCut(**cut or {"samples_per_shard": 1000})
-    sources = read_mixture(mixture)
+    sources = read_mixture(mixture, source_roots)
     for source in sources:
         check_files(source)
     folders = []

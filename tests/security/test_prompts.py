@@ -1,0 +1,62 @@
+"""Prompts and generations that would put other people's pictures into a report, and prompts without end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from omnitune.config import Benchmark
+from omnitune.evaluation import prompts as module
+from omnitune.evaluation.prompts import MAX_INSTRUCTION, read_prompts
+from omnitune.evaluation.results import require_own_image
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, beside a private picture."""
+    (tmp_path / "project" / "images").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "private.png")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path
+
+
+def write(**values: object) -> None:
+    row = {"key": "a", "task_type": "t2i", "instruction": "b", **values}
+    Path("prompts.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize("image", ["{}/private.png", "../private.png", "link.png"])
+@pytest.mark.parametrize("key", ["input_images", "output_image"])
+def test_pictures_outside_are_refused(project: Path, image: str, key: str) -> None:
+    Path("link.png").symlink_to(project / "private.png")
+    name = image.format(project)
+    write(**({"input_images": [name], "task_type": "edit"} if key == "input_images" else {"output_image": name}))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: .*which is outside.*image_root"):
+        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+    assert read_prompts(Benchmark(prompts="prompts.jsonl", image_root=str(project)), Path())
+
+
+@pytest.mark.parametrize("image", ["{}/private.png", "../private.png", "images/b.png", "images/a.png"])
+def test_generations_name_their_own_images(project: Path, image: str) -> None:
+    Path("images/a.png").symlink_to(project / "private.png")
+    with pytest.raises(ValueError, match=r"which is not its own image images/a\.png"):
+        require_own_image(Path(), {"key": "a", "image": image.format(project)})
+
+
+def test_prompts_without_end_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(instruction="x" * (MAX_INSTRUCTION + 1))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: instruction of 'a': has 20001 characters") as error:
+        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+    assert len(str(error.value)) < 300
+    write(instruction="x" * (10 << 20))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: more than 1048576 bytes"):
+        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+    monkeypatch.setattr(module, "MAX_PROMPTS", 1)
+    Path("prompts.jsonl").write_text(
+        "".join(f'{{"key": "k{k}", "task_type": "t2i", "instruction": "b"}}\n' for k in "ab")
+    )
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: a benchmark has at most 1 prompts"):
+        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())

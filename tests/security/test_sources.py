@@ -1,0 +1,108 @@
+"""Mixtures that name files and hosts which are none of their business, and what a ledger repeats of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from omnitune.config.sources import read_mixture
+from omnitune.errors import ConfigError
+from omnitune.io import storage
+from omnitune.validation.source import validate_source
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, beside a folder with a private file."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "keys.jsonl").write_text('{"private_key": "hunter2"}\nhunter2\n')
+    (tmp_path / "private" / "mix.yml").write_text("data: [{path: keys.jsonl}]\n")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path
+
+
+def mixture(*paths: str) -> Path:
+    Path("mix.yml").write_text(yaml.safe_dump({"data": [{"path": path} for path in paths]}))
+    return Path("mix.yml")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["{}/keys.jsonl", "../private/keys.jsonl", "{}", "{}/*.jsonl", "{}/mix.yml", "link.jsonl", "linked", "li*.jsonl"],
+)
+def test_sources_outside_the_project_are_refused(project: Path, path: str) -> None:
+    Path("link.jsonl").symlink_to(project / "private" / "keys.jsonl")
+    Path("linked").symlink_to(project / "private")
+    named = mixture(path.format(project / "private"))
+    with pytest.raises(ConfigError, match=r"data\.0\.path.*which is outside.*data\.source_root"):
+        read_mixture(named)
+    assert read_mixture(named, [str(project / "private"), "."])
+    with pytest.raises(ConfigError, match="which is outside"):
+        read_mixture(named, [str(project / "other")])
+
+
+def test_a_wildcard_leads_nowhere_else(project: Path) -> None:
+    Path("a").mkdir()
+    with pytest.raises(ConfigError, match=r"`\.\.` stands behind a wildcard"):
+        read_mixture(mixture("*/../../private/*.jsonl"))
+    with pytest.raises(ConfigError, match="/ leads to /, which is outside"):
+        read_mixture(mixture("/**/*.jsonl"))
+
+
+def test_a_mixtures_own_folder_is_allowed(project: Path) -> None:
+    assert read_mixture(project / "private" / "mix.yml")[0].name == "keys"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd#.jsonl",
+        "reference://a/b.jsonl",
+        "filecache::file:///etc/passwd.jsonl",
+        "simplecache::http://host/a.jsonl",
+        "s3::http://host/a.jsonl",
+        "ftp://host/a.jsonl",
+        "http:///a.jsonl",
+        "https://user:hunter2@host/a.jsonl",
+        "https://host/a.jsonl?AWSAccessKeyId=hunter2",
+    ],
+)
+def test_other_schemes_chains_and_credentials_are_refused(project: Path, url: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_mixture(mixture(url))
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_root_may_be_a_url(project: Path) -> None:
+    named = mixture("s3://bucket/mine/a.jsonl")
+    assert read_mixture(named) == read_mixture(named, ["s3://bucket/mine"])
+    for root in ("s3://bucket/min", "s3://other", "."):
+        with pytest.raises(ConfigError, match="which is outside"):
+            read_mixture(named, [root])
+
+
+def test_the_ledger_repeats_the_keys_of_samples_alone(project: Path) -> None:
+    Path("a.jsonl").write_text(
+        'hunter2\n"hunter2"\n{"private_key": "hunter2"}\n{"task_type": "t2i", "instruction": "a", "password": "hunter2"}\n'
+    )
+    validate_source("a", ["a.jsonl"], Path("out"), progress=False)
+    ledger = Path("out/rejected.jsonl").read_text()
+    assert "hunter2" not in ledger
+    rows = [json.loads(line)["row"] for line in ledger.splitlines()]
+    assert rows == [None, None, None, {"task_type": "t2i", "instruction": "a"}]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["X-Amz-Signature", "X-Amz-Security-Token", "x-amz-credential", "AWSAccessKeyId", "Signature", "Key-Pair-Id", "Policy",
+     "api_key", "apikey", "token", "access_token", "X-Goog-Signature", "sig"],
+)  # fmt: skip
+def test_what_signs_a_url_is_redacted(name: str) -> None:
+    for separator in "?&":
+        assert "hunter2" not in storage.redact(f"https://host/a.jpg{separator}{name}=hunter2")
+    plain = "https://host/a.jpg?size=3&tokens=4&design=5"
+    assert storage.redact(plain) == plain
