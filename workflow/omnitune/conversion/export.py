@@ -147,7 +147,7 @@ def _with_untrained(
                 f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
                 "that training started from."
             )
-        start = OmniGen2Transformer2DModel.from_pretrained(transformer, torch_dtype=torch.float32).state_dict()
+        start = read_transformer(transformer).state_dict()
         require_shapes(start, shapes, str(transformer), "It is not the transformer that training started from.")
         state = state | {name: start[name] for name in untrained}
     return state, {"base": 0, "start": len(untrained)}
