@@ -70,7 +70,7 @@ def test_a_mixture_names_a_folder_of_its_own(place: Path, path: str) -> None:
 
 def test_images_of_prompts_are_refused_by_name(place: Path) -> None:
     picture(8, 8).save(place / "$(touch appeared).png")
-    row = {"task_type": "edit", "instruction": "a", "input_images": ["$(touch appeared).png"]}
+    row = {"task_type": "edit", "instruction": "a", "key": "k", "input_images": ["$(touch appeared).png"]}
     write(place / "prompts.jsonl", json.dumps(row) + "\n")
     found = project(place, changed(), benchmarks=("b",))
     found.benchmarks["b"] = found.benchmarks["b"].model_copy(update={"prompts": "prompts.jsonl"})

@@ -20,7 +20,7 @@ from omnitune.conversion.manifest import check_checkpoint
 from omnitune.conversion.read import State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
 from omnitune.io.files import portable, sha256_of, write_json
-from omnitune.models import OmniGen2Transformer2DModel, save_lora
+from omnitune.models import OmniGen2Transformer2DModel, read_transformer, save_lora
 from omnitune.models.lora import FACTORS
 from omnitune.paths import ADAPTER_FILE, AVERAGE_FOLDER, CONVERSION_FILE, MODEL_FOLDER
 from omnitune.training.adapter import lora_config_of

@@ -8,6 +8,7 @@ import torch
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import TrainOptions, trained_names
+from omnitune.models import read_transformer
 from omnitune.models.lora_dropout import DropoutSeeds, use_sample_dropout
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
 from omnitune.training.architecture import require_architecture
