@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from helpers.fuzzing import FUZZ
 from omnitune.config import Mixture, load_config
 from omnitune.errors import ConfigError
+from omnitune.io.jsonl import read_objects
 from omnitune.models.adapter_metadata import checked_metadata
 from omnitune.models.files import read_header
 
@@ -90,3 +91,17 @@ def test_mixtures(content: bytes) -> None:
             load_config(path, Mixture)
         except ConfigError as error:
             assert str(error).startswith(str(path))
+
+
+@FUZZ
+@given(content=st.binary(max_size=200) | st.lists(JSON.map(json.dumps), max_size=4).map("\n".join).map(str.encode))
+def test_lines_of_samples(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_bytes(content)
+        try:
+            rows = list(read_objects(path))
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(isinstance(row, dict) for _, row in rows)
