@@ -25,7 +25,7 @@ from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, key_params
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.yaml_file import read_yaml
-from omnitune.evaluation.prompts import prompt_images, prompts_hash, read_prompts
+from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
 from omnitune.refusals import refused_trainings

@@ -13,16 +13,20 @@ def get_benchmark(wildcards):
     return PROJECT.benchmarks[wildcards.benchmark]
 
 
+def named(find, *names):
+    """What a function of the project finds; ends the run for a name that may not reach a job, and for what is wrong."""
+    try:
+        return find(*names)
+    except ValueError as error:
+        refuse(str(error))
+
+
 # ------------------------------------------------------------------ pretrained
 
 
 def get_local_base(wildcards):
     """The files of a local pipeline folder are inputs; a repository id or `demo` is not a file."""
-    name = get_base_source(wildcards).pretrained_model_path
-    if name == "demo":
-        return []
-    files = [*Path(name).glob("[!.]*"), *Path(name).glob("[!.]*/[!.]*")]
-    return sorted(str(path) for path in files if path.is_file())
+    return named(PROJECT.base_files, wildcards.model)
 
 
 def get_base_source(wildcards):
@@ -36,7 +40,7 @@ def get_local_samples(wildcards):
     """The .jsonl files of a source that are no URLs."""
     files = PROJECT.sources[wildcards.dataset][wildcards.source].files
     behind(PROJECT.drawn(files))
-    return [str(path) for path in files if not is_url(path)]
+    return named(PROJECT.sample_files, wildcards.dataset, wildcards.source)
 
 
 def get_source_files(wildcards):
@@ -157,7 +161,7 @@ def get_starting_weights(wildcards):
 
 def get_starting_adapter(wildcards):
     behind(PROJECT.started(wildcards.experiment))
-    return PROJECT.starting_adapter(wildcards.experiment) or []
+    return named(PROJECT.starting_adapter, wildcards.experiment) or []
 
 
 def get_ratios(wildcards):
@@ -199,7 +203,7 @@ def get_checkpoint(wildcards):
 
 def read_benchmark(wildcards):
     reading(*filter(None, [PROJECT.drawn([get_benchmark(wildcards).prompts])]))
-    return read_prompts(get_benchmark(wildcards), Path())
+    return named(PROJECT.prompts, wildcards.benchmark)
 
 
 def get_prompt_images(wildcards):

@@ -50,6 +50,8 @@ SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of what names folders and wildcards
+UNSAFE = re.compile(r"[^\w .,:=+@%~()\[\]/-]")  # letters and digits of any script are safe
 SOURCE_NAME = r"[A-Za-z0-9_]+"
 SHARD_NUMBER = r"\d{5}\d*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>{SHARD_NUMBER})")
@@ -92,6 +94,23 @@ class EvaluatedStep(NamedTuple):
 
 
 BASE = EvaluatedStep(0)
+
+
+def require_safe(path: Path | str, where: str) -> None:
+    """Raises ValueError for a path that may not become an input of a job, which executors of clusters put into a shell.
+
+    Args:
+        path: of a file.
+        where: what names it, for the message.
+    """
+    text = str(path)
+    found = sorted(set(UNSAFE.findall(text)))
+    if found or text.startswith("-"):
+        signs = " ".join(map(repr, found)) or "'-' at its beginning"
+        raise ValueError(
+            f"{where}: the path {text!r} is not allowed, for {signs}: schedulers put paths into a shell. Rename it: letters "
+            "and digits of any script, spaces and . , : = + @ % ~ ( ) [ ] _ - are allowed."
+        )
 
 
 def shard_name(source: str, shard: int) -> str:

@@ -1,7 +1,6 @@
 """What the workflow runs: experiments, benchmarks and data sets, checked against each other, and which phase needs which."""
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,20 +14,22 @@ from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.sources import Source, sources_of
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
-from omnitune.evaluation.prompts import read_prompts
+from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
+from omnitune.io.storage import is_url
 from omnitune.paths import (
     BASE,
     DEMO,
     ENCODED_GROUP,
+    FILE_NAME,
     MANIFESTS,
     EvaluatedStep,
     adapter_file,
     conversion_file,
     group_name,
+    require_safe,
     weights_name,
 )
-
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+from omnitune.pretrained.files import local_files
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,11 @@ class Project:
 
     def _check_names(self) -> None:
         """Those that become names of files and wildcards."""
-        datasets = {options.data.dataset: options.data.data_path for options in self.experiments.values()}
-        for name, where in [*datasets.items(), *((name, f"benchmark {name}") for name in self.benchmarks)]:
+        for name in self.benchmarks:
             if not FILE_NAME.fullmatch(name):
-                raise ConfigError(f"{where}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone.")
+                raise ConfigError(
+                    f"benchmark {name}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone."
+                )
 
     def _check_models(self) -> None:
         """Two base models must not come to one folder."""
@@ -150,10 +152,14 @@ class Project:
 
     def read_files(self) -> None:
         """Reads what the files above name, as far as it is there: mixtures and prompts; raises ConfigError or ValueError."""
-        _ = self.sources
-        for benchmark in self.benchmarks.values():
+        for dataset, sources in self.sources.items():
+            for source in sources:
+                self.sample_files(dataset, source)
+        for model in self.models:
+            self.base_files(model)
+        for name, benchmark in self.benchmarks.items():
             if not self.drawn([benchmark.prompts]):
-                read_prompts(benchmark, Path())
+                self.prompts(name)
 
     # ------------------------------------------------------------------ what there is
 
@@ -189,6 +195,28 @@ class Project:
             if start.model == model:
                 return start.source
         raise ConfigError(f"resources/pretrained/{model}: no experiment starts from this; {_known(model, self.models)}")
+
+    # What is an input of a job by its own name is checked where it is asked for: others may have named it.
+
+    def sample_files(self, dataset: str, source: str) -> list[str]:
+        """The .jsonl files of a source that are no URLs; ValueError for a name that is not safe."""
+        found = self.sources[dataset][source]
+        files = [str(path) for path in found.files if not is_url(path)]
+        for path in files:
+            require_safe(path, f"{found.mixture}: source {source!r}")
+        return files
+
+    def base_files(self, model: str) -> list[str]:
+        """The files of a base model that is a local folder; ValueError for unsafe names and for links that lead out of it."""
+        return [str(path) for path in local_files(self.base_source(model).pretrained_model_path)]
+
+    def prompts(self, benchmark: str) -> list[Prompt]:
+        """The prompts of a benchmark; ValueError for one that is wrong, or whose images have names that are not safe."""
+        config = self.benchmarks[benchmark]
+        prompts = read_prompts(config, Path())
+        for path in prompt_images(prompts):
+            require_safe(path, config.prompts)
+        return prompts
 
     def download_cache(self, model: str) -> str | None:
         """Where a base model is downloaded to; None for the library's own place."""
@@ -227,7 +255,11 @@ class Project:
         options = self.experiments[experiment]
         if options.adapter_upstream:
             return conversion_file(*options.adapter_upstream, lora=True)
-        return str(adapter_file(options.train.lora_path)) if options.train.lora_path else None
+        if not options.train.lora_path:
+            return None
+        path = adapter_file(options.train.lora_path)
+        require_safe(path, f"{self.options_files[experiment]}: train.lora_path")
+        return str(path)
 
     def groups(self, dataset: str) -> dict[tuple[str, int], list[str]]:
         """Names of a validated data set's shards, by source and number of the group that they are encoded in."""

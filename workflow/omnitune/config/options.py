@@ -10,7 +10,7 @@ from omnitune.config.base import PositiveInt, Probability, Section, load_config
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.errors import ConfigError
-from omnitune.paths import EvaluatedStep, parse_converted
+from omnitune.paths import FILE_NAME, EvaluatedStep, parse_converted
 
 
 def _where_cut_by_bytes(data: "DataOptions", value: Any) -> Any:
@@ -144,6 +144,16 @@ class DataOptions(Section):
         ),
         NOTHING,
     ] = 10_000
+
+    @field_validator("data_path")
+    @classmethod
+    def _stem_names_a_folder(cls, path: str) -> str:
+        if not FILE_NAME.fullmatch(Path(path).stem):  # `...yml` has the stem `..`
+            raise ValueError(
+                f"its stem {Path(path).stem!r} names folders; take letters, digits, `_`, `-` and `.` alone, "
+                "and one of the first three at its beginning"
+            )
+        return path
 
     @field_validator("max_input_pixels")
     @classmethod

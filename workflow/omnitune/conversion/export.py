@@ -20,7 +20,7 @@ from omnitune.conversion.manifest import check_checkpoint
 from omnitune.conversion.read import State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
 from omnitune.io.files import portable, sha256_of, write_json
-from omnitune.models import OmniGen2Transformer2DModel, save_lora
+from omnitune.models import OmniGen2Transformer2DModel, read_transformer, save_lora
 from omnitune.models.lora import FACTORS
 from omnitune.paths import ADAPTER_FILE, AVERAGE_FOLDER, CONVERSION_FILE, MODEL_FOLDER
 from omnitune.training.adapter import lora_config_of
@@ -147,7 +147,7 @@ def _with_untrained(
                 f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
                 "that training started from."
             )
-        start = OmniGen2Transformer2DModel.from_pretrained(transformer, torch_dtype=torch.float32).state_dict()
+        start = read_transformer(transformer).state_dict()
         require_shapes(start, shapes, str(transformer), "It is not the transformer that training started from.")
         state = state | {name: start[name] for name in untrained}
     return state, {"base": 0, "start": len(untrained)}

@@ -29,7 +29,7 @@ from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,
     OmniGen2Pipeline,
-    OmniGen2Transformer2DModel,
+    read_transformer,
 )
 from omnitune.paths import GENERATIONS_FILE
 
@@ -67,8 +67,7 @@ def load_pipeline(
         torch.set_num_threads(threads)
     components: dict[str, Any] = {}
     if transformer is not None:
-        model = OmniGen2Transformer2DModel.from_pretrained(transformer, torch_dtype=DTYPES[dtype])
-        components["transformer"] = model
+        components["transformer"] = read_transformer(transformer, DTYPES[dtype])
     pipeline = OmniGen2Pipeline.from_pretrained(base, torch_dtype=DTYPES[dtype], **components)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     if lora is not None:

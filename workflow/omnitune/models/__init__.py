@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .components import read_transformer
     from .lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
     from .pipeline_omnigen2 import OmniGen2Pipeline
     from .prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template
@@ -30,6 +31,7 @@ _HOMES = {
     "lora_config": "lora",
     "lora_state_dict": "lora",
     "read_lora": "lora",
+    "read_transformer": "components",
     "save_lora": "lora",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "lora_config",
     "lora_state_dict",
     "read_lora",
+    "read_transformer",
     "save_lora",
 ]
 

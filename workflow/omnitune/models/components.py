@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from .files import require_finite, require_weights
 from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
@@ -27,11 +28,20 @@ COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
 
 def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
     """The transformer of a pipeline folder."""
-    return OmniGen2Transformer2DModel.from_pretrained(Path(folder) / "transformer", torch_dtype=torch_dtype)
+    return read_transformer(Path(folder) / "transformer", torch_dtype)
+
+
+def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
+    """The transformer in a folder of its own, a converted one; ValueError for files that are damaged or not finite."""
+    require_weights(folder)
+    model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype)
+    require_finite(model.state_dict(), folder)
+    return model
 
 
 def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The VAE of a pipeline folder."""
+    require_weights(Path(folder) / "vae")
     return AutoencoderKL.from_pretrained(Path(folder) / "vae", torch_dtype=torch_dtype)
 
 
@@ -42,7 +52,8 @@ def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float
     source = Path(folder) / "mllm"
     architectures = json.loads((source / "config.json").read_text()).get("architectures")
     model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
-    return model.from_pretrained(source, dtype=torch_dtype).eval()
+    require_weights(source)
+    return model.from_pretrained(source, dtype=torch_dtype, trust_remote_code=False).eval()
 
 
 def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:

@@ -17,12 +17,14 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnitune.io.files import atomic_path
 from omnitune.paths import ADAPTER_FILE
+
+from .adapter_metadata import adapter_ranks, checked_metadata
+from .files import read_header, require_finite
 
 METADATA_KEY = "lora_adapter_metadata"
 PREFIX = "transformer."
@@ -158,7 +160,8 @@ def read_lora(
         the tensors as lora_state_dict names them, and the adapter's config, or None where the file carries none.
 
     Raises:
-        ValueError: for a file with other tensors than the transformer's LoRA pairs.
+        ValueError: for a file that is damaged, with other tensors than the transformer's LoRA pairs, or with metadata that
+            do not fit these.
         FileNotFoundError: for a folder without the file.
     """
     path = Path(source)
@@ -168,20 +171,20 @@ def read_lora(
             raise FileNotFoundError(f"{path} does not exist: a LoRA folder holds {weight_name}")
     elif not path.is_file():
         path = Path(hf_hub_download(str(source), weight_name))
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        metadata = (file.metadata() or {}).get(METADATA_KEY)
-        unknown = _incomplete(names)
-        if unknown or not names:
-            raise ValueError(
-                f"{path} is no LoRA of the transformer: {len(unknown)} of {len(names)} tensors, such as "
-                f"{unknown[:3]}, are not {PREFIX}<module>.lora_A.weight and lora_B.weight in pairs, each with "
-                "lora_magnitude_vector or none"
-            )
-        tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
-    if metadata is None:
-        return tensors, None
-    return tensors, {key.removeprefix(PREFIX): value for key, value in json.loads(metadata).items()}
+    names, texts = read_header(path)
+    unknown = _incomplete(names)
+    if unknown or not names:
+        raise ValueError(
+            f"{path} is no LoRA of the transformer: {len(unknown)} of {len(names)} tensors, such as "
+            f"{unknown[:3]}, are not {PREFIX}<module>.lora_A.weight and lora_B.weight in pairs, each with "
+            "lora_magnitude_vector or none"
+        )
+    shapes = {name.removeprefix(PREFIX): shape for name, shape in names.items()}
+    use_dora = any(name.endswith(MAGNITUDE) for name in shapes)
+    config = checked_metadata(path, texts.get(METADATA_KEY), adapter_ranks(path, shapes), use_dora)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(path).items()}
+    require_finite(tensors, path)
+    return tensors, config
 
 
 def _incomplete(names: Iterable[str]) -> list[str]:
@@ -205,13 +208,22 @@ def load_lora(
     """
     tensors, config = read_lora(source, weight_name)
     modules = adapted_modules(tensors)
-    known = {name.removesuffix(".base_layer") for name, _ in model.named_modules()}
+    layers = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
+    known = layers.keys()
     if modules - known:
         missing = sorted(modules - known)
         raise ValueError(
             f"{source} adapts {len(missing)} modules that the model does not have, such as {missing[:3]}: "
             "it belongs to a model of another size"
         )
+    for module in sorted(modules):
+        wide = getattr(layers[module], "in_features", None), getattr(layers[module], "out_features", None)
+        found = tensors[module + FACTORS[0]].shape[1], tensors[module + FACTORS[1]].shape[0]
+        if wide != found:
+            raise ValueError(
+                f"{source} belongs to a model of another size: {module} takes {wide[0]} features to {wide[1]}, "
+                f"the adapter {found[0]} to {found[1]}"
+            )
     model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
 
 

@@ -4,6 +4,11 @@ Nothing here imports torch: counting the tokens of a data set does not wait for 
 """
 
 import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,11 @@ DEFAULT_NEGATIVE_PROMPT = (
 )
 
 
+# A template is a program: the published one takes a millisecond and adds 200 characters.
+TEMPLATE_SECONDS = 5.0
+TEMPLATE_LENGTH = 100_000
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
 
@@ -23,11 +33,24 @@ def load_tokenizer(folder: str | Path) -> Any:
     """
     processor = Path(folder) / "processor"
     source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
-    tokenizer = _tokenizer_class(source / "tokenizer_config.json").from_pretrained(source)
+    tokenizer = _tokenizer(source)
     template = processor / "chat_template.json"
     if not tokenizer.chat_template and template.is_file():
         tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
     return tokenizer
+
+
+def _tokenizer(source: Path) -> Any:
+    """The tokenizer of a folder; ValueError for one that needs code of its own, which is neither run nor asked for."""
+    try:
+        return _tokenizer_class(source / "tokenizer_config.json").from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{source / 'tokenizer_config.json'}: `auto_map` names code in this folder, which is never run. "
+            "Take a tokenizer of a class that the library has."
+        ) from None
 
 
 def _tokenizer_class(config: Path) -> Any:
@@ -56,7 +79,7 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
         drop: the prompt is dropped (classifier-free training): an empty instruction under its own system prompt.
 
     Raises:
-        ValueError: when the tokenizer has no chat template.
+        ValueError: when the tokenizer has no chat template, or one that takes or makes too much.
     """
     tokenizer = tokenizer_of(tokenizer)
     if not tokenizer.chat_template:
@@ -68,7 +91,33 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
         {"role": "system", "content": SYSTEM_PROMPT_DROP if drop else SYSTEM_PROMPT},
         {"role": "user", "content": "" if drop else instruction},
     ]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+    with time_limit(TEMPLATE_SECONDS, "the tokenizer's chat template is not done"):
+        chat = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+    if len(chat) > TEMPLATE_LENGTH + 10 * len(instruction):
+        raise ValueError(f"the tokenizer's chat template makes {len(chat)} characters of {len(instruction)}.")
+    return chat
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raises ValueError in Python code that takes longer; only a process's main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        raise ValueError(f"{what} after {seconds:g} seconds, and was stopped.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:  # of who else counts
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 0.001), interval)
 
 
 def count_tokens(tokenizer: Any, instruction: str, use_chat_template: bool = True) -> int:

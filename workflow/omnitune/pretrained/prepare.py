@@ -13,11 +13,9 @@ from omnitune.demo.base_model import build_base_model
 from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import MANIFEST_FILE
+from omnitune.pretrained.files import DEMO, INDEX, PARTS, require_own, walk
 
 logger = logging.getLogger("omnitune")
-
-DEMO = "demo"
-PARTS = ("transformer", "vae", "mllm", "processor", "scheduler")
 
 
 def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None = None) -> None:
@@ -47,22 +45,22 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
 
 def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> None:
     source = _local(model.pretrained_model_path, model.pretrained_revision, "model.pretrained_model_path", cache_dir)
-    _require(source, ["model_index.json", *PARTS], "model.pretrained_model_path")
+    _require(source, [INDEX, *PARTS], "model.pretrained_model_path")
     temporary.mkdir()
     for part in PARTS:
-        _copy(source / part, temporary / part)
-    _copy(source / "model_index.json", temporary / "model_index.json")
+        _copy(source / part, temporary / part, source)
+    _copy(source / INDEX, temporary / INDEX, source)
     vae = model.pretrained_vae_model_name_or_path
     if vae:
         found = _local(vae, None, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*")
         _require(found, ["vae"], "model.pretrained_vae_model_name_or_path")
-        _replace(found / "vae", temporary / "vae")
+        _replace(found / "vae", temporary / "vae", found)
     encoder = model.pretrained_text_encoder_model_name_or_path
     if encoder:
         found = _local(encoder, None, "model.pretrained_text_encoder_model_name_or_path", cache_dir)
         _require(found, ["config.json"], "model.pretrained_text_encoder_model_name_or_path")
-        _replace(found, temporary / "mllm")
-        _replace(found, temporary / "processor", weights=False)
+        _replace(found, temporary / "mllm", found)
+        _replace(found, temporary / "processor", found, weights=False)
 
 
 def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pattern: str | None = None) -> Path:
@@ -87,14 +85,17 @@ def _require(folder: Path, parts: list[str], key: str) -> None:
         raise ValueError(f"{key}: {folder} lacks {', '.join(missing)}; it is not a folder in the published layout.")
 
 
-def _replace(source: Path, target: Path, weights: bool = True) -> None:
+def _replace(source: Path, target: Path, folder: Path, weights: bool = True) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    _copy(source, target, weights)
+    _copy(source, target, folder, weights)
 
 
-def _copy(source: Path, target: Path, weights: bool = True) -> None:
-    ignored = shutil.ignore_patterns(".*", *([] if weights else ["*.safetensors", "*.safetensors.index.json"]))
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=ignored)
-    else:
-        shutil.copy2(source, target)
+def _copy(source: Path, target: Path, folder: Path, weights: bool = True) -> None:
+    """Copies a file or a folder of the pipeline `folder`; with `weights` off, all but its weights."""
+    for path in walk(source):
+        if not weights and path.name.endswith((".safetensors", ".safetensors.index.json")):
+            continue
+        require_own(path, folder)
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, place)

@@ -8,7 +8,7 @@ import torch
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import TrainOptions, trained_names
-from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.models import read_transformer
 from omnitune.models.lora_dropout import DropoutSeeds, use_sample_dropout
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
 from omnitune.training.architecture import require_architecture
@@ -38,7 +38,7 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
     """
     train = options.train
     torch.manual_seed(options.seed)  # adapters start equal on every process
-    model: Any = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
+    model: Any = read_transformer(folder)
     require_architecture(model.config, options, folder)
     learning_rates = select_trained(model, train)
     lora, dropout = _prepare_adapter(model, train) if train.lora_ft else (None, None)

@@ -1,0 +1,55 @@
+"""Which files of a local pipeline folder are taken, and that they are the folder's own. Imports nothing heavy."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from omnitune.paths import require_safe
+
+DEMO = "demo"
+INDEX = "model_index.json"
+PARTS = ("transformer", "vae", "mllm", "processor", "scheduler")
+
+
+def local_files(name: str) -> list[Path]:
+    """The files of `model.pretrained_model_path` that are copied, sorted; none where it is no local folder.
+
+    Raises:
+        ValueError: for a name that may not reach a job, and as of require_own.
+    """
+    folder = Path(name)
+    if name == DEMO or not folder.is_dir():
+        return []
+    files = [path for part in (INDEX, *PARTS) for path in walk(folder / part)]
+    for path in files:
+        require_safe(path, f"model.pretrained_model_path: {name!r}")
+        require_own(path, folder)
+    return sorted(files)
+
+
+def walk(place: Path) -> Iterator[Path]:
+    """A file, or all that lies in a folder, hidden files left out; linked folders are given as they are, not entered."""
+    if not place.is_dir() or place.is_symlink():
+        if os.path.lexists(place):
+            yield place
+        return
+    for entry in place.iterdir():
+        if not entry.name.startswith("."):
+            yield from walk(entry)
+
+
+def require_own(path: Path, folder: Path) -> None:
+    """Raises ValueError for what is no file, or a link out of its folder: copied, it would bring private files along.
+
+    The links of a download cache, from snapshots/{revision}/ to blobs/ beside it, are its own.
+    """
+    target, home = path.resolve(), folder.resolve()
+    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(target.is_relative_to(root) for root in roots):
+        raise ValueError(
+            f"{path}: is a link to {target}, outside of {folder}, which is not followed. Put the file itself there."
+        )
+    if not target.is_file():
+        kind = "a link to nothing" if not target.exists() else "no plain file"
+        kind = "a link to a folder" if target.is_dir() else kind
+        raise ValueError(f"{path}: is {kind}. A base model consists of plain files; take it out or put a file there.")
