@@ -3,13 +3,12 @@
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omnitune.io.files import sha256_of
+from omnitune.io.files import remove_tree, sha256_of
 from omnitune.paths import STATE_FILE
 
 logger = logging.getLogger("omnitune")
@@ -107,15 +106,16 @@ def newest_state(folder: Path) -> TrainerState | None:
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint under a name that a killed removal does not leave looking whole."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.removed.tmp")
+    remove_tree(doomed)
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    remove_tree(doomed)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed save left behind."""
     for leftover in folder.glob("checkpoint-*.tmp"):
         logger.info("removing %s, left by an interrupted save", leftover)
-        shutil.rmtree(leftover)
+        remove_tree(leftover)
 
 
 def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:

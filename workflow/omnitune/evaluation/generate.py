@@ -24,7 +24,7 @@ from omnitune.evaluation.prompts import (
     read_prompts,
 )
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.io.files import atomic_path, is_whole, json_line, sealed, sha256_of, write_text
+from omnitune.io.files import atomic_path, is_whole, json_line, lock, sealed, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,
@@ -132,7 +132,16 @@ def generate(
     job = _Job(benchmark, pipeline, Path(output), weights, protocol_fingerprint(benchmark, prompts))
     own = part_of(prompts, part, benchmark.parts)
     final = job.output / "parts" / f"{part}.jsonl"
-    ledger = job.output / "parts" / f".{part}.unfinished.jsonl"
+    with lock(
+        final.with_name(f".{part}.lock"), f"{final}: another process is drawing this part. Wait for it or stop it."
+    ):
+        _draw_part(job, own, final, name)
+    return final
+
+
+def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None:
+    """Draws what is not there yet, noting each batch in a ledger of its own, which becomes `final`."""
+    benchmark, ledger = job.benchmark, final.with_name(f".{final.stem}.unfinished.jsonl")
     rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, ledger))
     left = [prompt for prompt in own if prompt.key not in rows]
     write_text(ledger, "".join(map(json_line, rows.values())))
@@ -146,7 +155,6 @@ def generate(
             progress.advance(len(batch))
     write_text(final, "".join(json_line(rows[prompt.key]) for prompt in own))
     ledger.unlink()
-    return final
 
 
 def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -3,10 +3,9 @@
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
 
 from omnitune.distributed.layout import Layout
-from omnitune.io.files import lock
+from omnitune.io.files import Lock, lock
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,6 @@ def parse_arguments(description: str | None) -> tuple[TrainingFiles, Layout]:
     return files, Layout(found["strategy"], found["world_size"], found["shard_size"], found["strategy_reason"])
 
 
-def lock_experiment(output: Path) -> IO[str]:
+def lock_experiment(output: Path) -> Lock:
     """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
     return lock(output / ".train.lock", f"{output}: another training is writing here. Wait for it or stop it.")
