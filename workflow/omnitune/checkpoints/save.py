@@ -192,7 +192,7 @@ def load_checkpoint(
         check_files(checkpoint, saved, sorted(saved.files)[rank::world_size])
     options = StateDictOptions(ignore_frozen_params=True)
     model_state, optimizer_state = get_state_dict(model, optimizers, options=options)
-    states = {MODEL_FOLDER: model_state, OPTIMIZER_FOLDER: optimizer_state}
+    states: dict[str, dict[str, Any]] = {MODEL_FOLDER: model_state, OPTIMIZER_FOLDER: optimizer_state}
     if average:
         states[AVERAGE_FOLDER] = average.average
     for name, state in states.items():

@@ -67,15 +67,18 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 
 def _present_form(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity as it is written now: keys of options had no full names before, and data was the hash of its index."""
+    """An identity as it is written now: keys of options had no full names before, data was the hash of its index, and weights
+    without a conversion's manifest were names and sizes.
+    """
     options = {
         f"{section}.{name}" if isinstance(content, dict) else section: value
         for section, content in identity["options"].items()
         for name, value in (content.items() if isinstance(content, dict) else [(section, content)])
     }
-    if "index" not in identity["data"]:
-        return {**identity, "options": options}
-    return {name: value for name, value in identity.items() if name != "data"} | {"options": options}
+    older = {"data"} if "index" in identity["data"] else set()
+    if isinstance(identity.get("starting_weights"), list):
+        older.add("starting_weights")
+    return {name: value for name, value in identity.items() if name not in older} | {"options": options}
 
 
 def check_files(checkpoint: Path, state: TrainerState, names: Iterable[str]) -> None:

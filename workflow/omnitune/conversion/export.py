@@ -22,6 +22,7 @@ from omnitune.io.files import atomic_folder, portable, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, save_lora
 from omnitune.models.lora import FACTORS
 from omnitune.paths import ADAPTER_FILE, AVERAGE_FOLDER, CONVERSION_FILE, MODEL_FOLDER
+from omnitune.pretrained.weights import check_weights
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
 
@@ -144,6 +145,7 @@ def _with_untrained(
                 f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
                 "that training started from."
             )
+        check_weights([transformer])
         start = OmniGen2Transformer2DModel.from_pretrained(transformer, torch_dtype=torch.float32).state_dict()
         require_shapes(start, shapes, str(transformer), "It is not the transformer that training started from.")
         state = state | {name: start[name] for name in untrained}

@@ -12,7 +12,6 @@ from PIL import Image
 from omnitune.config import Benchmark
 from omnitune.console import Progress
 from omnitune.conversion.export import DTYPES
-from omnitune.conversion.manifest import check_conversion
 from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.evaluation.prompts import (
     Prompt,
@@ -32,6 +31,7 @@ from omnitune.models import (
     OmniGen2Transformer2DModel,
 )
 from omnitune.paths import GENERATIONS_FILE
+from omnitune.pretrained.weights import check_weights
 
 SCHEDULERS = {"euler": OmniGen2FlowMatchScheduler, "dpmsolver++": OmniGen2DPMSolverScheduler}
 
@@ -83,8 +83,7 @@ def generate_part(
 ) -> Path:
     """Loads the weights and generates one part of a benchmark's images, see `generate`."""
     prompts = read_prompts(benchmark, Path())
-    for folder in weights.converted:
-        check_conversion(folder)
+    check_weights(weights.folders)
     where = (weights.base, weights.transformer, weights.lora)
     pipeline = load_pipeline(*where, dtype=benchmark.dtype, scheduler=benchmark.scheduler, threads=threads)
     return generate(benchmark, prompts, pipeline, output, weights=describe_weights(weights), part=part, name=name)

@@ -93,6 +93,7 @@ def _context(run: Run) -> dict[str, Any]:
         "evaluations": [_evaluation(evaluation) for evaluation in run.evaluations],
         "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
         "conversions": run.conversions,
+        "checked": run.checked,
         "identity": yaml.safe_dump(run.train["identity"], sort_keys=False) if "identity" in run.train else "",
     }
 

@@ -4,8 +4,10 @@ import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from omnitune.config import ExperimentOptions
 from omnitune.distributed.layout import Layout
 from omnitune.io.files import Lock, lock
+from omnitune.paths import starting_adapter_file
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class TrainingFiles:
     index: Path
     encoded: Path
     output: Path
+
+    def weights(self, options: ExperimentOptions) -> list[Path]:
+        """Folders of weights that are loaded."""
+        encoders = [] if options.data.encode else [self.base / "mllm", self.base / "processor"]
+        adapters = [starting_adapter_file(options.train.lora_path).parent] if options.train.lora_path else []
+        return [self.transformer, *adapters, self.base / "vae", *encoders]
 
     def arguments(self) -> list[str]:
         """The same as command-line arguments."""
