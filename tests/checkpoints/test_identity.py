@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from helpers.projects import changed, write, write_shards
-from omnitune.checkpoints.identity import changes, identity_of, refusal, require_same, weights_hash
+from omnitune.checkpoints.identity import changes, identity_of, refusal, require_same
 from omnitune.checkpoints.states import TrainerState, find_resumable, list_checkpoints
 from omnitune.config import ExperimentOptions
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of, write_json
 from omnitune.paths import STATE_FILE
+from omnitune.pretrained.weights import weights_hash
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +52,7 @@ def test_it_is_made_of_options_weights_and_data() -> None:
     found = identity()
     assert found["options"] == ExperimentOptions.model_validate(changed()).identity
     assert found["base"] == sha256_of(Path("base/manifest.json"))
-    assert found["starting_weights"] == [["model.safetensors", 7]]
+    assert found["starting_weights"] == weights_hash(Path("base/transformer"))
     assert {name: (facts["ratio"], facts["samples"]) for name, facts in found["data"].items()} == {
         "a": (0.25, 7),
         "b": (0.75, 3),

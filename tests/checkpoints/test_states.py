@@ -129,9 +129,14 @@ def test_an_identity_of_the_older_form_is_read_as_one_of_today(tmp_path: Path) -
     }
     options = {"name": "x", "seed": 3, "train.learning_rate": 0.1, "train.parameter_groups": None}
     state = read_state(save(tmp_path, 10, identity=older))
-    assert state.identity == {"options": options, "base": "b", "starting_weights": [["model.safetensors", 9]]}
+    assert state.identity == {"options": options, "base": "b"}
     assert state.files == {}
-    today = {**older, "options": options, "data": {"a": {"ratio": 1.0, "samples": 3, "sha256": "c"}}}
+    today = {
+        **older,
+        "starting_weights": "ab",
+        "options": options,
+        "data": {"a": {"ratio": 1.0, "samples": 3, "sha256": "c"}},
+    }
     assert read_state(save(tmp_path, 20, identity=today)).identity == today
 
 

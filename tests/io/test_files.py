@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +18,11 @@ pytestmark = pytest.mark.unit
 def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = tmp_path / f".a.tar.{platform.node()}.{ended.pid}.tmp"
-    running = tmp_path / f".a.tar.{platform.node()}.{os.getppid()}.tmp"
-    elsewhere = tmp_path / f".a.tar.another-node.{ended.pid}.tmp"
+    with atomic_path(tmp_path / "a.tar") as temporary:
+        temporary.write_bytes(b"whole")
+    pid = f".{os.getpid()}."
+    left, running = (temporary.with_name(temporary.name.replace(pid, f".{n}.")) for n in (ended.pid, os.getppid()))
+    elsewhere = tmp_path / f".a.tar.0123456789ab.{ended.pid}.0123456789abcdef.tmp"
     for path in (left, running, elsewhere):
         path.write_bytes(b"half")
     with atomic_path(tmp_path / "a.tar") as temporary:

@@ -17,6 +17,7 @@ from omnitune.errors import ConfigError
 from omnitune.io import storage
 from omnitune.sharding import shard
 from omnitune.sharding.digests import read_sources, write_shard_digests
+from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.shard import ImageLimits, shard_dataset, write_shard
 from omnitune.sharding.write_index import write_index
 from omnitune.validation.source import validate_mixture
@@ -200,6 +201,30 @@ def test_the_mapped_index_has_the_same_rows_in_batches(
         table = reader.read_all()
         assert table.equals(pq.read_table(tmp_path / "index.parquet"))
         assert table["key"].to_pylist() == [f"a_{k:08d}" for k in range(1, 13)]
+
+
+@pytest.mark.parametrize("column", ["instruction", "sha256"])
+def test_a_mapped_index_of_other_rows_and_the_same_metadata_is_refused(
+    validated: Path, tmp_path: Path, column: str
+) -> None:
+    """It would train on other captions, or other samples, under the same identity."""
+    shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    index = ShardIndex.load(tmp_path / "out/index.parquet")
+    index.check_rows()
+    source = index.sources[0]
+    index.read_images(index.row(source, 0))
+    with pa.ipc.open_file(tmp_path / "out/index.arrow") as reader:
+        table = reader.read_all()
+    values = ["ab" * 32] * table.num_rows
+    changed = table.set_column(table.schema.get_field_index(column), table.schema.field(column), [values])
+    with pa.ipc.new_file(tmp_path / "out/index.arrow", table.schema) as writer:
+        writer.write_table(changed.cast(table.schema))
+    index = ShardIndex.load(tmp_path / "out/index.parquet")
+    with pytest.raises(
+        ValueError, match="is not that of the sample" if column == "instruction" else "are not those that"
+    ):
+        index.check_rows()
+        index.read_images(index.row(source, 0))
 
 
 def test_large_images_are_read_in_pieces_to_the_same_end(

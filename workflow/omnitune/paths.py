@@ -38,6 +38,7 @@ MODEL_FOLDER, OPTIMIZER_FOLDER, AVERAGE_FOLDER = (
     "optimizer_0",
     "ema_0",
 )  # in a checkpoint, sharded
+METADATA_FILE = ".metadata"  # in each of these folders; says what the files beside it hold
 CONVERTED = f"{CHECKPOINT}/{{weights}}"
 CONVERSION_FILE = "conversion.json"  # in converted weights; written last
 CONVERSION = f"{CONVERTED}/{CONVERSION_FILE}"

@@ -75,8 +75,9 @@ def _problem(path: Path, facts: dict[str, Any], named_by: Path) -> str | None:
     found = path.stat()
     if found.st_size != facts.get("bytes", found.st_size):
         return f"has another size than {named_by} says"
-    younger = found.st_mtime_ns > named_by.stat().st_mtime_ns and found.st_size <= HASHED_BYTES
-    if younger and sha256_of(path) != facts["sha256"]:
+    written = named_by.stat()
+    younger = found.st_mtime_ns > written.st_mtime_ns or found.st_ctime_ns > written.st_ctime_ns
+    if younger and found.st_size <= HASHED_BYTES and sha256_of(path) != facts["sha256"]:
         return f"was changed after it was written (its SHA-256 is not what {named_by} says)"
     return None
 

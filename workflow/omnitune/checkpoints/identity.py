@@ -11,7 +11,8 @@ from omnitune.config.affects import defaults
 from omnitune.config.sources import sources_of
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
-from omnitune.paths import CONVERSION_FILE, parse_converted, starting_adapter_file, weights_name
+from omnitune.paths import parse_converted, starting_adapter_file, weights_name
+from omnitune.pretrained.weights import weights_hash
 from omnitune.sharding.digests import read_sources
 
 Identity = dict[str, Any]
@@ -44,14 +45,6 @@ def identity_of(options: ExperimentOptions, base: Path, transformer: Path, index
     if options.train.lora_path:
         identity["starting_adapter"] = sha256_of(starting_adapter_file(options.train.lora_path))
     return identity
-
-
-def weights_hash(folder: Path) -> Any:
-    """Hash of a conversion's manifest, which holds those of its files; otherwise names and sizes of the weight files."""
-    manifest = folder / CONVERSION_FILE
-    if manifest.is_file():
-        return sha256_of(manifest)
-    return [[file.name, file.stat().st_size] for file in sorted(folder.glob("*.safetensors"))]
 
 
 def data_identity(options: ExperimentOptions, index: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from omnitune.checkpoints.average import WeightAverage
+from omnitune.checkpoints.distributed import load_into
 from omnitune.checkpoints.states import TrainerState, check_files, read_state, remove, remove_superfluous
 from omnitune.distributed.parallel import SharedError, gather, local_part, together
 from omnitune.errors import reason_of
@@ -191,17 +192,14 @@ def load_checkpoint(
         check_files(checkpoint, saved, sorted(saved.files)[rank::world_size])
     options = StateDictOptions(ignore_frozen_params=True)
     model_state, optimizer_state = get_state_dict(model, optimizers, options=options)
-    states = {MODEL_FOLDER: model_state, OPTIMIZER_FOLDER: optimizer_state}
+    states: dict[str, dict[str, Any]] = {MODEL_FOLDER: model_state, OPTIMIZER_FOLDER: optimizer_state}
     if average:
         states[AVERAGE_FOLDER] = average.average
     for name, state in states.items():
         try:
-            dcp.load(state, checkpoint_id=checkpoint / name)
-        except (CheckpointException, OSError) as error:
-            raise SharedError(
-                f"{checkpoint / name}: cannot be read, a file is missing or damaged: {reason_of(error)}. "
-                f"Remove {checkpoint} to go on from an earlier checkpoint."
-            ) from error
+            load_into(state, checkpoint / name)
+        except ValueError as error:
+            raise SharedError(f"{error}. Remove {checkpoint} to go on from an earlier checkpoint.") from error
     # Adapter-only checkpoints lack the frozen weights on purpose.
     set_state_dict(
         model,

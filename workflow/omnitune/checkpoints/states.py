@@ -3,13 +3,12 @@
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omnitune.io.files import sha256_of
+from omnitune.io.files import remove_tree, sha256_of
 from omnitune.paths import STATE_FILE
 
 logger = logging.getLogger("omnitune")
@@ -68,15 +67,18 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 
 def _present_form(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity as it is written now: keys of options had no full names before, and data was the hash of its index."""
+    """An identity as it is written now: keys of options had no full names before, data was the hash of its index, and weights
+    without a conversion's manifest were names and sizes.
+    """
     options = {
         f"{section}.{name}" if isinstance(content, dict) else section: value
         for section, content in identity["options"].items()
         for name, value in (content.items() if isinstance(content, dict) else [(section, content)])
     }
-    if "index" not in identity["data"]:
-        return {**identity, "options": options}
-    return {name: value for name, value in identity.items() if name != "data"} | {"options": options}
+    older = {"data"} if "index" in identity["data"] else set()
+    if isinstance(identity.get("starting_weights"), list):
+        older.add("starting_weights")
+    return {name: value for name, value in identity.items() if name not in older} | {"options": options}
 
 
 def check_files(checkpoint: Path, state: TrainerState, names: Iterable[str]) -> None:
@@ -107,15 +109,16 @@ def newest_state(folder: Path) -> TrainerState | None:
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint under a name that a killed removal does not leave looking whole."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.removed.tmp")
+    remove_tree(doomed)
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    remove_tree(doomed)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed save left behind."""
     for leftover in folder.glob("checkpoint-*.tmp"):
         logger.info("removing %s, left by an interrupted save", leftover)
-        shutil.rmtree(leftover)
+        remove_tree(leftover)
 
 
 def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:

@@ -1,6 +1,5 @@
 """Turn a training checkpoint into the published diffusers layout: a `transformer` or a `transformer_lora` folder."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from omnitune.conversion.keys import (
 from omnitune.conversion.manifest import check_checkpoint
 from omnitune.conversion.read import State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
-from omnitune.io.files import portable, sha256_of, write_json
+from omnitune.io.files import atomic_folder, portable, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, read_transformer, save_lora
 from omnitune.models.lora import FACTORS
 from omnitune.paths import ADAPTER_FILE, AVERAGE_FOLDER, CONVERSION_FILE, MODEL_FOLDER
+from omnitune.pretrained.weights import check_weights
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
 
@@ -68,18 +68,16 @@ def convert(
     found = read_checkpoint(averaged_state(model_path) if ema else model_path)
     state, counts = _checked_state(options, found, model, model_path, transformer)
     state = _cast(state, dtype, model_path)
-    partial = save_path.with_name(f".{save_path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if options.train.lora_ft:
-        _write_lora(partial, state, options, model)
-    else:
-        _write_transformer(partial, state, model, max_shard_size)
-    verify(partial, state, config)
-    origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
-    report = origin | _describe(options, state, counts, partial)
-    write_json(partial / CONVERSION_FILE, report)
-    _replace(partial, save_path)
+    with atomic_folder(save_path) as partial:
+        if options.train.lora_ft:
+            _write_lora(partial, state, options, model)
+        else:
+            _write_transformer(partial, state, model, max_shard_size)
+        verify(partial, state, config)
+        origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
+        report = origin | _describe(options, state, counts, partial)
+        write_json(partial / CONVERSION_FILE, report)
+        _require_replaceable(save_path)  # once more: converting takes minutes
     return report
 
 
@@ -147,6 +145,7 @@ def _with_untrained(
                 f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
                 "that training started from."
             )
+        check_weights([transformer])
         start = read_transformer(transformer).state_dict()
         require_shapes(start, shapes, str(transformer), "It is not the transformer that training started from.")
         state = state | {name: start[name] for name in untrained}
@@ -217,12 +216,3 @@ def _require_replaceable(save_path: Path) -> None:
         raise ValueError(
             f"{save_path}: holds {', '.join(sorted(foreign)[:5])}, which no conversion wrote: name another."
         )
-
-
-def _replace(partial: Path, save_path: Path) -> None:
-    old = save_path.with_name(f".{save_path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if save_path.exists():
-        save_path.rename(old)
-    partial.rename(save_path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,36 +1,11 @@
-"""conversion.json: what a folder of converted weights says of itself, and whether that is true. Imports nothing heavy."""
+"""Whether a checkpoint is the one that was trained. Imports nothing heavy."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 from omnitune.checkpoints.states import check_files, read_state
 from omnitune.io.files import sha256_of
-from omnitune.paths import CONVERSION_FILE, STATE_FILE
-
-
-def read_conversion(folder: Path) -> dict[str, Any]:
-    """The content of conversion.json; ValueError where it is missing or damaged."""
-    path = Path(folder) / CONVERSION_FILE
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}). {_fix(folder)}") from None
-    return content
-
-
-def check_conversion(folder: Path) -> dict[str, Any]:
-    """The same, once each file has been found to be what was written; ValueError names the one that is not."""
-    content = read_conversion(folder)
-    for name, facts in content["files"].items():
-        path = Path(folder) / name
-        if not path.is_file():
-            raise ValueError(f"{path}: is missing. {_fix(folder)}")
-        if sha256_of(path) != facts["sha256"]:
-            raise ValueError(
-                f"{path}: is not what was converted (its SHA-256 differs from {CONVERSION_FILE}). {_fix(folder)}"
-            )
-    return content
+from omnitune.paths import STATE_FILE
 
 
 def check_checkpoint(checkpoint: Path, part: str) -> str | None:
@@ -43,6 +18,8 @@ def check_checkpoint(checkpoint: Path, part: str) -> str | None:
     Raises:
         ValueError: for a file that is another, or a checkpoint that is not the one that train.json names.
     """
+    if (checkpoint.parent / STATE_FILE).is_file():  # a part of a checkpoint, named by itself
+        checkpoint, part = checkpoint.parent, checkpoint.name
     if not (checkpoint / STATE_FILE).is_file():
         return None
     state, sha256 = read_state(checkpoint), sha256_of(checkpoint / STATE_FILE)
@@ -55,7 +32,3 @@ def check_checkpoint(checkpoint: Path, part: str) -> str | None:
         )
     check_files(checkpoint, state, [name for name in state.files if name.startswith(f"{part}/")])
     return sha256
-
-
-def _fix(folder: Path) -> str:
-    return f"Convert again: snakemake --cores 2 --force {Path(folder) / CONVERSION_FILE}"

@@ -1,6 +1,5 @@
 """Read the model state out of a training checkpoint, whichever way it was written."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from omnitune.errors import reason_of
-from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
+from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 
-DCP_METADATA = ".metadata"
 KNOWN_NAMES = (MODEL_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
 WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
 
@@ -61,7 +59,7 @@ def _locate(path: Path) -> Path:
         )
     if not path.exists():
         raise ValueError(f"{path}: does not exist. {_neighbours(path)}")
-    if path.is_file() or (path / DCP_METADATA).is_file():
+    if path.is_file() or (path / METADATA_FILE).is_file():
         return path
     found_names = [name for name in KNOWN_NAMES if (path / name).exists()]
     if len(found_names) == 1:
@@ -69,9 +67,9 @@ def _locate(path: Path) -> Path:
     if found_names:
         raise ValueError(f"{path}: holds several model states: {', '.join(found_names)}. Name the one to convert.")
     if any(path.glob("*.distcp")):
-        raise ValueError(f"{path}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
+        raise ValueError(f"{path}: a distributed checkpoint without {METADATA_FILE}: it was never finished.")
     raise ValueError(
-        f"{path}: is not a checkpoint. Looked in it for {', '.join(KNOWN_NAMES)} and for {DCP_METADATA} of a distributed "
+        f"{path}: is not a checkpoint. Looked in it for {', '.join(KNOWN_NAMES)} and for {METADATA_FILE} of a distributed "
         f"checkpoint; it holds {_listing(path)}."
     )
 
@@ -102,31 +100,11 @@ def _reader_of(path: Path) -> Callable[[Path], State]:
 def _read_distributed(folder: Path) -> State:
     """A torch distributed checkpoint, gathered by this one process; needs no process group."""
     # Here and not above: the import takes a second, and generation, which needs only names of this package, has no use for it.
-    from torch.distributed.checkpoint import FileSystemReader, load
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from omnitune.checkpoints.distributed import load_tensors
 
-    if not (folder / DCP_METADATA).is_file():
-        raise ValueError(f"{folder}: a distributed checkpoint without {DCP_METADATA}: it was never finished.")
-    reader = FileSystemReader(folder)
-    entries = reader.read_metadata().state_dict_metadata
-    objects = [name for name, entry in entries.items() if not isinstance(entry, TensorStorageMetadata)]
-    if objects:
-        raise ValueError(
-            f"{folder}: {some(objects)} are objects, no tensors: this is not a model state (an optimizer's, perhaps)."
-        )
-    state: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
-            load(state, storage_reader=reader, no_dist=True)
-    except (CheckpointException, OSError, RuntimeError) as error:
-        raise ValueError(f"{folder}: cannot be read, a file is missing or damaged: {reason_of(error)}") from error
-    return state
+    if not (folder / METADATA_FILE).is_file():
+        raise ValueError(f"{folder}: a distributed checkpoint without {METADATA_FILE}: it was never finished.")
+    return load_tensors(folder)
 
 
 def _read_torch(path: Path) -> State:

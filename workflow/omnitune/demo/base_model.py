@@ -7,7 +7,6 @@ mllm/          a tiny random Qwen2.5-VL, frozen
 processor/     its tokenizer with the chat template
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from omnitune.demo.text_encoder import HIDDEN_SIZE, save_text_encoder
 from omnitune.demo.vae import load_vae
-from omnitune.io.files import write_json
+from omnitune.io.files import atomic_folder, write_json
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.components import PUBLISHED_INDEX
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
@@ -82,11 +81,9 @@ def build_base_model(folder: Path, seed: int = 0) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; remove it to build the demo model again")
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_text_encoder(temporary, seed)
-    load_vae().save_pretrained(temporary / "vae")
-    build_transformer(seed).save_pretrained(temporary / "transformer")
-    write_json(temporary / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-    write_json(temporary / "model_index.json", PUBLISHED_INDEX)
-    temporary.replace(folder)
+    with atomic_folder(folder) as temporary:
+        save_text_encoder(temporary, seed)
+        load_vae().save_pretrained(temporary / "vae")
+        build_transformer(seed).save_pretrained(temporary / "transformer")
+        write_json(temporary / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+        write_json(temporary / "model_index.json", PUBLISHED_INDEX)

@@ -7,7 +7,6 @@ geometry that `omnitune.demo.check` compares with; none of its scenes occurs in 
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from omnitune.demo.scenes import (
     render,
     render_with_hole,
 )
+from omnitune.io.files import atomic_folder
 
 __all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "draw_drafts", "write_dataset"]
 
@@ -215,9 +215,6 @@ def write_dataset(root: Path, seed: int = 0) -> None:
     foreign = sorted(path.name for path in root.iterdir() if path.name not in own) if root.exists() else []
     if foreign:
         raise ValueError(f"{root}: holds {foreign[0]!r}, which is not of the demo data set; move it away")
-    temporary = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for task in COUNTS:
-        _write_task(task, temporary, seed)
-    shutil.rmtree(root, ignore_errors=True)
-    temporary.replace(root)
+    with atomic_folder(root) as temporary:
+        for task in COUNTS:
+            _write_task(task, temporary, seed)

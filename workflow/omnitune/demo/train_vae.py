@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from omnitune.demo.scenes import SHAPE_COLOURS, Scene, random_scene, render
 from omnitune.demo.vae import VAE_CONFIG
+from omnitune.io.files import atomic_path
 
 # Raw size and size at training (64 x 64 pixels at most, sides in multiples of 16), with the share of each.
 SIZES = (((128, 128), (64, 64), 7), ((128, 96), (64, 48), 1), ((96, 128), (48, 64), 1), ((160, 96), (80, 48), 1))
@@ -173,9 +174,8 @@ def save_vae(vae: AutoencoderKL, groups: list[torch.Tensor], test: list[torch.Te
     quality = psnr(vae, test)
     metadata = {"shift_factor": f"{mean:.6f}", "scaling_factor": f"{1 / std:.6f}", "psnr": f"{quality:.2f}"}
     tensors = {name: tensor.half().contiguous() for name, tensor in vae.state_dict().items()}
-    temporary = output.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(output)
+    with atomic_path(output) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
     print(f"{output}: {output.stat().st_size} bytes, {metadata}", flush=True)
     return quality
 

@@ -31,13 +31,14 @@ from omnitune.distributed.processes import (
     require_gpus,
     run,
 )
-from omnitune.encoding.fingerprint import FINGERPRINT, fingerprint_of, stored_fingerprint
+from omnitune.encoding.fingerprint import COMPONENTS, FINGERPRINT, fingerprint_of, stored_fingerprint
 from omnitune.encoding.groups import group_path, group_shards
 from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
 from omnitune.models.encoder import FrozenEncoder
 from omnitune.paths import shard_name
+from omnitune.pretrained.weights import check_weights
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import IndexRow
 from omnitune.sharding.tar_writer import MemberWriter
@@ -152,6 +153,7 @@ def encode_shards(
     """Encodes every `world_size`-th of the shards from number `rank` on; process 0 also the dropped prompt."""
     fingerprint, own = fingerprint_of(files.base, data), shards[rank::world_size]
     dtype = DTYPES[data.encoded_precision]
+    check_weights([files.base / name for name in COMPONENTS], rank, world_size)
     encoder = FrozenEncoder(
         files.base,
         device,

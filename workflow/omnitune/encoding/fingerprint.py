@@ -1,6 +1,5 @@
 """What an encoding is a function of, as every file of one carries it. Imports nothing heavy."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import safetensors
 from omnitune.config.affects import keys_affecting
 from omnitune.config.options import DataOptions
 from omnitune.errors import ConfigError
-from omnitune.io.files import sha256_of
-from omnitune.paths import MANIFEST_FILE
+from omnitune.pretrained.weights import weights_hash
 
 FORMAT_VERSION = 1  # raised with every change of what is stored
 COMPONENTS = ("vae", "mllm", "processor")  # of the base model: those that encoding uses
@@ -30,17 +28,12 @@ def fingerprint_of(base: Path, data: DataOptions) -> dict[str, Any]:
 
 
 def _component_hash(base: Path, name: str) -> str:
-    """One hash over the files of a component, from the base model's manifest where it has one."""
-    manifest = base / MANIFEST_FILE
-    if manifest.is_file():
-        hashes = json.loads(manifest.read_text(encoding="utf-8"))
-    else:
-        files = (path for path in (base / name).rglob("*") if path.is_file())
-        hashes = {path.relative_to(base).as_posix(): sha256_of(path) for path in files}
-    lines = [f"{path} {hashes[path]}\n" for path in sorted(hashes) if path.startswith(f"{name}/")]
-    if not lines:
-        raise ConfigError(f"{base}: has no {name}/, which encoding needs. It is not a folder in the published layout.")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    try:
+        return weights_hash(base / name)
+    except ValueError:
+        raise ConfigError(
+            f"{base}: has no {name}/, which encoding needs. It is not a folder in the published layout."
+        ) from None
 
 
 def stored_fingerprint(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ from PIL import Image
 from omnitune.config import Benchmark
 from omnitune.console import Progress
 from omnitune.conversion.export import DTYPES
-from omnitune.conversion.manifest import check_conversion
 from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.evaluation.prompts import (
     Prompt,
@@ -24,7 +23,7 @@ from omnitune.evaluation.prompts import (
     read_prompts,
 )
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.io.files import atomic_path, is_whole, json_line, sealed, sha256_of, write_text
+from omnitune.io.files import atomic_path, is_whole, json_line, lock, sealed, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,
@@ -32,6 +31,7 @@ from omnitune.models import (
     read_transformer,
 )
 from omnitune.paths import GENERATIONS_FILE
+from omnitune.pretrained.weights import check_weights
 
 SCHEDULERS = {"euler": OmniGen2FlowMatchScheduler, "dpmsolver++": OmniGen2DPMSolverScheduler}
 
@@ -82,8 +82,7 @@ def generate_part(
 ) -> Path:
     """Loads the weights and generates one part of a benchmark's images, see `generate`."""
     prompts = read_prompts(benchmark, Path())
-    for folder in weights.converted:
-        check_conversion(folder)
+    check_weights(weights.folders)
     where = (weights.base, weights.transformer, weights.lora)
     pipeline = load_pipeline(*where, dtype=benchmark.dtype, scheduler=benchmark.scheduler, threads=threads)
     return generate(benchmark, prompts, pipeline, output, weights=describe_weights(weights), part=part, name=name)
@@ -131,7 +130,16 @@ def generate(
     job = _Job(benchmark, pipeline, Path(output), weights, protocol_fingerprint(benchmark, prompts))
     own = part_of(prompts, part, benchmark.parts)
     final = job.output / "parts" / f"{part}.jsonl"
-    ledger = job.output / "parts" / f".{part}.unfinished.jsonl"
+    with lock(
+        final.with_name(f".{part}.lock"), f"{final}: another process is drawing this part. Wait for it or stop it."
+    ):
+        _draw_part(job, own, final, name)
+    return final
+
+
+def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None:
+    """Draws what is not there yet, noting each batch in a ledger of its own, which becomes `final`."""
+    benchmark, ledger = job.benchmark, final.with_name(f".{final.stem}.unfinished.jsonl")
     rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, ledger))
     left = [prompt for prompt in own if prompt.key not in rows]
     write_text(ledger, "".join(map(json_line, rows.values())))
@@ -145,7 +153,6 @@ def generate(
             progress.advance(len(batch))
     write_text(final, "".join(json_line(rows[prompt.key]) for prompt in own))
     ledger.unlink()
-    return final
 
 
 def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:

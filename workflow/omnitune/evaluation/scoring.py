@@ -11,7 +11,7 @@ from omnitune.config.choices import MEASURES
 from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_image, require_own_image
-from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
+from omnitune.io.files import is_whole, json_line, lock_folder, sealed, sha256_of, write_json, write_text
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE, EvaluatedStep
 
 
@@ -62,9 +62,10 @@ def score(
         "per_prompt": per_prompt,
     }
     generations = output / GENERATIONS_FILE
-    write_text(generations, "".join(map(json_line, rows)))
-    content = sealed({**scores, "generations_sha256": sha256_of(generations)})
-    write_json(output / SCORES_FILE, content)
+    with lock_folder(output):
+        write_text(generations, "".join(map(json_line, rows)))
+        content = sealed({**scores, "generations_sha256": sha256_of(generations)})
+        write_json(output / SCORES_FILE, content)
     return content
 
 

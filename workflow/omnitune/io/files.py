@@ -2,35 +2,82 @@
 
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
 import platform
+import re
+import secrets
+import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 # Characters that JSON leaves as they are and str.splitlines takes for the end of a line.
 LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
+CACHED_BYTES = 1 << 20  # smaller files are hashed each time: some file systems count times in steps
+_digests: dict[tuple[int, ...], str] = {}
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Tells apart the process numbers of machines of one name, of containers, and of what ran before a restart."""
+    facts = [platform.node()]
+    with suppress(OSError):  # there on Linux alone
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def _temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody can guess."""
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+
+
+def create_beside(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, by a name that nobody can guess and with the mode of the umask: its path, and its handle."""
+    temporary = _temporary_name(path)
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed processes of this machine have left of the same file or folder."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}\.(\d{{1,10}})\.[0-9a-f]{{16}}\.tmp")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match and not _is_running(int(match[1])):
+            remove_tree(entry)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file, or a link but not what it leads to; nothing where it is missing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its name when the block ends without an error.
+    """A new, empty file beside `path`, which takes its name when the block ends without an error.
 
-    What killed processes of this machine have left of the same file is removed.
+    Its mode is that of the umask, whatever a library makes of it. What killed processes of this machine have left of the same
+    file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.tmp"):
-        if not _is_running(int(leftover.suffixes[-2][1:])):
-            leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    _remove_leftovers(path)
+    temporary, handle = create_beside(path)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    os.close(handle)
     try:
         yield temporary
         with temporary.open("rb+") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -41,22 +88,103 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def lock(path: Path, message: str) -> IO[str]:
-    """Holds a lock file until it is closed; raises ValueError with the message where another process holds it."""
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new, empty folder beside `path`, which takes its place when the block ends without an error.
+
+    One process at a time writes a folder: raises ValueError where another does. Files in it get the mode of the umask.
+    """
+    path = Path(path)
+    with lock_folder(path):
+        _remove_leftovers(path)
+        temporary = _temporary_name(path)
+        temporary.mkdir()
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    file.chmod(mode)
+            old = _temporary_name(path)
+            if path.exists() or path.is_symlink():
+                path.rename(old)
+            temporary.rename(path)
+            remove_tree(old)
+        finally:
+            remove_tree(temporary)
+
+
+class Lock:
+    """A lock that is held, until it is closed or its process ends."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path, self.handle = path, handle
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the file and frees the lock."""
+        self.path.unlink(missing_ok=True)
+        os.close(self.handle)
+
+
+def lock(path: Path, message: str) -> Lock:
+    """Holds a lock file until it is closed. What is in the file stays; a link in its place is not followed.
+
+    Raises ValueError with the message where another process holds it, and with a reason where it cannot be locked.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
+    while True:
+        handle = open_lock(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(path, handle):
+                return Lock(path, handle)
+            os.close(handle)  # whoever held it has removed it in this moment
+        except OSError as error:
+            os.close(handle)
+            if isinstance(error, BlockingIOError):
+                raise ValueError(message) from None
+            raise ValueError(f"{path}: cannot be locked ({error.strerror}).") from None
+
+
+def _is_there(path: Path, handle: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    return False
+
+
+def lock_folder(folder: Path) -> Lock:
+    """Takes a folder for this process to write, by a lock beside it; raises ValueError where another process writes it."""
+    folder = Path(folder)
+    return lock(
+        folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is writing here. Wait for it or stop it."
+    )
+
+
+def open_lock(path: Path) -> int:
+    """Opens a file to lock, made where it is missing; ValueError where something else than a plain file lies there."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ValueError(message) from None
-    return file
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        problem = (
+            "is a link, which no lock is" if error.errno == errno.ELOOP else f"cannot be opened ({error.strerror})"
+        )
+        raise ValueError(f"{path}: {problem}. Remove it.") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path}: is no plain file, which a lock is. Remove it.")
+    return handle
 
 
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's
         return True
@@ -85,9 +213,18 @@ def json_line(content: Any) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal; read once in a process, as long as it is the same file of the same times.
+
+    The time of the last change of a file's state is among these, which nobody can set back.
+    """
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = os.fstat(file.fileno())
+        version = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if found.st_size < CACHED_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        if version not in _digests:
+            _digests[version] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _digests[version]
 
 
 SEAL = "seal"

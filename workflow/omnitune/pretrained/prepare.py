@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -11,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
 from omnitune.errors import reason_of
-from omnitune.io.files import sha256_of, write_json
+from omnitune.io.files import atomic_folder, sha256_of, write_json
 from omnitune.paths import MANIFEST_FILE
 from omnitune.pretrained.files import DEMO, INDEX, PARTS, require_own, walk
 
@@ -29,9 +28,7 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
     Raises:
         ValueError: if a source does not exist or lacks a part.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        temporary = Path(scratch) / "pipeline"
+    with atomic_folder(folder) as temporary:
         if model.pretrained_model_path == DEMO:
             logger.info("building the demo's base model")
             build_base_model(temporary)
@@ -39,14 +36,11 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
             _assemble(model, temporary, cache_dir)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         write_json(temporary / MANIFEST_FILE, {str(path.relative_to(temporary)): sha256_of(path) for path in files})
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
 
 
 def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> None:
     source = _local(model.pretrained_model_path, model.pretrained_revision, "model.pretrained_model_path", cache_dir)
     _require(source, [INDEX, *PARTS], "model.pretrained_model_path")
-    temporary.mkdir()
     for part in PARTS:
         _copy(source / part, temporary / part, source)
     _copy(source / INDEX, temporary / INDEX, source)

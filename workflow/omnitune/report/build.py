@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from omnitune.config.choices import MEASURES
 from omnitune.evaluation.prompts import Prompt
-from omnitune.io.files import write_text
+from omnitune.io.files import lock_folder, write_text
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import (
     SHOWN_REJECTED,
@@ -71,8 +71,10 @@ def build_report(
     )
     environment.globals |= {"show": show, "show_change": show_change}
     environment.filters |= {"thousands": thousands, "short": short}
-    write_tables(run, output.parent)
-    write_text(output, environment.get_template("report.html.j2").render(**_context(run)))
+    page = environment.get_template("report.html.j2").render(**_context(run))
+    with lock_folder(output.parent):
+        write_tables(run, output.parent)
+        write_text(output, page)
     return output
 
 
@@ -91,6 +93,7 @@ def _context(run: Run) -> dict[str, Any]:
         "evaluations": [_evaluation(evaluation) for evaluation in run.evaluations],
         "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
         "conversions": run.conversions,
+        "checked": run.checked,
         "identity": yaml.safe_dump(run.train["identity"], sort_keys=False) if "identity" in run.train else "",
     }
 

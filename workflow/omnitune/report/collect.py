@@ -13,6 +13,7 @@ from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.paths import BASE, EvaluatedStep
+from omnitune.pretrained.weights import check_weights
 from omnitune.report.data import read_encoded, read_shards
 from omnitune.report.training import read_samples
 
@@ -73,6 +74,7 @@ class Run:
     encoded: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, dict[int, Path]] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)  # files of weights and images, whose hashes were found right
 
 
 def collect(
@@ -97,6 +99,7 @@ def collect(
     train = _json(experiment / "train.json")
     for folder, conversion in conversions.items():
         _require_checkpoint(experiment / folder, conversion, train)
+    found = [_evaluation(evaluations, entry) for entry in benchmarks]
     return Run(
         name=options.name,
         options=options.model_dump(mode="json"),
@@ -108,8 +111,24 @@ def collect(
         shards=read_shards(prepared / "shards" / "index.parquet"),
         encoded=read_encoded(prepared / "encoded") if options.data.encode else [],
         samples=read_samples(experiment / "logs" / "samples"),
-        evaluations=[_evaluation(evaluations, entry) for entry in benchmarks],
+        evaluations=found,
+        checked={
+            "weights": check_weights(_loaded_weights([experiment / folder for folder in conversions], found)),
+            "images": sum(len(rows) for evaluation in found for rows in evaluation.generations.values()),
+        },
     )
+
+
+def _loaded_weights(conversions: Sequence[Path], evaluations: Sequence[Evaluation]) -> list[Path]:
+    """Folders of weights that were converted or evaluated, as far as they are still there."""
+    names = [scores["weights"] for evaluation in evaluations for scores in evaluation.scores.values()]
+    evaluated = [folder for known in names for folder in _weights_of(known).folders]
+    return [folder for folder in dict.fromkeys([*conversions, *evaluated]) if folder.is_dir()]
+
+
+def _weights_of(names: Mapping[str, Any]) -> EvaluatedWeights:
+    transformer, lora = (Path(names[part]) if names[part] else None for part in ("transformer", "lora"))
+    return EvaluatedWeights(Path(names["base"]), transformer, lora)
 
 
 def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry) -> Evaluation:
@@ -124,6 +143,8 @@ def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry
     for step, folder in folders.items():
         _require_present(folder, scores[step], entry, step)
     generations = {step: read_generations(folder, scores[step]) for step, folder in folders.items()}
+    for step, rows in generations.items():
+        _require_instructions(folders[step], rows, entry)
     return Evaluation(entry, folders, scores, generations)
 
 
@@ -144,11 +165,20 @@ def _require_present(folder: Path, scores: Mapping[str, Any], entry: BenchmarkEn
     if scores["protocol"] != protocol_fingerprint(entry.benchmark, entry.prompts):
         raise ValueError(f"{folder}: was evaluated under another protocol than benchmark {entry.name!r} is now. {fix}")
     names = scores["weights"]
-    transformer, lora = (Path(names[part]) if names[part] else None for part in ("transformer", "lora"))
-    weights = EvaluatedWeights(Path(names["base"]), transformer, lora)
-    there = all(path.is_dir() for path in (weights.base, transformer, lora) if path)
+    weights = _weights_of(names)
+    there = all(path.is_dir() for path in (weights.base, weights.transformer, weights.lora) if path)
     if there and describe_weights(weights) != names:
         raise ValueError(f"{folder}: was evaluated with other weights than are there now ({step.label}). {fix}")
+
+
+def _require_instructions(folder: Path, rows: Mapping[str, Mapping[str, Any]], entry: BenchmarkEntry) -> None:
+    """Raises ValueError where an image was drawn for another instruction than the one that is shown with it."""
+    for prompt in entry.prompts:
+        if rows[prompt.key]["instruction"] != prompt.instruction:
+            raise ValueError(
+                f"{folder}: the image of {prompt.key!r} was drawn for another instruction than the prompt has. Evaluate again: "
+                f"snakemake --cores 2 --force {folder}/parts/*.jsonl"
+            )
 
 
 def _required(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """The index over all shards, mapped into memory, and random access to the samples' bytes by it."""
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
@@ -16,10 +17,12 @@ import torch
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import load_rgb, to_tensor
 from omnitune.io import storage
+from omnitune.sharding.digests import read_sources, update_digest
 from omnitune.sharding.index_row import IndexRow
 from omnitune.sharding.tars import REBUILD, TarReader
 
 TOKENS = ("output_tokens", "input_tokens", "text_tokens")
+FACTS = ("key", "task_type", "instruction")  # of a sample, in its own member and in its row
 KEPT_BATCHES = 256  # record batches of a mapped index that are kept open, some 10 kB of memory each
 
 
@@ -107,6 +110,20 @@ class ShardIndex:
                 tars.update(zip(known["tar"].to_pylist(), known["tar_bytes"].to_pylist(), strict=True))
         self.tars.check(tars)
 
+    def check_rows(self) -> None:
+        """Raises ConfigError where the rows are not those that the index was made of, to whose hash a training is bound."""
+        if storage.is_url(self.path):
+            return  # its metadata came with the rows
+        for source, facts in read_sources(Path(self.path)).items():
+            digest = hashlib.sha256()
+            for part in self.parts(source) if source in self._sources else ():
+                update_digest(digest, part)
+            if digest.hexdigest() != facts["sha256"]:
+                raise ConfigError(
+                    f"{self.path}: the rows of {source!r} (in index.arrow where this lies beside it) are not those that it was "
+                    f"made of. {REBUILD}."
+                )
+
     def read_images(self, row: IndexRow) -> list[bytes]:
         """The image files of a sample, inputs then output, all its members checked against the index.
 
@@ -124,7 +141,17 @@ class ShardIndex:
             self.tars.forget(row.tar, first, size, row.tar_sha256)
             place = storage.join(self.folder, row.tar)
             raise ValueError(f"{place}: sample {row.key} at byte {first} is not what was indexed. {REBUILD}.")
+        self._require_facts(row, bytes(members[0]))
         return [bytes(member) for member in members[1:]]
+
+    def _require_facts(self, row: IndexRow, member: bytes) -> None:
+        """Raises ValueError where a row says otherwise than the sample itself, by whose hash it is known."""
+        facts = json.loads(member)
+        for name in FACTS:
+            if facts[name] != getattr(row, name):
+                raise ValueError(
+                    f"{self.path}: the {name} of {row.key} is not that of the sample in {row.tar}. {REBUILD}."
+                )
 
     def images(self, row: IndexRow, output_only: bool = False) -> list[torch.Tensor]:
         """The images of a sample, inputs then output, or its output alone; float32 [3, height, width] in [-1, 1] each.

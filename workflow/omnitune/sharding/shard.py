@@ -16,7 +16,7 @@ from omnitune.images.prepare import ImageLimits, PreparedImage, UndecodableImage
 from omnitune.images.read import read_bytes
 from omnitune.images.verdicts import ImageRefused
 from omnitune.io import storage
-from omnitune.io.files import atomic_path, json_line, sha256_of
+from omnitune.io.files import atomic_path, json_line, lock, sha256_of
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.workers import ordered_map
 from omnitune.paths import parse_shard
@@ -56,15 +56,20 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
     note = limits.note(max((len(row["input_images"]) for row in rows), default=0))
     if note:
         logger.warning("%s: %s", manifest, note)
-    with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
-        with MemberWriter(temporary) as members:
-            samples = [_add_sample(members, row, limits) for row in rows]
-        name = str(tar) if storage.is_url(tar) else Path(tar).name
-        facts = {"source": source, "shard": shard, "tar": name}
-        facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
-    with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
-        for sample in samples:
-            index_rows.append({**sample, **facts})
+    held = lock(
+        Path(index).with_name(f".{Path(index).stem}.lock"),
+        f"{tar}: another process is writing this shard. Wait for it or stop it.",
+    )
+    with held:
+        with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
+            with MemberWriter(temporary) as members:
+                samples = [_add_sample(members, row, limits) for row in rows]
+            name = str(tar) if storage.is_url(tar) else Path(tar).name
+            facts = {"source": source, "shard": shard, "tar": name}
+            facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
+        with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
+            for sample in samples:
+                index_rows.append({**sample, **facts})
     return len(rows)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.io import storage
+from omnitune.io.files import create_beside, open_lock
 
 REBUILD = "Rebuild it: snakemake --cores 2 --forcerun shard_dataset index_dataset"
 OPEN_TARS = 128  # per process; below the usual limit of 1024 open files, with several workers
@@ -59,10 +60,11 @@ class DiskCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.parent / ".lock"):
                 self._make_room(path.parent, size)
-                temporary = path.with_suffix(".tmp")
-                temporary.write_bytes(hashlib.sha256(data).digest() + data)
+                temporary, handle = create_beside(path)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(data).digest() + data)
                 temporary.replace(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._broken = True
             logger.warning("%s: the cache cannot be written (%s); this process reads on without it.", path, error)
 
@@ -89,9 +91,12 @@ class DiskCache:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released as the file closes
+    handle = open_lock(path)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released as the file closes
         yield
+    finally:
+        os.close(handle)
 
 
 def _cache_key(url: str, offset: int, size: int, version: str) -> str:

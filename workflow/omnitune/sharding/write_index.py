@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from omnitune.io.files import atomic_path
+from omnitune.io.files import atomic_path, lock_folder
 from omnitune.paths import parse_shard
 from omnitune.sharding.digests import index_metadata
 from omnitune.sharding.index_row import INDEX_SCHEMA
@@ -32,6 +32,7 @@ def write_index(parts: Sequence[Path], index: Path) -> int:
         _require_index(part, pq.read_schema(part))
     schema = INDEX_SCHEMA.with_metadata(index_metadata(ordered))
     with ExitStack() as stack:
+        stack.enter_context(lock_folder(index.parent))
         joined = stack.enter_context(atomic_path(index))  # the first to be entered is the last to get its name
         mapped = stack.enter_context(atomic_path(index.with_suffix(".arrow")))
         table = stack.enter_context(pq.ParquetWriter(joined, schema, compression="zstd"))

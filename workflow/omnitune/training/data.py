@@ -54,6 +54,8 @@ def open_data(options: ExperimentOptions, files: TrainingFiles, accelerator: Acc
     """Opens index and shards, or encodings; raises ValueError for what is missing or does not fit."""
     data, train = options.data, options.train
     index = open_index(options, files.index)
+    if accelerator.is_local_main_process:
+        index.check_rows()
     sources = sources_of(data)
     names = [source.name for source in sources]
     encoded = None

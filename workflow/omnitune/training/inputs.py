@@ -3,10 +3,11 @@
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
 
+from omnitune.config import ExperimentOptions
 from omnitune.distributed.layout import Layout
-from omnitune.io.files import lock
+from omnitune.io.files import Lock, lock
+from omnitune.paths import starting_adapter_file
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class TrainingFiles:
     index: Path
     encoded: Path
     output: Path
+
+    def weights(self, options: ExperimentOptions) -> list[Path]:
+        """Folders of weights that are loaded."""
+        encoders = [] if options.data.encode else [self.base / "mllm", self.base / "processor"]
+        adapters = [starting_adapter_file(options.train.lora_path).parent] if options.train.lora_path else []
+        return [self.transformer, *adapters, self.base / "vae", *encoders]
 
     def arguments(self) -> list[str]:
         """The same as command-line arguments."""
@@ -54,6 +61,6 @@ def parse_arguments(description: str | None) -> tuple[TrainingFiles, Layout]:
     return files, Layout(found["strategy"], found["world_size"], found["shard_size"], found["strategy_reason"])
 
 
-def lock_experiment(output: Path) -> IO[str]:
+def lock_experiment(output: Path) -> Lock:
     """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
     return lock(output / ".train.lock", f"{output}: another training is writing here. Wait for it or stop it.")

@@ -37,6 +37,7 @@ from omnitune.io.files import sha256_of, write_json, write_text
 from omnitune.loading.loader import Sample, training_loader
 from omnitune.loading.mixture_report import mixture_report
 from omnitune.paths import STATE_FILE
+from omnitune.pretrained.weights import check_weights
 from omnitune.training.data import open_data, shared_facts
 from omnitune.training.flow_matching import (
     BINS,
@@ -111,6 +112,8 @@ class Trainer:
         self.clock = StepClock(self.device)
 
     def _setup_model(self) -> None:
+        with together():
+            check_weights(self.files.weights(self.options), self.accelerator.process_index, self.layout.world_size)
         with together():
             trained = build_model(self.options, self.files.transformer)
         self.patch_size = trained.model.config.patch_size

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.images.prepare import ImageLimits, target_size
-from omnitune.io.files import atomic_path, json_line, sha256_of, write_json, write_text
+from omnitune.io.files import atomic_folder, atomic_path, json_line, lock_folder, sha256_of, write_json, write_text
 from omnitune.io.parquet import ParquetRows
 from omnitune.paths import shard_name
 from omnitune.validation.sample import MANIFEST_KEYS, SCHEMA
@@ -151,28 +151,25 @@ def merge_validation(
     repeated = tally.outputs.repeated()
     merged = _merged_summary(tally, summaries, repeated, cut)
     _apply_limit(folders, merged, output, max_reject_fraction)
-    (output / SUMMARY).unlink(missing_ok=True)  # it comes last, and says that the rest is whole
     flags = np.zeros(merged["accepted"], dtype=np.bool_) if repeated is None else repeated
-    _merge_samples(folders, output, flags, cut)
-    _join_ledgers(folders, output / REJECTED)
-    write_json(output / SUMMARY, merged)
+    with lock_folder(output):
+        (output / SUMMARY).unlink(missing_ok=True)  # it comes last, and says that the rest is whole
+        _merge_samples(folders, output, flags, cut)
+        _join_ledgers(folders, output / REJECTED)
+        write_json(output / SUMMARY, merged)
     shutil.rmtree(_failed(output), ignore_errors=True)  # the ledger of an earlier failure no longer tells the truth
     return merged
 
 
 def _merge_samples(folders: Sequence[Path], output: Path, repeated: np.ndarray, cut: ShardCut) -> None:
     """Writes samples.parquet, and the folder of manifests whole: those of an earlier run must not stay in it."""
-    manifests = output / f".{SHARDS}.partial"
-    shutil.rmtree(manifests, ignore_errors=True)
-    manifests.mkdir(parents=True)
-    with atomic_path(output / SAMPLES) as temporary, ParquetRows(temporary, SCHEMA) as samples:
-        flags = iter(repeated)
-        for folder in folders:
-            _merge_source(folder, flags, samples, manifests, cut)
-    for manifest in manifests.glob("*.jsonl"):
-        write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
-    shutil.rmtree(output / SHARDS, ignore_errors=True)
-    manifests.replace(output / SHARDS)
+    with atomic_folder(output / SHARDS) as manifests:
+        with atomic_path(output / SAMPLES) as temporary, ParquetRows(temporary, SCHEMA) as samples:
+            flags = iter(repeated)
+            for folder in folders:
+                _merge_source(folder, flags, samples, manifests, cut)
+        for manifest in sorted(manifests.glob("*.jsonl")):
+            write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
 
 
 def _merge_source(

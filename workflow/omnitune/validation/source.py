@@ -17,7 +17,7 @@ from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
 from omnitune.images.verdicts import MAX_PIXELS, ImageRefused
-from omnitune.io.files import atomic_path, json_line, write_json
+from omnitune.io.files import atomic_path, json_line, lock_folder, write_json
 from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.storage import is_url, redact
@@ -115,15 +115,16 @@ def validate_source(
     output.mkdir(parents=True, exist_ok=True)
     if checks.tokenizer:
         _tokenizer(checks.tokenizer)  # before the workers fork, which share its memory then
-    tally = _write_verdicts(source_name, files, output, checks, workers, progress)
-    repeated = tally.outputs.repeated()
-    summary = {
-        "source": source_name,
-        "files": [str(file) for file in files],
-        "depth": checks.depth,
-        **tally.summary(None if repeated is None else int(repeated.sum())),
-    }
-    write_json(output / SUMMARY, summary)
+    with lock_folder(output):
+        tally = _write_verdicts(source_name, files, output, checks, workers, progress)
+        repeated = tally.outputs.repeated()
+        summary = {
+            "source": source_name,
+            "files": [str(file) for file in files],
+            "depth": checks.depth,
+            **tally.summary(None if repeated is None else int(repeated.sum())),
+        }
+        write_json(output / SUMMARY, summary)
     return summary
 
 

@@ -1,0 +1,146 @@
+"""Checkpoints from strangers run no code and read nothing but their own files, whoever opens them."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict
+
+from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
+from omnitune.checkpoints.states import TrainerState, read_state
+from omnitune.conversion.read import read_checkpoint
+from omnitune.distributed.parallel import SharedError
+from omnitune.paths import METADATA_FILE, MODEL_FOLDER, OPTIMIZER_FOLDER, STATE_FILE
+
+pytestmark = pytest.mark.unit
+
+
+class Payload:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+class Checkpoint:
+    """A checkpoint of one step without hashes, which an attacker would write anew anyway."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = torch.nn.Linear(3, 2)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        saver = CheckpointSaver(folder, self.model, [self.optimizer], None, background=False, limit=None, keep=set())
+        saver.save(TrainerState(1, {"options": {}, "data": {}}, None))
+        saver.complete()
+        self.path = folder / "checkpoint-1"
+        state = {**vars(read_state(self.path)), "files": {}}
+        (self.path / STATE_FILE).write_text(json.dumps(state))
+
+    def metadata(self, part: str) -> Any:
+        return pickle.loads((self.path / part / METADATA_FILE).read_bytes())
+
+    def write_metadata(self, part: str, content: Any) -> None:
+        (self.path / part / METADATA_FILE).write_bytes(pickle.dumps(content))
+
+    def resume(self) -> None:
+        load_checkpoint(self.path, self.model, [self.optimizer], None)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    return Checkpoint(tmp_path)
+
+
+def test_payloads_of_these_tests_go_off(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(tmp_path / "trace")))
+    assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_metadata_runs_no_code(checkpoint: Checkpoint, tmp_path: Path, hidden: bool) -> None:
+    """Neither where it is a payload, nor where one hides in what a whole one holds."""
+    trace = tmp_path / "trace"
+    for part in (MODEL_FOLDER, OPTIMIZER_FOLDER):
+        content = checkpoint.metadata(part)
+        content.planner_data = Payload(trace)
+        checkpoint.write_metadata(part, content if hidden else Payload(trace))
+    message = r"\.metadata: is not the metadata of a distributed checkpoint: it asks for \w+\.\w+"
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(checkpoint.path)
+    with pytest.raises(SharedError, match=r"it asks for .* Remove .*checkpoint-1 to go on"):
+        checkpoint.resume()
+    assert not trace.exists()
+
+
+def test_an_object_in_place_of_a_number_of_the_optimizer_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """All names are those of a whole checkpoint; one of its plain values is a payload."""
+    trace, folder = tmp_path / "trace", checkpoint.path / OPTIMIZER_FOLDER
+    whole: dict[str, Any] = get_state_dict(checkpoint.model, [checkpoint.optimizer])[1]
+    whole["param_groups"][0]["lr"] = Payload(trace)
+    for file in folder.iterdir():
+        file.unlink()
+    dcp.save(whole, checkpoint_id=folder, no_dist=True)
+    with pytest.raises(SharedError, match=r"optimizer_0: cannot be read.*lr is neither a plain value nor a tensor"):
+        checkpoint.resume()
+    assert not trace.exists()
+
+
+def _elsewhere(content: Any) -> None:
+    for info in content.storage_data.values():
+        object.__setattr__(info, "relative_path", "../../secret")
+
+
+def _huge(content: Any) -> None:
+    for entry in content.state_dict_metadata.values():
+        entry.size = torch.Size([1 << 40, 1 << 10])
+
+
+def _fields(content: Any) -> None:
+    content.storage_data = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_elsewhere, r"names '\.\./\.\./secret', which is no file of this folder"),
+        (_huge, r"names tensors of \d+ bytes, but the files beside it have \d+"),
+        (_fields, r"is not the metadata of a distributed checkpoint"),
+    ],
+)
+def test_metadata_that_asks_for_too_much_is_refused(
+    checkpoint: Checkpoint, change: Callable[[Any], None], message: str
+) -> None:
+    content = checkpoint.metadata(MODEL_FOLDER)
+    change(content)
+    checkpoint.write_metadata(MODEL_FOLDER, content)
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(checkpoint.path)
+    with pytest.raises(SharedError, match=message):
+        checkpoint.resume()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"\x80\x04.", b"cos\nsystem\n.", b"garbage", b"\x80\x04N."])
+def test_damaged_metadata_is_named(checkpoint: Checkpoint, content: bytes) -> None:
+    (checkpoint.path / MODEL_FOLDER / METADATA_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model_fsdp_0/\.metadata: is not the metadata"):
+        read_checkpoint(checkpoint.path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", ["bin", "pt", "pth"])
+def test_files_of_torch_save_run_no_code(tmp_path: Path, suffix: str, zipped: bool) -> None:
+    trace, path = tmp_path / "trace", tmp_path / f"model.{suffix}"
+    torch.save({"a": torch.zeros(1), "b": Payload(trace)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"cannot be read as a file of torch\.save"):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(ValueError, match=r"cannot be read as a file of torch\.save"):
+        read_checkpoint(path)
+    assert not trace.exists()

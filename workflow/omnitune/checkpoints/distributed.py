@@ -1,0 +1,165 @@
+"""torch's distributed checkpoints, read so that nothing in their files can run code."""
+
+import io
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from omnitune.errors import reason_of
+from omnitune.paths import METADATA_FILE
+
+METADATA = "torch.distributed.checkpoint.metadata"
+# What `.metadata` is made of: plain records, sizes and names. None of them does anything when it is made.
+KNOWN = {
+    *(
+        (METADATA, name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
+}
+
+
+PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}  # where the checkpoint was written
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of `.metadata` alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in {"pathlib", "pathlib._local"} and name in PATHS:
+            return PurePosixPath  # a name that touches no disk
+        if (module, name) not in KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads `.metadata` by the classes that it knows, and files of the folder alone."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """As the base class does; raises ValueError for anything else than the metadata of a checkpoint."""
+        metadata = read_metadata(Path(self.path))
+        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):
+    """Loads what is no tensor, such as an optimizer's numbers, without running code."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """As the base class does, of plain values and tensors alone; raises ValueError for anything else."""
+        plain = io.BytesIO()
+        try:
+            torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
+        except pickle.UnpicklingError:
+            raise ValueError(f"{read_item.storage_index.fqn} is neither a plain value nor a tensor") from None
+        plain.seek(0)
+        super().load_bytes(read_item, plain)
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """What a distributed checkpoint says that it holds.
+
+    Raises:
+        OSError: where it cannot be opened.
+        ValueError: where it is damaged, asks for other classes than it needs, names files outside of the folder, or more
+            tensors than its files can hold.
+    """
+    path = folder / METADATA_FILE
+    with path.open("rb") as file:
+        try:
+            metadata = _Unpickler(file).load()
+        except Exception as error:  # on damaged bytes a pickle may raise anything
+            raise ValueError(f"{path}: is not the metadata of a distributed checkpoint: {reason_of(error)}") from None
+    try:
+        _require_sound(folder, metadata)
+    except (AttributeError, TypeError) as error:  # records of other fields than they should have
+        raise ValueError(f"{path}: is not the metadata of a distributed checkpoint: {reason_of(error)}") from None
+    return metadata
+
+
+def _require_sound(folder: Path, metadata: Metadata) -> None:
+    path, names = folder / METADATA_FILE, {info.relative_path for info in metadata.storage_data.values()}
+    for name in sorted(names):
+        if Path(name).name != name:
+            raise ValueError(f"{path}: names {name!r}, which is no file of this folder.")
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise ValueError(f"{folder / name}: is no regular file.")
+    held = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    if all((folder / name).is_file() for name in names):  # of a missing one, whoever opens it speaks
+        claimed = sum(
+            entry.size.numel() * entry.properties.dtype.itemsize
+            for entry in metadata.state_dict_metadata.values()
+            if isinstance(entry, TensorStorageMetadata)
+        )
+        if claimed > held:
+            raise ValueError(f"{path}: names tensors of {claimed} bytes, but the files beside it have {held}.")
+
+
+def load_into(state: dict[str, Any], folder: Path) -> None:
+    """Loads a distributed checkpoint in place, at the same or another number of processes; every process calls it.
+
+    Raises:
+        ValueError: where a file is missing, damaged or not what a checkpoint holds.
+    """
+    with _faults(folder):
+        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a distributed checkpoint that holds nothing else, read by this one process; needs no process group.
+
+    Raises:
+        ValueError: as `load_into`, and where something in it is no tensor.
+    """
+    with _faults(folder):
+        entries = read_metadata(folder).state_dict_metadata
+        objects = sorted(name for name, entry in entries.items() if not isinstance(entry, TensorStorageMetadata))
+        if objects:
+            more = f" and {len(objects) - 10} more" if len(objects) > 10 else ""
+            raise ValueError(
+                f"{folder}: {', '.join(objects[:10])}{more} are objects, no tensors: this is not a model state (an "
+                "optimizer's, perhaps)."
+            )
+        state: dict[str, Any] = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in entries.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
+            dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=True)
+    return state
+
+
+@contextmanager
+def _faults(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointException, OSError, RuntimeError) as error:
+        raise ValueError(f"{folder}: cannot be read, a file is missing or damaged: {reason_of(error)}") from error
