@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from omnitune.config import Benchmark
 from omnitune.config.affects import keys_affecting
 from omnitune.config.base import Section, check_config
 from omnitune.config.choices import CHECKS, OneOf
-from omnitune.images.resize import to_rgb
+from omnitune.errors import Refused
+from omnitune.images.prepare import read_rgb
 from omnitune.io.files import sha256_of, write_json
 from omnitune.io.jsonl import read_objects
 from omnitune.io.places import is_below
@@ -210,12 +211,13 @@ def prompt_seed(seed: int, key: str) -> int:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image upright and in RGB; raises ValueError where the file cannot be read as one."""
+    """An image upright, in RGB and sRGB; raises ValueError where validation would refuse the file as an image."""
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from None
+        return read_rgb(path)
+    except Refused as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error.message}.") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error}.") from None
 
 
 def _find(name: str, folders: Sequence[Path], where: str) -> Path:

@@ -15,6 +15,16 @@ from omnitune.models import DEFAULT_NEGATIVE_PROMPT
 
 logger = logging.getLogger("omnitune")
 
+WRITTEN = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
 
 def generate_images(
     *,
@@ -43,6 +53,12 @@ def generate_images(
 
     The arguments are those of the published inference script. Raises ValueError or OSError for what cannot be loaded.
     """
+    if output_image_path.suffix.lower() not in WRITTEN:
+        known = ", ".join(WRITTEN)
+        raise ValueError(
+            f"--output_image_path: {output_image_path} is no name of an image; end it with one of {known}."
+        )
+    inputs = [open_image(path) for path in input_image_path] if input_image_path else None
     offload = enable_model_cpu_offload and torch.cuda.is_available()
     if enable_model_cpu_offload and not offload:
         logger.warning("--enable_model_cpu_offload: there is no GPU to take models off; it has no effect")
@@ -54,7 +70,7 @@ def generate_images(
     output: Any = pipeline(
         prompt=instruction,
         negative_prompt=DEFAULT_NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
-        input_images=[open_image(path) for path in input_image_path] if input_image_path else None,
+        input_images=inputs,
         height=height,
         width=width,
         num_inference_steps=num_inference_step,
@@ -71,10 +87,8 @@ def generate_images(
 
 def _save(images: Sequence[Image.Image], path: Path) -> list[Path]:
     names = [path] if len(images) == 1 else [path.with_stem(f"{path.stem}_{i}") for i in range(len(images))]
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--output_image_path: {path} is no image name; end it with .png, .jpg or .webp.")
     for name, image in zip(names, images, strict=True):
         with atomic_path(name) as temporary:
-            image.save(temporary, format=Image.registered_extensions()[name.suffix.lower()])
+            image.save(temporary, format=WRITTEN[name.suffix.lower()])
         logger.info("wrote %s (%d x %d)", name, *image.size)
     return names

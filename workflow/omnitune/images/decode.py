@@ -5,21 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from omnitune.images.damage import MAX_SCANS, jpeg_layout, zeroed_jpeg, zeroed_pixels
 from omnitune.images.formats import FORMATS, riff_bytes, starts_like_an_image
+from omnitune.images.png import MAX_PROFILE, image_stream
 from omnitune.images.verdicts import ImageRefused
 
 
 @contextmanager
-def own_pixel_limit() -> Iterator[None]:
-    """Turns Pillow's fixed limit off, which only warns at half of it, because the caller's is checked instead."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
+def own_limits() -> Iterator[None]:
+    """Replaces Pillow's fixed limits: that of pixels, as the caller's is checked instead, and that of a PNG's profile."""
+    pixels, chunk = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, MAX_PROFILE
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, chunk
 
 
 def open_image(data: bytes, place: str | Path) -> Image.Image:
@@ -28,7 +30,7 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
         # The reader of this format does not open such a file at all.
         raise ImageRefused("truncated", f"{place} ends before the image does ({len(data)} bytes)")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(image_stream(io.BytesIO(data)), formats=FORMATS)
     except UnidentifiedImageError:
         if starts_like_an_image(data):
             raise ImageRefused("corrupt", f"{place} starts like an image but has no readable header") from None
@@ -41,24 +43,43 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
 
 
 def decode_pixels(image: Image.Image, data: bytes, place: str | Path) -> None:
-    """Decodes all pixels; raises ImageRefused where the file is cut off or damaged."""
-    if _is_cut_off(image, data):
-        raise ImageRefused("truncated", f"{place} ends before the image does ({len(data)} bytes)")
+    """Decodes all pixels; raises ImageRefused where the file is cut off, damaged, or partly zeros."""
+    image_format, pixels = image.format or "", image.width * image.height
+    _check_layout(image_format, data, place)
     try:
-        if image.format == "PNG":
-            Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # checksums, which decoding does not look at
+        if image_format == "PNG":
+            with image_stream(io.BytesIO(data)) as stream:
+                Image.open(stream, formats=("PNG",)).verify()  # checksums, which decoding does not look at
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # a format's reader may raise anything on bytes that it did not expect
         reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise ImageRefused(reason, f"{place} cannot be decoded: {error or type(error).__name__}") from None
+    zeros = zeroed_pixels(data, image_format, pixels)
+    if zeros:
+        raise _zeroed(place, zeros)
 
 
-def _is_cut_off(image: Image.Image, data: bytes) -> bool:
-    """Whether the format's own end is missing, where its reader reports that as some other damage or not at all."""
-    if image.format == "PNG":
-        return b"IEND" not in data
-    if image.format in {"JPEG", "MPO"}:
-        return b"\xff\xd9" not in data
-    return False
+def _check_layout(image_format: str, data: bytes, place: str | Path) -> None:
+    """Looks for the format's own end and for zeros, where the reader reports them as some other damage or not at all."""
+    cut = ImageRefused("truncated", f"{place} ends before the image does ({len(data)} bytes)")
+    if image_format == "PNG" and b"IEND" not in data:
+        raise cut
+    if image_format in {"JPEG", "MPO"}:
+        layout = jpeg_layout(data)
+        if not layout.has_end:
+            raise cut
+        if len(layout.scans) > MAX_SCANS:
+            message = (
+                f"{place} has {len(layout.scans)} scans; at most {MAX_SCANS} are decoded, encoders write about ten"
+            )
+            raise ImageRefused("too_many_scans", message)
+        if zeros := zeroed_jpeg(data, layout):
+            raise _zeroed(place, zeros)
+
+
+def _zeroed(place: str | Path, zeros: int) -> ImageRefused:
+    return ImageRefused(
+        "corrupt", f"{place} has {zeros} zero bytes where pixels should be, as a stopped download leaves them"
+    )

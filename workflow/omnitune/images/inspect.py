@@ -12,7 +12,7 @@ from typing import Literal
 
 from PIL import Image
 
-from omnitune.images.decode import decode_pixels, open_image, own_pixel_limit
+from omnitune.images.decode import decode_pixels, open_image, own_limits
 from omnitune.images.formats import AVIF_SIGNATURES, TIFF_SIGNATURES, plain_webp, starts_like_an_image
 from omnitune.images.metadata import turned_size, upright_size
 from omnitune.images.notes import extension_notes, mode_notes, notes_on, turn_notes
@@ -68,7 +68,7 @@ def inspect_image(place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth 
             behind the first bytes are not seen.
         OSError, ValueError: for a failing disk, network or service, which says nothing about the image.
     """
-    with own_pixel_limit(), warnings.catch_warnings():
+    with own_limits(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata, which are not used
         facts = (_inspect_header if depth == "header" else _inspect_all)(place, max_pixels)
     if min(facts.width, facts.height) < MIN_SIDE:

@@ -26,12 +26,3 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def turned_size(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
     """The size (width, height), in pixels, turned as the EXIF orientation of the image says."""
     return (size[1], size[0]) if orientation(image) in TURNED else size
-
-
-def has_foreign_profile(image: Image.Image) -> bool:
-    """Whether the image carries a colour profile that is not sRGB."""
-    profile = image.info.get("icc_profile")
-    if not profile:
-        return False
-    # The description is ASCII (version 2) or UTF-16 (version 4).
-    return b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile

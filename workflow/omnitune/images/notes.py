@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from omnitune.images.metadata import SIXTEEN_BITS, has_foreign_profile, orientation
+from omnitune.images.colour import fits, is_foreign, profile_of
+from omnitune.images.metadata import SIXTEEN_BITS, orientation
 from omnitune.io import storage
 
 EXTENSIONS = {
@@ -28,8 +29,10 @@ def notes_on(place: str | Path, image: Image.Image) -> list[str]:
     """What is unusual but usable of an image that is open and not yet decoded."""
     notes = extension_notes(place, "JPEG" if image.format == "MPO" else image.format or "")
     notes += mode_notes(image.mode, str([tile[3] for tile in getattr(image, "tile", ())]))
-    if has_foreign_profile(image):
+    if is_foreign(image):
         notes.append("colour profile other than sRGB, converted to sRGB")
+    elif profile_of(image) and not fits(image):
+        notes.append("colour profile that is damaged or of another kind of pixels, not used")
     return notes
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NamedTuple
 
-from PIL import Image, ImageCms
+from PIL import Image
 
 from omnitune.config.choices import IMAGE_FORMATS
-from omnitune.images.decode import own_pixel_limit
+from omnitune.images.colour import fits, is_foreign, profile_of, to_srgb
+from omnitune.images.decode import decode_pixels, open_image, own_limits
 from omnitune.images.formats import FORMATS
-from omnitune.images.metadata import EXIF_ORIENTATION, SIXTEEN_BITS, TURNED, has_foreign_profile, orientation
+from omnitune.images.metadata import EXIF_ORIENTATION, SIXTEEN_BITS, TURNED, orientation
+from omnitune.images.png import has_late_orientation, image_stream
+from omnitune.images.read import read_bytes
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor, upright
+from omnitune.images.verdicts import MAX_PIXELS, check_before_decoding, check_bytes, most_bytes
 
 __all__ = [
     "ImageLimits",
@@ -26,6 +30,7 @@ __all__ = [
     "UndecodableImage",
     "load_rgb",
     "prepare_image",
+    "read_rgb",
     "resize",
     "target_size",
     "to_pil",
@@ -45,9 +50,6 @@ DECODER_FACTORS = (8, 4, 2)  # by which a JPEG or WebP can be shrunk while it is
 # What the decoder shrinks by is cruder than Lanczos. 1.25 times the wanted size, resized the rest of the way, differs
 # from a full decode and Lanczos by noise of 44 dB in the worst of the pictures tried, the wanted size itself by 37 dB.
 DECODER_MARGIN = 1.25
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# How chunks of a PNG start that can hold an orientation, as Pillow looks for it.
-PNG_ORIENTATIONS = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
 
 
 class UndecodableImage(ValueError):  # noqa: N818  (beside ImageRefused: what became of an image)
@@ -115,12 +117,27 @@ def load_rgb(file: bytes | Path) -> Image.Image:
 
     Raises what Pillow raises on bytes that are no image.
     """
-    with own_pixel_limit(), _stream(file) as stream:
-        image = Image.open(stream, formats=FORMATS)
+    with own_limits(), _stream(file) as stream:
+        image = Image.open(image_stream(stream), formats=FORMATS)
         image.load()
         if image.mode == "RGB" and orientation(image) == 1 and _is_plain(image):
             return image  # as nearly all are in training, which each of the steps below would copy
         return _upright_rgb(image)
+
+
+def read_rgb(place: str | Path) -> Image.Image:
+    """An image of the user's own as `load_rgb` gives it, once it has passed what validation looks at.
+
+    Raises:
+        ImageRefused: where it is no image in a format that validation knows, or a damaged one; names the place.
+    """
+    data = read_bytes(place, most_bytes(MAX_PIXELS))
+    check_bytes(place, len(data), MAX_PIXELS)
+    with own_limits():
+        image = open_image(data, place)
+        check_before_decoding(image, place, MAX_PIXELS)
+        decode_pixels(image, data, place)
+    return load_rgb(data)
 
 
 def prepare_image(
@@ -170,25 +187,12 @@ def _stream(file: bytes | Path) -> IO[bytes]:
 
 def _header(file: bytes | Path) -> tuple[Image.Image, int]:
     """The image with nothing decoded, where that is possible, and its EXIF orientation."""
-    with own_pixel_limit(), _stream(file) as stream:
-        image = Image.open(stream, formats=FORMATS)
+    with own_limits(), _stream(file) as stream:
+        image = Image.open(image_stream(stream), formats=FORMATS)
         # Pillow turns a TIFF upright by itself as it loads it.
-        if image.format == "TIFF" or (image.format == "PNG" and _has_late_orientation(file)):
+        if image.format == "TIFF" or (image.format == "PNG" and has_late_orientation(stream)):
             image.load()
         return image, _orientation(image)
-
-
-def _has_late_orientation(png: bytes | Path) -> bool:
-    """Whether a chunk that can hold an orientation follows the pixels, which is rare."""
-    late = False
-    with _stream(png) as stream:
-        place = stream.seek(len(PNG_SIGNATURE))
-        while (start := stream.read(32)) and start[4:8] != b"IEND":
-            if late and start[4:].startswith(PNG_ORIENTATIONS):
-                return True
-            late = late or start[4:8] == b"IDAT"
-            place = stream.seek(place + 12 + int.from_bytes(start[:4], "big"))
-    return False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -208,7 +212,7 @@ def _resized(file: bytes | Path, image: Image.Image, turn: int, size: tuple[int,
             small = _shrink(file, image, stored)
         except _vips().Error:  # what is an image and what is damaged is Pillow's to say: it was validated by Pillow
             return resize(load_rgb(file), size)
-        if small.mode == "RGB" and turn == 1 and not has_foreign_profile(image):
+        if small.mode == "RGB" and turn == 1 and not is_foreign(image):
             return small
         small.info["icc_profile"] = image.info.get("icc_profile")
         small.getexif()[EXIF_ORIENTATION] = turn
@@ -248,7 +252,7 @@ def _vips() -> ModuleType:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image = upright(image)
-    return to_rgb(_to_srgb(image) if has_foreign_profile(image) else image)
+    return to_rgb(to_srgb(image) if is_foreign(image) else image)
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -258,21 +262,5 @@ def _is_plain(image: Image.Image) -> bool:
         and image.mode in KEPT_MODES
         and not SIXTEEN_BITS.search(str([tile[3] for tile in getattr(image, "tile", ())]))
         and not image.has_transparency_data
-        and not has_foreign_profile(image)
+        and (not profile_of(image) or (fits(image) and not is_foreign(image)))
     )
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Converts from the image's own colour profile; a profile that is damaged or of another mode is left unused."""
-    profile = image.info["icc_profile"]
-    if image.mode in {"P", "PA"}:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
-        return image
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError):
-        return image
-    return converted if converted is not None else image

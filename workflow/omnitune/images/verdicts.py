@@ -45,8 +45,11 @@ def too_small(place: str | Path, width: int, height: int) -> ImageRefused:
 
 
 def check_before_decoding(image: Image.Image, place: str | Path, max_pixels: int) -> None:
-    """Raises ImageRefused for an opened image of too many pixels or of several frames."""
+    """Raises ImageRefused for an opened image of too many pixels, of floats or of several frames."""
     check_pixels(place, *image.size, max_pixels)
+    if image.mode == "F":
+        message = f"{place} has floating-point pixels, whose range is not known; save it with 8 or 16 bits per channel"
+        raise ImageRefused("float_pixels", message)
     # An MPO is a photograph whose further pictures are previews or depth maps: the first one is the picture.
     frames = 1 if image.format == "MPO" else _number_of_frames(image, place)
     if frames > 1:

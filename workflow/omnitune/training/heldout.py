@@ -13,7 +13,7 @@ from torch import nn
 from omnitune.config import ExperimentOptions
 from omnitune.distributed import parallel
 from omnitune.errors import Refused
-from omnitune.images.prepare import ImageLimits, load_rgb, to_tensor
+from omnitune.images.prepare import ImageLimits, read_rgb, to_tensor
 from omnitune.images.resize import resize, target_size
 from omnitune.io.files import atomic_path
 from omnitune.io.jsonl import read_objects
@@ -64,7 +64,7 @@ def _heldout(content: dict[str, Any], key: str, folder: Path, limits: ImageLimit
 
 def _image(name: str, folder: Path, max_pixels: int, limits: ImageLimits) -> Image.Image:
     path = folder / name if (folder / name).exists() else Path(name)
-    image = load_rgb(path)
+    image = read_rgb(path)
     return resize(image, target_size(*image.size, max_pixels, limits.max_side_length))
 
 

@@ -1,0 +1,148 @@
+"""Damage that decoders let through: missing ends, and zeros where compressed data should be.
+
+A download that was stopped often has its full length, the rest being zeros. Decoders of JPEG, WebP, AVIF and JPEG 2000
+take zeros for content. JPEG is walked marker by marker (ITU-T T.81, annex B), so that the end of a thumbnail is not
+taken for the picture's.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from omnitune.images.formats import riff_bytes
+
+MAX_SCANS = 500  # of a JPEG: encoders write about ten, and each takes the time of one more pass over the picture
+ZEROS_IN_SCAN = re.compile(rb"\x00{48,}")  # no run of an encoder's bits is that long where a zero bit is no flat block
+ZEROS = re.compile(rb"\x00{32,}")
+# Arithmetic coders write zeros for large even areas, about a byte for so many pixels at most.
+PIXELS_PER_ZERO = 4096
+LEAST_ZEROS = 96
+SOI, EOI, SOS, DHT = 0xD8, 0xD9, 0xDA, 0xC4
+ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
+END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+class Scan(NamedTuple):
+    """A scan of a JPEG: its entropy-coded bytes data[start:stop], and whether zeros in it may be an even area."""
+
+    start: int
+    stop: int
+    zeros_are_flat: bool
+
+
+class JpegLayout(NamedTuple):
+    """The scans of a JPEG, and whether its end marker follows them."""
+
+    scans: list[Scan]
+    has_end: bool
+
+
+def jpeg_layout(data: bytes) -> JpegLayout:
+    """Walks the markers of a JPEG up to its own end; what follows that is a trailer."""
+    scans: list[Scan] = []
+    tables: dict[int, int] = {}
+    for marker, start, stop in _segments(data):
+        if marker == EOI:
+            return JpegLayout(scans, True)
+        if marker == DHT:
+            tables |= _zero_symbols(data[start:stop])
+        elif marker == SOS:
+            found = END_OF_SCAN.search(data, stop)
+            end = found.start() if found else len(data)
+            scans.append(Scan(stop, end, _zeros_are_flat(data[start:stop], tables)))
+    return JpegLayout(scans, False)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and stop of each segment's content; entropy-coded data is passed over."""
+    place = 2
+    while (place := data.find(b"\xff", place)) >= 0 and place + 1 < len(data):
+        marker = data[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+        elif marker == EOI:
+            yield marker, place, place + 2
+            return
+        elif marker in ALONE or marker == 0:
+            place += 2
+        else:
+            stop = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            yield marker, place + 4, min(stop, len(data))
+            place = max(stop, place + 4)
+            if marker == SOS:
+                found = END_OF_SCAN.search(data, place)
+                place = found.start() if found else len(data)
+
+
+def _zero_symbols(content: bytes) -> dict[int, int]:
+    """By class and number of each Huffman table (T.81, B.2.4.2): the symbol whose code is all zeros, its first."""
+    symbols, place = {}, 0
+    while place + 17 < len(content):
+        symbols[content[place]] = content[place + 17]
+        place += 17 + sum(content[place + 1 : place + 17])
+    return symbols
+
+
+def _zeros_are_flat(header: bytes, tables: dict[int, int]) -> bool:
+    """Whether zero bits mean blocks like the one before, so that an even area is a run of zeros."""
+    components = header[0] if header else 0
+    if len(header) < 4 + 2 * components:
+        return True
+    chosen = header[2 : 1 + 2 * components : 2]
+    first, last, approximation = header[1 + 2 * components : 4 + 2 * components]
+    if not first and approximation >> 4:  # a bit for each block
+        return True
+    dc = all(tables.get(number >> 4) == 0 for number in chosen)
+    ac = all(tables.get(0x10 | number & 15, 1) & 15 == 0 for number in chosen)
+    return (dc or bool(first)) and (ac or not last)
+
+
+def zeroed_jpeg(data: bytes, layout: JpegLayout) -> int:
+    """How many bytes of the scans are zeros that no encoder writes there."""
+    return sum(
+        sum(len(run) for run in ZEROS_IN_SCAN.findall(data[scan.start : scan.stop]))
+        for scan in layout.scans
+        if not scan.zeros_are_flat
+    )
+
+
+def webp_pixels_at(data: bytes) -> int:
+    """Where a WebP's compressed pixels start (RFC 9649); the length of the data where there are none."""
+    place, end = 12, min(len(data), riff_bytes(data))
+    while place + 8 <= end:
+        if data[place : place + 4] in {b"VP8 ", b"VP8L"}:
+            return place + 8
+        place += 8 + (size := int.from_bytes(data[place + 4 : place + 8], "little")) + size % 2
+    return len(data)
+
+
+def box_at(data: bytes, name: bytes) -> int:
+    """Where the content of the first box of that name starts, of a file of boxes (ISO/IEC 14496-12, 4.2)."""
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] == name:
+            return place + 8
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size < 8:
+            break
+        place += size
+    return len(data)
+
+
+def zeroed_pixels(data: bytes, image_format: str, pixels: int) -> int:
+    """The longest run of zeros in the compressed pixels of a WebP, AVIF or JPEG 2000 that is too long for an encoder."""
+    if image_format == "WEBP":
+        start = webp_pixels_at(data)
+    elif image_format == "AVIF":
+        start = box_at(data, b"mdat")
+    elif image_format == "JPEG2000":
+        start = max(0, data.find(b"\xff\x93"))  # start of data, ISO/IEC 15444-1, A.4.3
+    else:
+        return 0
+    lossless = image_format == "WEBP" and data[start - 8 : start - 4] == b"VP8L"  # prefix codes: bits for each pixel
+    allowed = pixels // 4 if lossless else LEAST_ZEROS + pixels // PIXELS_PER_ZERO
+    longest = max((len(run) for run in ZEROS.findall(data[start:])), default=0)
+    return longest if longest > allowed else 0
