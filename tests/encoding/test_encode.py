@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import platform
 import shutil
 import signal
 import subprocess
@@ -102,6 +101,7 @@ def options_of(project: Path, **data: Any) -> ExperimentOptions:
         "name": "encoded",
         "data": {
             "data_path": str(project / "mix.yml"),
+            "source_root": str(project.parents[1]),
             "maximum_text_tokens": 64,
             "max_side_length": 64,
             "encode": True,
@@ -353,7 +353,8 @@ def test_a_killed_encoding_keeps_what_is_finished(changed: Path, encoded: Path) 
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*-*.tar")}
     assert {path.name for path in finished} == {*(f"edit-0000{k}.tar" for k in range(3)), "ic-00000.tar"}
     assert not (output / "groups").exists()
-    assert [path.name for path in output.glob(".*.tmp")] == [f".ic-00001.tar.{platform.node()}.{process.pid}.tmp"]
+    (half,) = output.glob(".*.tmp")
+    assert half.name.startswith(".ic-00001.tar.")
 
     tar.unlink()
     tar.write_bytes(whole)

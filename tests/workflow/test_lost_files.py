@@ -142,7 +142,7 @@ def test_what_is_changed_by_hand_is_noticed(workplace: Workplace) -> None:
     weights.write_bytes(data)
     assert "diffusion_pytorch_model.safetensors was changed after it was written" in workplace.snakemake()
     output = workplace.snakemake("--force", f"{EVALUATION}/parts/0.jsonl", ok=False)
-    assert "is not what was converted" in output and "Traceback" not in output
+    assert "is not what was written" in output and "Traceback" not in output
     part = next((root / CHECKPOINT / "pytorch_model_fsdp_0").glob("*.distcp"))
     data = bytearray(part.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)

@@ -31,10 +31,11 @@ class TrainingFiles:
     output: Path
 
     def weights(self, options: ExperimentOptions) -> list[Path]:
-        """Folders of weights that are loaded."""
-        encoders = [] if options.data.encode else [self.base / "mllm", self.base / "processor"]
+        """Folders of weights that are loaded; VAE and text encoder where training encodes, or held-out samples have to be."""
+        encodes = not options.data.encode or options.val.data_path is not None
+        encoders = [self.base / part for part in ("vae", "mllm", "processor")] if encodes else []
         adapters = [starting_adapter_file(options.train.lora_path).parent] if options.train.lora_path else []
-        return [self.transformer, *adapters, self.base / "vae", *encoders]
+        return [self.transformer, *adapters, *encoders]
 
     def arguments(self) -> list[str]:
         """The same as command-line arguments."""
