@@ -50,9 +50,15 @@ def get_source_files(wildcards):
 
 def get_url_versions(wildcards):
     """In place of the time of change that Snakemake sees of a local file."""
-    return {
-        path: version_of(path) for path in get_source_files(wildcards) if is_url(path)
-    }
+    files = filter(is_url, get_source_files(wildcards))
+    limits, roots = get_data(wildcards).urls.limits, get_source_roots(wildcards)
+    with fetching(limits, roots, "samples"):
+        return {path: named(version_of, path) for path in files}
+
+
+def get_source_roots(wildcards, threads=None):
+    """Asks for threads, as Snakemake keeps no record of such parameters: this one changes no verdict on a row."""
+    return get_data(wildcards).source_roots or []
 
 
 def get_tokenizer(wildcards):
@@ -90,6 +96,12 @@ def get_tar_folder(wildcards):
     if PROJECT.shards_url:
         folder = f"{PROJECT.shards_url.rstrip('/')}/{wildcards.dataset}"
     return key_line("tars", folder)
+
+
+def get_image_urls(wildcards, threads):
+    """What holds for images at URLs. Asks for threads, so that no tar is written again for another limit."""
+    data = get_data(wildcards)
+    return {**data.urls.model_dump(), "image_root": data.image_root}
 
 
 def get_shards(dataset):

@@ -21,6 +21,7 @@ rule shard_dataset:
     params:
         **key_params(DataOptions, get_data, "shards", prefix="data."),
         tars=get_tar_folder,
+        urls=get_image_urls,
         format=f"format: {omnitune.sharding.FORMAT}",
     script:
         "../scripts/shard_dataset.py"

@@ -25,6 +25,7 @@ rule validate_source:
         **key_params(DataOptions, get_data, "samples", prefix="data."),
         files=get_source_files,
         versions=get_url_versions,
+        source_roots=get_source_roots,
         format=f"format: {omnitune.validation.FORMAT}",
     script:
         "../scripts/validate_source.py"

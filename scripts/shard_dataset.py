@@ -5,9 +5,11 @@ from pathlib import Path
 from omnitune.config.affects import read_key_lines
 from omnitune.console import job
 from omnitune.io import storage
+from omnitune.io.fetching import UrlLimits
 from omnitune.sharding.shard import ImageLimits, write_shard
 
 with job(snakemake.log[0]):
     keys, manifest = read_key_lines(snakemake.params), Path(snakemake.input.digest).with_suffix(".jsonl")
     tar = storage.join(keys["tars"], f"{manifest.stem}.tar")
-    write_shard(manifest, tar, Path(snakemake.output.index), ImageLimits.from_keys(keys))
+    urls, image_root = UrlLimits.from_keys(snakemake.params.urls), snakemake.params.urls["image_root"]
+    write_shard(manifest, tar, Path(snakemake.output.index), ImageLimits.from_keys(keys), urls, image_root)

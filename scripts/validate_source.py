@@ -11,6 +11,10 @@ with job(snakemake.log[0]):
         snakemake.wildcards.source,
         snakemake.params.files,
         Path(snakemake.output.samples).parent,
-        Checks.from_keys(read_key_lines(snakemake.params), tokenizer=str(Path(snakemake.input.tokenizer).parent)),
+        Checks.from_keys(
+            read_key_lines(snakemake.params),
+            tokenizer=str(Path(snakemake.input.tokenizer).parent),
+            source_roots=snakemake.params.source_roots,
+        ),
         workers=snakemake.threads,
     )

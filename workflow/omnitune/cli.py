@@ -23,6 +23,14 @@ app = typer.Typer(
 )
 
 EmaOption = Annotated[bool, typer.Option("--ema", help="The average of the weights (train.ema_decay) in their place.")]
+PrivateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--private_network",
+        "--private-network",
+        help="Address or network (10.1.0.0/16) that URLs may lead to although it is not public; may be given several times.",
+    ),
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="Options file of the experiment (config/options/*.yml).")]
 
 
@@ -88,6 +96,7 @@ def validate(
             "Without it: below the working directory and the mixture's own folder, and at any URL.",
         ),
     ] = None,
+    private_network: PrivateOption = None,
     samples_per_shard: Annotated[
         int, option("samples_per_shard", "Rows of a source that go into one tar.", min=1)
     ] = 1000,
@@ -99,12 +108,20 @@ def validate(
     """
     from rich.console import Console
 
+    from omnitune.config.urls import UrlOptions
     from omnitune.validation.dataset import RejectedTooMany
     from omnitune.validation.source import Checks, validate_mixture
     from omnitune.validation.summary import summary_tables
 
-    folder = str(tokenizer) if tokenizer else None
-    checks = Checks(depth, max_image_pixels, image_root, maximum_text_tokens, tokenizer=folder)
+    checks = Checks(
+        depth,
+        max_image_pixels,
+        image_root,
+        maximum_text_tokens,
+        tokenizer=str(tokenizer) if tokenizer else None,
+        urls=UrlOptions(private_networks=private_network or []).limits,
+        source_roots=tuple(source_root or ()),
+    )
     limits: dict[str, Any] = {"max_reject_fraction": max_reject_fraction, "samples_per_shard": samples_per_shard}
     try:
         summary = validate_mixture(mixture, output, checks, workers=workers, source_roots=source_root or None, **limits)
@@ -137,9 +154,14 @@ def shard(
     tars: Annotated[
         str | None, option("tars", "URL to write the tars below, instead of into OUTPUT (s3://bucket/folder).")
     ] = None,
+    image_root: Annotated[
+        str | None, option("image_root", "As it was validated with: URL below which redirects of images must stay.")
+    ] = None,
+    private_network: PrivateOption = None,
     workers: Annotated[int, option("workers", "Processes.", min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Write validated samples into WebDataset tars under the pixel limits, and index them."""
+    from omnitune.config.urls import UrlOptions
     from omnitune.sharding.shard import ImageLimits, shard_dataset
 
     try:
@@ -151,7 +173,8 @@ def shard(
             f"--max_input_pixels: {max_input_pixels!r} is not allowed; give numbers of at least 256, as in 1048576,589824."
         )
     limits = ImageLimits(max_output_pixels, inputs, max_side_length, image_format, image_quality)
-    shard_dataset(validated, output, limits, workers=workers, tars=tars)
+    urls = UrlOptions(private_networks=private_network or []).limits
+    shard_dataset(validated, output, limits, workers=workers, tars=tars, urls=urls, image_root=image_root)
 
 
 @app.command()

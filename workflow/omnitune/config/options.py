@@ -9,6 +9,7 @@ from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import PositiveInt, Probability, Section, load_config
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.training import TrainOptions, TransportOptions
+from omnitune.config.urls import UrlOptions
 from omnitune.errors import ConfigError
 from omnitune.paths import FILE_NAME, EvaluatedStep, parse_converted
 
@@ -107,6 +108,7 @@ class DataOptions(Section):
         ),
         NOTHING,
     ] = None
+    urls: UrlOptions = UrlOptions()
     image_format: Annotated[
         str,
         OneOf(IMAGE_FORMATS),

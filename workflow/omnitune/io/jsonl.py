@@ -5,7 +5,6 @@ Samples, held-out samples and prompts are all read by this module, so that a fil
 
 import json
 import math
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -65,14 +64,11 @@ def local_copies(files: Sequence[str | Path], source_name: str, scratch: Path) -
 
 def _copy(url: str, path: Path, source_name: str) -> Path:
     try:
-        with storage.open_file(url) as remote, path.open("wb") as local:
-            shutil.copyfileobj(remote, local, CHUNK)
+        storage.copy(url, path)
+    except Refused as error:
+        raise ConfigError(f"source {source_name!r}: {error.message}.") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise _unreadable(url, source_name, error) from None
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # each service has errors of its own
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from None
     return path
 
 

@@ -8,11 +8,16 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.callbacks import Callback
 
+from omnitune.errors import Refused
+from omnitune.io.fetching import Budget, budget
 from omnitune.io.files import atomic_path
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -22,6 +27,8 @@ SECRETS = (
     r"(?:[a-z0-9]+[-_])*(?:api[-_]?key|token|secret|password)"
 )
 CREDENTIALS = re.compile(rf"(?<=://)[^/@\s\"]*@|(?<=[?&;])(?i:{SECRETS})=[^&;\s\"']*", re.IGNORECASE)
+HTTP = {"http", "https"}
+OWN_SECONDS = 300  # for an answer over HTTP where no limits are in force
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
@@ -47,44 +54,104 @@ def parent(path: str | Path) -> str:
     return str(path).rpartition("/")[0] if is_url(path) else str(Path(path).parent)
 
 
+@dataclass(frozen=True)
+class _Remote:
+    """A file at a URL, read under the limits that are in force.
+
+    Attributes:
+        url: as it was given.
+        filesystem, path: what reads it, and its path in there.
+        left: of the limits; None where there are none.
+    """
+
+    url: str
+    filesystem: Any
+    path: str
+    left: Budget | None
+
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = self.filesystem.info(self.path, **self._in_time())
+        return facts
+
+    def read(self, start: int = 0, end: int | None = None) -> bytes:
+        """The bytes from start up to end; fewer where the file ends before."""
+        if self.left is None and not start and end is None:
+            whole: bytes = self.filesystem.cat_file(self.path, **self._in_time())
+            return whole
+        if self.left is not None and end is not None and end - start > self.left.bytes():
+            self.left.add(end - start, self.url)  # which refuses it
+        if self.left is not None and end is None:
+            end = start + self.left.bytes() + 1
+        content: bytes = self.filesystem.cat_file(self.path, start=start, end=end, **self._in_time())
+        if self.left is not None:
+            self.left.add(len(content), self.url)
+        return content
+
+    def copy(self, path: Path) -> None:
+        self.filesystem.get_file(self.path, str(path), callback=_Counter(self), **self._in_time())
+
+    def _in_time(self) -> dict[str, float]:
+        if not isinstance(self.filesystem, AsyncFileSystem):  # no way to interrupt it
+            return {}
+        if self.left is not None:
+            return {"timeout": self.left.seconds(self.url)}
+        return {"timeout": OWN_SECONDS} if self.url.lower().startswith("http") else {}
+
+
+class _Counter(Callback):
+    """Counts what is copied against the limits."""
+
+    def __init__(self, remote: _Remote) -> None:
+        super().__init__()
+        self.remote = remote
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self.remote.left is not None:
+            self.remote.left.add(inc, self.remote.url)
+
+
 def open_file(path: str | Path) -> IO[bytes]:
     """Opens a file or URL for reading; raises OSError, and ValueError where the service cannot be used at all."""
     if not is_url(path):
         return Path(path).open("rb")
-    with _service(str(path)) as (filesystem, inner):
-        opened: IO[bytes] = filesystem.open(inner, "rb")
+    with _service(str(path)) as remote:
+        opened: IO[bytes] = remote.filesystem.open(remote.path, "rb")
         return opened
+
+
+def copy(url: str, path: Path) -> None:
+    """Copies a URL to a local file; raises as `open_file` does."""
+    with _service(url) as remote:
+        remote.copy(path)
 
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file or URL; raises as `open_file` does."""
     if not is_url(path):
         return Path(path).read_bytes()
-    with _service(str(path)) as (filesystem, inner):
-        content: bytes = filesystem.cat_file(inner)
-        return content
+    with _service(str(path)) as remote:
+        return remote.read()
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
     """`size` bytes of a URL from `offset` on, by one range request; fewer where it ends earlier, OSError where before."""
-    with _service(url) as (filesystem, inner):
-        content: bytes = filesystem.cat_file(inner, start=offset, end=offset + size)
-        return content
+    with _service(url) as remote:
+        return remote.read(offset, offset + size)
 
 
 def size_of(path: str | Path) -> int:
     """Size in bytes of a file or URL; raises as `open_file` does."""
     if not is_url(path):
         return Path(path).stat().st_size
-    with _service(str(path)) as (filesystem, inner):
-        size = filesystem.info(inner)["size"]
-        return len(filesystem.cat_file(inner)) if size is None else int(size)  # a server may not tell
+    with _service(str(path)) as remote:
+        size = remote.facts()["size"]
+        return len(remote.read()) if size is None else int(size)  # a server may not tell
 
 
 def version_of(url: str) -> str:
     """What tells one content of a URL from another without reading it: its ETag, or else size and time of change."""
-    with _service(url) as (filesystem, inner):
-        facts = filesystem.info(inner)
+    with _service(url) as remote:
+        facts = remote.facts()
     known = {name.lower(): value for name, value in facts.items()}
     names = ("size", "lastmodified", "last-modified", "mtime", "updated", "content-md5", "blob_id", "lfs")
     return str(known.get("etag") or [str(known.get(name)) for name in names])
@@ -109,46 +176,75 @@ def atomic_file(path: str | Path, scratch: Path | None = None) -> Iterator[Path]
     with tempfile.TemporaryDirectory(dir=scratch, prefix="omnitune-") as folder:
         temporary = Path(folder) / str(path).rpartition("/")[2]
         yield temporary
-        with _service(str(path)) as (filesystem, inner):
-            filesystem.put_file(str(temporary), inner)
+        with _service(str(path)) as remote:
+            remote.filesystem.put_file(str(temporary), remote.path)
 
 
 @contextmanager
-def _service(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system of a URL and the path in it; errors name the URL, and faults of the set-up say what to do."""
+def _service(url: str) -> Iterator[_Remote]:
+    """What reads a URL; errors name the URL, and faults of the set-up say what to do.
+
+    Raises:
+        Refused: too_many_bytes, too_slow, private_address or outside_image_root, where limits are in force.
+        OSError, ValueError: over HTTP a ConnectionError for all that is neither missing nor forbidden.
+    """
     scheme = url.partition("://")[0].lower()
     if scheme in {"file", "local"}:
         raise ValueError(f"{url}: write a local file as a plain path.")
     if redact(url) != url:
         raise ValueError(f"{redact(url)}: stands with credentials; put them into the environment instead.")
+    left = budget()
     try:
-        yield fsspec.core.url_to_fs(url)
+        yield _Remote(url, *_filesystem(url, scheme, left), left)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         fix = f'pip install "omnitune[{extra}]"' if extra else f"install what reads {scheme}:// ({error})"
         raise ValueError(f"{url}: {scheme}:// needs a further package: {fix}.") from None
-    except FileNotFoundError as error:
-        cause = error.__cause__  # over HTTP, whatever keeps a size from being known comes as this error
-        if scheme in {"http", "https"} and cause and getattr(cause, "status", None) not in {404, 410}:
-            raise ConnectionError(f"{url}: {cause}") from None
-        raise FileNotFoundError(f"{url}: not found ({error})") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise type(error)(f"{url}: {error}") from None
-    except OSError as error:
-        kind = ConnectionError if scheme in {"http", "https"} else OSError
-        raise kind(f"{url}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{url}: cannot be opened: {error}") from None
     except Exception as error:  # each service has errors of its own
-        if "Credentials" in type(error).__name__:
-            raise ValueError(
-                f"{url}: no credentials were found. Put them into the environment, as the service's own tools read them "
-                "(S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
-            ) from None
-        status = getattr(error, "status", None)  # of an answer over HTTP
-        if status in {404, 410}:
-            raise FileNotFoundError(f"{url}: not found ({error})") from None
-        if status in {401, 403}:
-            raise PermissionError(f"{url}: {error}") from None
-        kind = ConnectionError if status else OSError
-        raise kind(f"{url}: {type(error).__name__}: {error}") from None
+        if isinstance(error, TimeoutError) and left is not None:
+            raise left.too_slow(url) from None
+        raise _translated(error, url, scheme) from None
+
+
+def _filesystem(url: str, scheme: str, left: Budget | None) -> tuple[Any, str]:
+    if scheme not in HTTP:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return filesystem, path
+    from omnitune.io.http import GuardedHTTP  # its package is optional
+
+    return (GuardedHTTP() if left is None else GuardedHTTP(left.limits.private_networks, left.roots)), url
+
+
+def _translated(error: Exception, url: str, scheme: str) -> Exception:
+    """What an error of a service means, with the URL in it."""
+    cause: Any = error
+    if scheme in HTTP and isinstance(error, FileNotFoundError) and error.__cause__:
+        cause = error.__cause__  # whatever keeps a size from being known comes as this error
+    refused, status = getattr(cause, "os_error", cause), getattr(cause, "status", None)
+    if isinstance(refused, Refused):
+        message = refused.message if url in refused.message else f"{url} {redact(refused.message)}"
+        return Refused(refused.reason, message)
+    text = redact(str(cause)) or type(cause).__name__
+    if status in {404, 410} or isinstance(cause, FileNotFoundError):
+        return FileNotFoundError(f"{url}: not found ({text})")
+    if status in {401, 403}:
+        return PermissionError(f"{url}: {text}")
+    if isinstance(cause, PermissionError | IsADirectoryError):
+        return type(cause)(f"{url}: {text}")
+    if scheme in HTTP:
+        return ConnectionError(f"{url}: {text}")
+    return _fault_of_service(cause, url, text)
+
+
+def _fault_of_service(error: Exception, url: str, text: str) -> Exception:
+    """What says nothing about a file: a service that fails, or is not set up."""
+    if isinstance(error, ValueError):
+        return ValueError(f"{url}: cannot be opened: {text}")
+    if "Credentials" in type(error).__name__:
+        return ValueError(
+            f"{url}: no credentials were found. Put them into the environment, as the service's own tools read them "
+            "(S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)."
+        )
+    if getattr(error, "status", None):
+        return ConnectionError(f"{url}: {type(error).__name__}: {text}")
+    return OSError(f"{url}: {text}" if isinstance(error, OSError) else f"{url}: {type(error).__name__}: {text}")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.console import Progress
-from omnitune.errors import ConfigError
+from omnitune.errors import ConfigError, Refused
 from omnitune.images.prepare import ImageLimits, PreparedImage, UndecodableImage, prepare_image
 from omnitune.images.read import read_bytes
-from omnitune.images.verdicts import ImageRefused
 from omnitune.io import storage
+from omnitune.io.fetching import USUAL, UrlLimits, fetching
 from omnitune.io.files import atomic_path, json_line, lock, sha256_of
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.workers import ordered_map
@@ -33,7 +33,14 @@ LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into
 logger = logging.getLogger(__name__)
 
 
-def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimits) -> int:
+def write_shard(
+    manifest: Path,
+    tar: Path | str,
+    index: Path,
+    limits: ImageLimits,
+    urls: UrlLimits = USUAL,
+    image_root: str | None = None,
+) -> int:
     """Writes the samples of a manifest as one tar, {key}.json, {key}.input_0.{ext} .., {key}.output.{ext} each, and its index.
 
     Args:
@@ -41,6 +48,8 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
         tar: the file to write, {source}-{shard}.tar, beside the index; or a URL, to which it is uploaded once it is whole.
         index: the parquet file to write, one row per sample with the place of each member's bytes. It comes last.
         limits: of image sizes, and how changed images are written.
+        urls: how much is read from images at URLs, how long, and from where.
+        image_root: where that is a URL, redirects must stay below it.
 
     Returns:
         Number of samples.
@@ -63,7 +72,10 @@ def write_shard(manifest: Path, tar: Path | str, index: Path, limits: ImageLimit
     with held:
         with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
             with MemberWriter(temporary) as members:
-                samples = [_add_sample(members, row, limits) for row in rows]
+                samples = []
+                for row in rows:
+                    with fetching(urls, [image_root]):
+                        samples.append(_add_sample(members, row, limits))
             name = str(tar) if storage.is_url(tar) else Path(tar).name
             facts = {"source": source, "shard": shard, "tar": name}
             facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
@@ -116,7 +128,7 @@ def _validated(key: str, place: str, size: int, sha256: str | None) -> bytes | P
     try:
         file = Path(place) if size > LARGE_FILE and not storage.is_url(place) else read_bytes(place)
         found_size, found = _size_and_hash(file)
-    except ImageRefused as error:
+    except Refused as error:
         raise ValueError(f"{key}: {error.message}, but it could be read at validation. {fix}") from None
     except (FileNotFoundError, PermissionError) as error:
         reason = error.strerror or error
@@ -144,10 +156,10 @@ def _prepare(key: str, place: str, file: bytes | Path, max_pixels: int, limits: 
         raise ValueError(f"{key}: {place}: {error}. Take the row out, or raise the limits in `data`.") from None
 
 
-def _write_one(manifest: Path, output: Path, tars: str, limits: ImageLimits) -> Path:
+def _write_one(manifest: Path, output: Path, tars: str, **settings: Any) -> Path:
     """Writes one shard; returns its index."""
     index = output / f"{manifest.stem}.parquet"
-    write_shard(manifest, storage.join(tars, f"{manifest.stem}.tar"), index, limits)
+    write_shard(manifest, storage.join(tars, f"{manifest.stem}.tar"), index, **settings)
     return index
 
 
@@ -158,6 +170,7 @@ def shard_dataset(
     workers: int = 1,
     progress: bool = True,
     tars: str | None = None,
+    **fetched: Any,
 ) -> list[Path]:
     """Writes every shard of a validated data set, each with its index, and the index over all: output/index.parquet.
 
@@ -168,6 +181,7 @@ def shard_dataset(
         workers: processes; the written bytes do not depend on it.
         progress: report on stderr.
         tars: URL to write the tars below, instead of into `output`.
+        fetched: `urls` and `image_root` of `write_shard`.
 
     Returns:
         The shards' indexes. Raises ConfigError where nothing was validated, and what `write_shard` raises.
@@ -178,7 +192,7 @@ def shard_dataset(
     if tars is not None and not storage.is_url(tars):
         raise ConfigError(f"tars: {tars!r} is no URL; local tars lie in the output folder, beside their index.")
     output, parts = Path(output), []
-    write_one = partial(_write_one, output=output, tars=tars or str(output), limits=limits)
+    write_one = partial(_write_one, output=output, tars=tars or str(output), limits=limits, **fetched)
     with Progress("write shards", len(manifests), "shards", enabled=progress) as reporter:
         for part in ordered_map(write_one, manifests, workers):
             parts.append(part)

@@ -17,6 +17,7 @@ from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
 from omnitune.images.verdicts import MAX_PIXELS, ImageRefused
+from omnitune.io.fetching import USUAL, UrlLimits, fetching
 from omnitune.io.files import atomic_path, json_line, lock_folder, write_json
 from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
 from omnitune.io.parquet import ParquetRows
@@ -50,6 +51,8 @@ class Checks:
         use_chat_template: whether the tokens are those of the whole chat, as training wraps instructions in it.
         input_limits: number of limits in data.max_input_pixels where that is a list; more input images are noted.
         tokenizer: pipeline folder whose tokenizer counts; None: tokens are neither counted nor limited.
+        urls: how much is read from URLs, how long, and from where.
+        source_roots: below which redirects of .jsonl files must stay; none: they may lead anywhere.
     """
 
     depth: Depth = "full"
@@ -59,9 +62,13 @@ class Checks:
     use_chat_template: bool = True
     input_limits: int | None = None
     tokenizer: str | None = None
+    urls: UrlLimits = USUAL
+    source_roots: tuple[str, ...] = ()
 
     @classmethod
-    def from_keys(cls, keys: Mapping[str, Any], tokenizer: str | None = None) -> "Checks":
+    def from_keys(
+        cls, keys: Mapping[str, Any], tokenizer: str | None = None, source_roots: Sequence[str] | None = None
+    ) -> "Checks":
         """From the keys of `data` that affect samples."""
         return cls(
             depth=keys["validation_depth"],
@@ -71,6 +78,8 @@ class Checks:
             use_chat_template=keys["use_chat_template"],
             input_limits=keys["max_input_pixels"],
             tokenizer=tokenizer,
+            urls=UrlLimits.from_keys(keys),
+            source_roots=tuple(source_roots or ()),
         )
 
     def __post_init__(self) -> None:
@@ -134,7 +143,8 @@ def _write_verdicts(
     """Writes a source's samples and ledger; returns the counts over both."""
     tally = Tally()
     with ExitStack() as stack:
-        copies = stack.enter_context(local_copies(files, source_name, output))
+        with fetching(checks.urls, checks.source_roots, "samples"):
+            copies = stack.enter_context(local_copies(files, source_name, output))
         total = sum(count_lines(path, source_name) for _, path in copies)
         # Both get their names only when all is written; summary.json, which says that they are whole, comes after them.
         samples_path = stack.enter_context(atomic_path(output / SAMPLES))
@@ -192,7 +202,8 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         content = decode_line(line)
         row = check_row(content)
         tokens = _count_tokens(row.instruction, checks)
-        images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
+        with fetching(checks.urls, [checks.image_root]):
+            images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
     except Refused as error:
         ledger = {"file": line.file, "line": line.number, "reason": error.reason}
         return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": _known_part(content)})
