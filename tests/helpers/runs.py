@@ -120,7 +120,8 @@ def write_evaluation(
     for number, prompt in enumerate(entry.prompts):
         good = number / len(entry.prompts) < quality
         image = draw(folder / f"images/{prompt.key}.png", COLOURS[number % 4] if good else "black")
-        generations.append({"key": prompt.key, "image": f"images/{prompt.key}.png", "sha256": sha256_of(image)})
+        drawn = {"image": f"images/{prompt.key}.png", "sha256": sha256_of(image)}
+        generations.append({"key": prompt.key, "instruction": prompt.instruction, **drawn})
         row: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
         if prompt.target:
             row |= {"psnr": 10 + 20 * quality, "ssim": quality, "loss": 2 - quality}
@@ -176,6 +177,8 @@ def write_run(root: Path, count: int = 16) -> Path:
     for step, quality in ((0, 0.1), (120, 0.9)):
         write_evaluation(experiment, scenes, step, quality)
         write_evaluation(experiment, plain, step, 1 - quality, checked=False)
-    conversion = {"files": {"config.json": {"sha256": "ef" * 32, "bytes": 1234}}}
-    save_json(experiment / "checkpoint-120/transformer/conversion.json", conversion)
+    weights = experiment / "checkpoint-120/transformer"
+    save_json(weights / "config.json", {"hidden_size": 48})
+    facts = {"sha256": sha256_of(weights / "config.json"), "bytes": 1234}
+    save_json(weights / "conversion.json", {"files": {"config.json": facts}})
     return build_report(experiment, prepared, [scenes, plain], experiment / "report/index.html")

@@ -22,6 +22,7 @@ from helpers.runs import (
 from omnitune.config import Benchmark
 from omnitune.evaluation.prompts import Prompt
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
+from omnitune.io.files import sha256_of
 from omnitune.report.build import BenchmarkEntry, build_report, choose_examples
 from omnitune.report.collect import judge
 
@@ -263,8 +264,10 @@ def test_averaged_weights_have_a_column_of_their_own(tmp_path: Path) -> None:
     for step, quality in (("0", 0.2), ("120", 0.9), ("120-ema", 0.1)):
         write_evaluation(experiment, entry, step, quality, checked=False)
     for folder in ("transformer", "transformer_ema"):
-        conversion = {"files": {"config.json": {"sha256": "ef" * 32, "bytes": 1234}}}
-        save_json(experiment / f"checkpoint-120/{folder}/conversion.json", conversion)
+        weights = experiment / f"checkpoint-120/{folder}"
+        save_json(weights / "config.json", {})
+        facts = {"sha256": sha256_of(weights / "config.json"), "bytes": 2}
+        save_json(weights / "conversion.json", {"files": {"config.json": facts}})
     page = build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html").read_text()
     text = visible(page)
     assert "measure base step 120 step 120 (EMA) change to step 120" in text

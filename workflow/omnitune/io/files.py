@@ -161,8 +161,9 @@ def _is_there(path: Path, handle: int) -> bool:
 def lock_folder(folder: Path) -> Lock:
     """Takes a folder for this process to write, by a lock beside it; raises ValueError where another process writes it."""
     folder = Path(folder)
+    beside = folder.absolute()  # also of the working directory
     return lock(
-        folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is writing here. Wait for it or stop it."
+        beside.with_name(f".{beside.name}.lock"), f"{folder}: another process is writing here. Wait for it or stop it."
     )
 
 

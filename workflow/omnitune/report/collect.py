@@ -174,7 +174,7 @@ def _require_present(folder: Path, scores: Mapping[str, Any], entry: BenchmarkEn
 def _require_instructions(folder: Path, rows: Mapping[str, Mapping[str, Any]], entry: BenchmarkEntry) -> None:
     """Raises ValueError where an image was drawn for another instruction than the one that is shown with it."""
     for prompt in entry.prompts:
-        if rows[prompt.key]["instruction"] != prompt.instruction:
+        if rows[prompt.key].get("instruction") != prompt.instruction:
             raise ValueError(
                 f"{folder}: the image of {prompt.key!r} was drawn for another instruction than the prompt has. Evaluate again: "
                 f"snakemake --cores 2 --force {folder}/parts/*.jsonl"
