@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows(a=3, b=2, at=VALIDATED - 100)
     validated(a=3, b=2)
     write_shards(Path("prepared/mix/shards/index.parquet"), {"a": "abc", "b": "xy"})
-    write(Path("resources/pretrained/demo/manifest.json"), "{}")
+    write(Path("resources/pretrained/demo/manifest.json"), json.dumps({"transformer/model.safetensors": "0"}))
     write(Path("resources/pretrained/demo/transformer/model.safetensors"), "weights")
 
 
@@ -212,6 +212,7 @@ def test_an_experiment_that_starts_from_one_that_starts_over_is_refused() -> Non
     first, over = full("first"), full("first", seed=3, **OVER)
     second = full("second", "experiments/first/checkpoint-10/transformer")
     third = full("third", "experiments/second/checkpoint-10/transformer")
+    write(Path("experiments/first/checkpoint-10/transformer/model.safetensors"), "weights")
     trained(first, second)
     assert refused(first, second, third) == {}
     found = refused(over, second, third)

@@ -811,7 +811,7 @@ def test_urls_that_cannot_be_read_are_verdicts_on_their_rows(tmp_path: Path, dep
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = validate_source("a", [tmp_path / "a.jsonl"], tmp_path / "out", Checks(depth=depth), progress=False)
     number = len(BAD_URLS)
-    assert summary["reasons"] == {"bad_url": number, "unknown_task_type": number, "unreachable": 1}
+    assert summary["reasons"] == {"bad_url": number, "unknown_task_type": number, "private_address": 1}
     assert "hunter2" not in (tmp_path / "out/rejected.jsonl").read_text()
 
 
