@@ -212,7 +212,8 @@ def test_an_experiment_that_starts_from_one_that_starts_over_is_refused() -> Non
     first, over = full("first"), full("first", seed=3, **OVER)
     second = full("second", "experiments/first/checkpoint-10/transformer")
     third = full("third", "experiments/second/checkpoint-10/transformer")
-    write(Path("experiments/first/checkpoint-10/transformer/model.safetensors"), "weights")
+    for name in ("first", "second"):
+        write(Path(f"experiments/{name}/checkpoint-10/transformer/model.safetensors"), "weights")
     trained(first, second)
     assert refused(first, second, third) == {}
     found = refused(over, second, third)
