@@ -74,12 +74,16 @@ class Budget:
         return min(self._limit(self.answer, "mb") * MB, self._limit(self.whole, "mb") * MB - self.read)
 
     def add(self, size: int, url: str) -> None:
-        """Counts an answer, or what one is going to be; refuses one that is larger than it may be."""
+        """Counts an answer; refuses it as `check` does."""
+        self.check(size, url)
+        self.read += size
+
+    def check(self, size: int, url: str) -> None:
+        """Refuses an answer of more bytes than it may have: too_many_bytes."""
         if size > self.bytes():
             name = self.answer if size > self._limit(self.answer, "mb") * MB else self.whole
             key, limit = f"data.urls.{name}_mb", self._limit(name, "mb")
             raise Refused("too_many_bytes", f"{url} has more bytes than {key} allows ({limit} MB)")
-        self.read += size
 
     def too_slow(self, url: str) -> Refused:
         """The verdict on an answer that took all of its time."""

@@ -54,6 +54,10 @@ def parent(path: str | Path) -> str:
     return str(path).rpartition("/")[0] if is_url(path) else str(Path(path).parent)
 
 
+def _is_http(url: str) -> bool:
+    return url.partition("://")[0].lower() in HTTP
+
+
 @dataclass(frozen=True)
 class _Remote:
     """A file at a URL, read under the limits that are in force.
@@ -74,15 +78,14 @@ class _Remote:
         return facts
 
     def read(self, start: int = 0, end: int | None = None) -> bytes:
-        """The bytes from start up to end; fewer where the file ends before."""
-        if self.left is None and not start and end is None:
-            whole: bytes = self.filesystem.cat_file(self.path, **self._in_time())
-            return whole
-        if self.left is not None and end is not None and end - start > self.left.bytes():
-            self.left.add(end - start, self.url)  # which refuses it
-        if self.left is not None and end is None:
-            end = start + self.left.bytes() + 1
-        content: bytes = self.filesystem.cat_file(self.path, start=start, end=end, **self._in_time())
+        """The bytes from start up to end, or all; fewer where the file ends before."""
+        if self.left is not None:
+            if end is None and _is_http(self.url):  # which may tell no size, or a wrong one
+                end = self.left.bytes() + 1
+            else:
+                self.left.check(self.facts()["size"] if end is None else end - start, self.url)
+        part = {} if end is None else {"start": start, "end": end}  # there are services that give no part of nothing
+        content: bytes = self.filesystem.cat_file(self.path, **part, **self._in_time())
         if self.left is not None:
             self.left.add(len(content), self.url)
         return content
@@ -95,7 +98,7 @@ class _Remote:
             return {}
         if self.left is not None:
             return {"timeout": self.left.seconds(self.url)}
-        return {"timeout": OWN_SECONDS} if self.url.lower().startswith("http") else {}
+        return {"timeout": OWN_SECONDS} if _is_http(self.url) else {}
 
 
 class _Counter(Callback):
@@ -195,7 +198,7 @@ def _service(url: str) -> Iterator[_Remote]:
         raise ValueError(f"{redact(url)}: stands with credentials; put them into the environment instead.")
     left = budget()
     try:
-        yield _Remote(url, *_filesystem(url, scheme, left), left)
+        yield _Remote(url, *_filesystem(url, left), left)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         fix = f'pip install "omnitune[{extra}]"' if extra else f"install what reads {scheme}:// ({error})"
@@ -203,11 +206,11 @@ def _service(url: str) -> Iterator[_Remote]:
     except Exception as error:  # each service has errors of its own
         if isinstance(error, TimeoutError) and left is not None:
             raise left.too_slow(url) from None
-        raise _translated(error, url, scheme) from None
+        raise _translated(error, url) from None
 
 
-def _filesystem(url: str, scheme: str, left: Budget | None) -> tuple[Any, str]:
-    if scheme not in HTTP:
+def _filesystem(url: str, left: Budget | None) -> tuple[Any, str]:
+    if not _is_http(url):
         filesystem, path = fsspec.core.url_to_fs(url)
         return filesystem, path
     from omnitune.io.http import GuardedHTTP  # its package is optional
@@ -215,10 +218,10 @@ def _filesystem(url: str, scheme: str, left: Budget | None) -> tuple[Any, str]:
     return (GuardedHTTP() if left is None else GuardedHTTP(left.limits.private_networks, left.roots)), url
 
 
-def _translated(error: Exception, url: str, scheme: str) -> Exception:
+def _translated(error: Exception, url: str) -> Exception:
     """What an error of a service means, with the URL in it."""
     cause: Any = error
-    if scheme in HTTP and isinstance(error, FileNotFoundError) and error.__cause__:
+    if _is_http(url) and isinstance(error, FileNotFoundError) and error.__cause__:
         cause = error.__cause__  # whatever keeps a size from being known comes as this error
     refused, status = getattr(cause, "os_error", cause), getattr(cause, "status", None)
     if isinstance(refused, Refused):
@@ -231,7 +234,7 @@ def _translated(error: Exception, url: str, scheme: str) -> Exception:
         return PermissionError(f"{url}: {text}")
     if isinstance(cause, PermissionError | IsADirectoryError):
         return type(cause)(f"{url}: {text}")
-    if scheme in HTTP:
+    if _is_http(url):
         return ConnectionError(f"{url}: {text}")
     return _fault_of_service(cause, url, text)
 

@@ -72,10 +72,7 @@ def write_shard(
     with held:
         with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
             with MemberWriter(temporary) as members:
-                samples = []
-                for row in rows:
-                    with fetching(urls, [image_root]):
-                        samples.append(_add_sample(members, row, limits))
+                samples = [_add_sample(members, row, limits, urls, image_root) for row in rows]
             name = str(tar) if storage.is_url(tar) else Path(tar).name
             facts = {"source": source, "shard": shard, "tar": name}
             facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
@@ -85,9 +82,12 @@ def write_shard(
     return len(rows)
 
 
-def _add_sample(members: MemberWriter, row: dict[str, Any], limits: ImageLimits) -> dict[str, Any]:
+def _add_sample(
+    members: MemberWriter, row: dict[str, Any], limits: ImageLimits, urls: UrlLimits, image_root: str | None
+) -> dict[str, Any]:
     """Writes the members of one sample; returns its row of the index, but for what all rows of the tar share."""
-    images = _prepared_images(row, limits)
+    with fetching(urls, [image_root]):
+        images = _prepared_images(row, limits)
     key, carried = row["key"], {name: row[name] for name in CARRIED}
     facts = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
     names = [*(f"input_{k}" for k in range(len(images) - 1)), "output"]
