@@ -813,7 +813,7 @@ def test_urls_that_cannot_be_read_are_verdicts_on_their_rows(tmp_path: Path, dep
     checks = Checks(depth=depth, urls=UrlLimits(private_networks=("127.0.0.1",)))
     summary = validate_source("a", [tmp_path / "a.jsonl"], tmp_path / "out", checks, progress=False)
     number = len(BAD_URLS)
-    assert summary["reasons"] == {"bad_url": number, "unknown_task_type": number, "private_address": 1}
+    assert summary["reasons"] == {"bad_url": number, "unknown_task_type": number, "unreachable": 1}
     assert "hunter2" not in (tmp_path / "out/rejected.jsonl").read_text()
 
 
