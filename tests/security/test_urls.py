@@ -166,9 +166,11 @@ ATTACKS = {
 def test_an_answer_that_breaks_the_limits_is_a_verdict_on_its_row(
     tmp_path: Path, at: Callable[[str], str], path: str
 ) -> None:
-    began, urls = time.monotonic(), QUICK if ATTACKS[path] == "too_slow" else LIMITS
-    reasons = validated(tmp_path, at("good/a.png"), at(path), at("silent/a.png"), urls=urls)
-    assert reasons == [None, ATTACKS[path], None]
+    began = time.monotonic()
+    if ATTACKS[path] == "too_slow":
+        assert validated(tmp_path, at(path), urls=QUICK) == ["too_slow"]
+    else:
+        assert validated(tmp_path, at("good/a.png"), at(path), at("silent/a.png")) == [None, ATTACKS[path], None]
     assert time.monotonic() - began < 30, "it would take 50 seconds, or go on for ever"
 
 
