@@ -808,12 +808,14 @@ def test_urls_that_cannot_be_read_are_verdicts_on_their_rows(tmp_path: Path, dep
     """They end no run, and what credentials they hold is written nowhere."""
     rows = [{"task_type": "t2i", "instruction": "a", "output_image": url} for url in BAD_URLS]
     rows += [{"task_type": "no", "instruction": "a", "output_image": url} for url in BAD_URLS]
-    rows += [{"task_type": "t2i", "instruction": "a", "output_image": "http://127.0.0.1:1/a.jpg"}]
+    private = ["http://127.0.0.1:1/a.jpg", "http://127.0.0.2:1/a.jpg"]  # the first one is allowed, and nobody answers
+    rows += [{"task_type": "t2i", "instruction": "a", "output_image": url} for url in private]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     checks = Checks(depth=depth, urls=UrlLimits(private_networks=("127.0.0.1",)))
     summary = validate_source("a", [tmp_path / "a.jsonl"], tmp_path / "out", checks, progress=False)
     number = len(BAD_URLS)
-    assert summary["reasons"] == {"bad_url": number, "unknown_task_type": number, "unreachable": 1}
+    reasons = {"bad_url": number, "unknown_task_type": number, "unreachable": 1, "private_address": 1}
+    assert summary["reasons"] == reasons
     assert "hunter2" not in (tmp_path / "out/rejected.jsonl").read_text()
 
 
