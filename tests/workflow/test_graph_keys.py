@@ -39,6 +39,8 @@ VALUES: dict[str, Any] = {
     "data.max_output_pixels": 512,
     "data.max_input_pixels": [1024, 1024],
     "data.image_root": "data",
+    "data.source_root": "data",
+    "image_root": "data",
     "data.urls.private_networks": ["10.1.0.0/16"],
     "data.shard_bytes": 5000,
     "train.global_batch_size": 4,
