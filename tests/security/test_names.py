@@ -1,4 +1,4 @@
-"""Names in a stranger's files: none runs in a scheduler's shell, leads out of its folder or brings private files along."""
+"""Names in a stranger's files: none runs in a shell, leads out of its folder or brings private files along."""
 
 import json
 import os

@@ -207,11 +207,11 @@ class Project:
         return files
 
     def base_files(self, model: str) -> list[str]:
-        """The files of a base model that is a local folder; ValueError for unsafe names and for links that lead out of it."""
+        """The files of a base model that is a local folder; ValueError for unsafe names and links that lead out."""
         return [str(path) for path in local_files(self.base_source(model).pretrained_model_path)]
 
     def prompts(self, benchmark: str) -> list[Prompt]:
-        """The prompts of a benchmark; ValueError for one that is wrong, or whose images have names that are not safe."""
+        """The prompts of a benchmark; ValueError for one that is wrong, or whose images have unsafe names."""
         config = self.benchmarks[benchmark]
         prompts = read_prompts(config, Path())
         for path in prompt_images(prompts):

@@ -41,8 +41,6 @@ KNOWN = {
     ("collections", "OrderedDict"),
     *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
 }
-
-
 PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}  # where the checkpoint was written
 
 
@@ -87,8 +85,8 @@ def read_metadata(folder: Path) -> Metadata:
 
     Raises:
         OSError: where it cannot be opened.
-        ValueError: where it is damaged, asks for other classes than it needs, names files outside of the folder, or more
-            tensors than its files can hold.
+        ValueError: where it is damaged, asks for other classes than it needs, names files outside of the folder, or
+            more tensors than its files can hold.
     """
     path = folder / METADATA_FILE
     with path.open("rb") as file:
@@ -132,7 +130,7 @@ def load_into(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a distributed checkpoint that holds nothing else, read by this one process; needs no process group.
+    """All tensors of a distributed checkpoint that holds nothing else, read by this process without a process group.
 
     Raises:
         ValueError: as `load_into`, and where something in it is no tensor.

@@ -199,7 +199,9 @@ def load_checkpoint(
         try:
             load_into(state, checkpoint / name)
         except ValueError as error:
-            raise SharedError(f"{error}. Remove {checkpoint} to go on from an earlier checkpoint.") from error
+            raise SharedError(
+                f"{str(error).rstrip('.')}. Remove {checkpoint} to go on from an earlier checkpoint."
+            ) from error
     # Adapter-only checkpoints lack the frozen weights on purpose.
     set_state_dict(
         model,

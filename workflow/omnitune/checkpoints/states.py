@@ -67,8 +67,8 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 
 def _present_form(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity as it is written now: keys of options had no full names before, data was the hash of its index, and weights
-    without a conversion's manifest were names and sizes.
+    """An identity as it is written now: keys of options had no full names before, data was the hash of its index, and
+    weights without a conversion's manifest were names and sizes.
     """
     options = {
         f"{section}.{name}" if isinstance(content, dict) else section: value

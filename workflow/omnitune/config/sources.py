@@ -105,7 +105,7 @@ class _Reading:
         self._mixtures: dict[Path, Mixture] = {}
 
     def descend(self, path: Path, share: float, above: list[Path]) -> None:
-        """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that lead to it."""
+        """Adds the leaves of one mixture file, which has `share` of the whole; `above` are the files that led to it."""
         _refuse_circle(path, above)
         if path not in self._mixtures:
             self._mixtures[path] = load_config(path, Mixture)

@@ -7,6 +7,7 @@ import torch
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import trained_names
+from omnitune.conversion.checkpoint import check_checkpoint
 from omnitune.conversion.keys import (
     base_shapes_beside_lora,
     empty_transformer,
@@ -15,7 +16,6 @@ from omnitune.conversion.keys import (
     require_shapes,
     split_lora,
 )
-from omnitune.conversion.manifest import check_checkpoint
 from omnitune.conversion.read import State, averaged_state, read_checkpoint
 from omnitune.conversion.verify import verify
 from omnitune.io.files import atomic_folder, portable, sha256_of, write_json

@@ -15,7 +15,7 @@ import torch
 
 from omnitune.demo.text_encoder import HIDDEN_SIZE, save_text_encoder
 from omnitune.demo.vae import load_vae
-from omnitune.io.files import atomic_folder, write_json
+from omnitune.io.files import write_json
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.components import PUBLISHED_INDEX
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
@@ -77,13 +77,12 @@ def _weigh_places(weight: torch.Tensor) -> None:
 def build_base_model(folder: Path, seed: int = 0) -> None:
     """Write the pipeline folder, which must not exist or be empty; the same seed, the same bytes.
 
-    It is written beside `folder` and renamed at the end. Raises FileExistsError where `folder` already holds something.
+    Raises FileExistsError where `folder` already holds something.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; remove it to build the demo model again")
-    with atomic_folder(folder) as temporary:
-        save_text_encoder(temporary, seed)
-        load_vae().save_pretrained(temporary / "vae")
-        build_transformer(seed).save_pretrained(temporary / "transformer")
-        write_json(temporary / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-        write_json(temporary / "model_index.json", PUBLISHED_INDEX)
+    save_text_encoder(folder, seed)
+    load_vae().save_pretrained(folder / "vae")
+    build_transformer(seed).save_pretrained(folder / "transformer")
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+    write_json(folder / "model_index.json", PUBLISHED_INDEX)

@@ -11,7 +11,7 @@ import safetensors
 from omnitune.config.affects import keys_affecting
 from omnitune.config.options import DataOptions
 from omnitune.errors import ConfigError
-from omnitune.pretrained.weights import weights_hash
+from omnitune.pretrained.weights import read_manifest, weights_hash
 
 FORMAT_VERSION = 1  # raised with every change of what is stored
 COMPONENTS = ("vae", "mllm", "processor")  # of the base model: those that encoding uses
@@ -28,12 +28,9 @@ def fingerprint_of(base: Path, data: DataOptions) -> dict[str, Any]:
 
 
 def _component_hash(base: Path, name: str) -> str:
-    try:
-        return weights_hash(base / name)
-    except ValueError:
-        raise ConfigError(
-            f"{base}: has no {name}/, which encoding needs. It is not a folder in the published layout."
-        ) from None
+    if read_manifest(base / name) is None and not (base / name).is_dir():
+        raise ConfigError(f"{base}: has no {name}/, which encoding needs. It is not a folder in the published layout.")
+    return weights_hash(base / name)
 
 
 def stored_fingerprint(path: Path) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def profile_of(image: Image.Image) -> bytes | None:
 
 
 def fits(image: Image.Image) -> bool:
-    """Whether the image's profile can be read and is for such pixels; one that does not is left unused, as viewers do."""
+    """Whether the image's profile can be read and is for such pixels; others are left unused, as viewers do."""
     profile = profile_of(image)
     space = _colours_of(image.mode)
     return profile is not None and space is not None and _space(profile) == space

@@ -42,37 +42,35 @@ def jpeg_layout(data: bytes) -> JpegLayout:
     """Walks the markers of a JPEG up to its own end; what follows that is a trailer."""
     scans: list[Scan] = []
     tables: dict[int, int] = {}
-    for marker, start, stop in _segments(data):
+    for marker, start, stop, end in _segments(data):
         if marker == EOI:
             return JpegLayout(scans, True)
         if marker == DHT:
             tables |= _zero_symbols(data[start:stop])
         elif marker == SOS:
-            found = END_OF_SCAN.search(data, stop)
-            end = found.start() if found else len(data)
             scans.append(Scan(stop, end, _zeros_are_flat(data[start:stop], tables)))
     return JpegLayout(scans, False)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and stop of each segment's content; entropy-coded data is passed over."""
+def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Marker, start and stop of each segment's content, and where the entropy-coded data behind it ends."""
     place = 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 1 < len(data):
         marker = data[place + 1]
         if marker == 0xFF:  # fill byte
             place += 1
         elif marker == EOI:
-            yield marker, place, place + 2
+            yield marker, place, place + 2, place + 2
             return
         elif marker in ALONE or marker == 0:
             place += 2
         else:
-            stop = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-            yield marker, place + 4, min(stop, len(data))
-            place = max(stop, place + 4)
+            start, stop = place + 4, place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            place = max(stop, start)
             if marker == SOS:
                 found = END_OF_SCAN.search(data, place)
                 place = found.start() if found else len(data)
+            yield marker, start, min(stop, len(data)), place
 
 
 def _zero_symbols(content: bytes) -> dict[int, int]:
@@ -133,7 +131,7 @@ def box_at(data: bytes, name: bytes) -> int:
 
 
 def zeroed_pixels(data: bytes, image_format: str, pixels: int) -> int:
-    """The longest run of zeros in the compressed pixels of a WebP, AVIF or JPEG 2000 that is too long for an encoder."""
+    """The longest run of zeros in the compressed pixels of a WebP, AVIF or JPEG 2000; 0 where an encoder may write it."""
     if image_format == "WEBP":
         start = webp_pixels_at(data)
     elif image_format == "AVIF":

@@ -15,7 +15,7 @@ from omnitune.images.verdicts import ImageRefused
 
 @contextmanager
 def own_limits() -> Iterator[None]:
-    """Replaces Pillow's fixed limits: that of pixels, as the caller's is checked instead, and that of a PNG's profile."""
+    """Replaces Pillow's limits: that of pixels, as the caller's is checked instead, and that of a PNG's profile."""
     pixels, chunk = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, MAX_PROFILE
     try:
@@ -62,7 +62,7 @@ def decode_pixels(image: Image.Image, data: bytes, place: str | Path) -> None:
 
 
 def _check_layout(image_format: str, data: bytes, place: str | Path) -> None:
-    """Looks for the format's own end and for zeros, where the reader reports them as some other damage or not at all."""
+    """Looks for the format's own end and for zeros, which the reader reports as some other damage or not at all."""
     cut = ImageRefused("truncated", f"{place} ends before the image does ({len(data)} bytes)")
     if image_format == "PNG" and b"IEND" not in data:
         raise cut

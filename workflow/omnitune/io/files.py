@@ -39,7 +39,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def create_beside(path: Path) -> tuple[Path, int]:
-    """A new file beside `path`, by a name that nobody can guess and with the mode of the umask: its path, and its handle."""
+    """A new file beside `path`, by a name that nobody can guess, with the mode of the umask: its path and its handle."""
     temporary = _temporary_name(path)
     return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
@@ -54,7 +54,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder with all that is in it, or a file, or a link but not what it leads to; nothing where it is missing."""
+    """Removes a folder with all that is in it, a file, or a link but not what it leads to; nothing where it is missing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -65,8 +65,8 @@ def remove_tree(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A new, empty file beside `path`, which takes its name when the block ends without an error.
 
-    Its mode is that of the umask, whatever a library makes of it. What killed processes of this machine have left of the same
-    file is removed.
+    Its mode is that of the umask, whatever a library makes of it. What killed processes of this machine have left of
+    the same file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,9 +159,8 @@ def _is_there(path: Path, handle: int) -> bool:
 
 
 def lock_folder(folder: Path) -> Lock:
-    """Takes a folder for this process to write, by a lock beside it; raises ValueError where another process writes it."""
-    folder = Path(folder)
-    beside = folder.absolute()  # also of the working directory
+    """Takes a folder for this process to write, by a lock beside it; ValueError where another process writes it."""
+    beside = Path(folder).absolute()  # also of the working directory
     return lock(
         beside.with_name(f".{beside.name}.lock"), f"{folder}: another process is writing here. Wait for it or stop it."
     )
@@ -214,7 +213,7 @@ def json_line(content: Any) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; read once in a process, as long as it is the same file of the same times.
+    """SHA-256 of a file's bytes, in hexadecimal; read once in a process while it is the same file of the same times.
 
     The time of the last change of a file's state is among these, which nobody can set back.
     """

@@ -206,13 +206,17 @@ def optimizer_state(model: OmniGen2Transformer2DModel, train: TrainOptions, shar
     return sum(optimizer_bytes(train.optimizer_name, _local_shape(p, shards), id(p) in matrices) for p in trained)
 
 
+_MEASURED: dict[Hashable, Footprint] = {}
+
+
 def _blocks(
     model: OmniGen2Transformer2DModel,
     batch: Sequence[SampleTokens],
     compute: Compute,
     train: TrainOptions,
 ) -> list[_Block]:
-    """The blocks in order."""
+    """The blocks in order; like ones are measured once, in all variants of a plan."""
+    axes = tuple(model.config.axes_dim_rope)
     temb = is_trained(model.time_caption_embed.timestep_embedder)
     places: dict[str, int] = {}
     blocks = []
@@ -221,10 +225,13 @@ def _blocks(
             continue
         place = places[unit.stage] = places.get(unit.stage, -1) + 1
         recompute = train.gradient_checkpointing and place % train.gradient_checkpointing_every == 0
-        footprint = _footprint(unit, batch, compute, tuple(model.config.axes_dim_rope), into, temb, recompute)
         parameters = list(unit.module.parameters())
+        pattern = tuple((tuple(p.shape), p.requires_grad) for p in parameters)
+        key = (repr(unit.module), pattern, unit.stage, tuple(batch), compute, axes, into, temb, recompute)
+        if key not in _MEASURED:
+            _MEASURED[key] = _footprint(unit, batch, compute, axes, into, temb, recompute)
         trained = sum(p.numel() for p in parameters if p.requires_grad)
-        blocks.append(_Block(sum(p.numel() for p in parameters), trained, footprint))
+        blocks.append(_Block(sum(p.numel() for p in parameters), trained, _MEASURED[key]))
     return blocks
 
 
@@ -232,31 +239,12 @@ def _footprint(
     unit: Unit,
     batch: Sequence[SampleTokens],
     compute: Compute,
-    axes: tuple[int, ...],
+    axes: Sequence[int],
     into: bool,
     temb: bool,
     recompute: bool,
 ) -> Footprint:
-    """Of one block; see `block_footprint`. Like blocks are measured once, in all variants of a plan."""
-    parameters = tuple((tuple(p.shape), p.requires_grad) for p in unit.module.parameters())
-    key = (repr(unit.module), parameters, unit.stage, tuple(batch), compute, axes, into, temb, recompute)
-    if key not in _MEASURED:
-        _MEASURED[key] = _measured(unit, batch, compute, axes, into, temb, recompute)
-    return _MEASURED[key]
-
-
-_MEASURED: dict[Hashable, Footprint] = {}
-
-
-def _measured(
-    unit: Unit,
-    batch: Sequence[SampleTokens],
-    compute: Compute,
-    axes: tuple[int, ...],
-    into: bool,
-    temb: bool,
-    recompute: bool,
-) -> Footprint:
+    """Of one block; see `block_footprint`."""
     if not any(sum(sample.sequences(unit.stage)) for sample in batch):  # no references: gradients of zero
         trained = sum(p.numel() for p in unit.module.parameters() if p.requires_grad)
         return Footprint(0, 0, compute.weights.itemsize * trained)

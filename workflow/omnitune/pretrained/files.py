@@ -28,7 +28,7 @@ def local_files(name: str) -> list[Path]:
 
 
 def walk(place: Path) -> Iterator[Path]:
-    """A file, or all that lies in a folder, hidden files left out; linked folders are given as they are, not entered."""
+    """A file, or all that lies in a folder, hidden files left out; linked folders are not entered."""
     if not place.is_dir() or place.is_symlink():
         if os.path.lexists(place):
             yield place

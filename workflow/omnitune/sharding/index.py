@@ -111,7 +111,7 @@ class ShardIndex:
         self.tars.check(tars)
 
     def check_rows(self) -> None:
-        """Raises ConfigError where the rows are not those that the index was made of, to whose hash a training is bound."""
+        """Raises ConfigError for other rows than the index was made of, to whose hash a training is bound."""
         if storage.is_url(self.path):
             return  # its metadata came with the rows
         for source, facts in read_sources(Path(self.path)).items():

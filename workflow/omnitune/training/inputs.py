@@ -31,7 +31,7 @@ class TrainingFiles:
     output: Path
 
     def weights(self, options: ExperimentOptions) -> list[Path]:
-        """Folders of weights that are loaded; VAE and text encoder where training encodes, or held-out samples have to be."""
+        """Folders of weights that are loaded; VAE and text encoder where samples, held-out ones too, are encoded."""
         encodes = not options.data.encode or options.val.data_path is not None
         encoders = [self.base / part for part in ("vae", "mllm", "processor")] if encodes else []
         adapters = [starting_adapter_file(options.train.lora_path).parent] if options.train.lora_path else []

@@ -230,7 +230,7 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
 
 
 def _known_part(content: Any) -> dict[str, Any] | None:
-    """What the ledger repeats of a line: the keys of a sample alone, as the file may be another one that was not meant."""
+    """What the ledger repeats of a line: the keys of a sample alone, as another file may have been meant."""
     known = {key: value for key, value in (content or {}).items() if key in KNOWN_KEYS}
     return known or None
 

@@ -1,4 +1,4 @@
-"""Converted weights and the checkpoints they come from are what was written, or are named."""
+"""The checkpoint that is converted is the one that training saved, or is named."""
 
 import json
 from pathlib import Path
@@ -7,25 +7,13 @@ import pytest
 
 from helpers.projects import sha256, write
 from omnitune.checkpoints.states import TrainerState
-from omnitune.conversion.manifest import check_checkpoint
+from omnitune.conversion.checkpoint import check_checkpoint
 from omnitune.io.files import sha256_of
 from omnitune.paths import STATE_FILE
-from omnitune.pretrained.weights import check_weights
 
 pytestmark = pytest.mark.unit
 
-FILES = {"config.json": "{}", "diffusion_pytorch_model.safetensors": "weights"}
 PARTS = {"pytorch_model_fsdp_0/.metadata": "m", "pytorch_model_fsdp_0/__0_0.distcp": "w", "ema_0/__0_0.distcp": "a"}
-
-
-@pytest.fixture
-def converted(tmp_path: Path) -> Path:
-    folder = tmp_path / "experiments/x/checkpoint-3/transformer"
-    facts = {name: {"sha256": sha256(text), "bytes": len(text)} for name, text in FILES.items()}
-    for name, text in FILES.items():
-        write(folder / name, text)
-    write(folder / "conversion.json", json.dumps({"kind": "full", "files": facts}))
-    return folder
 
 
 @pytest.fixture
@@ -37,29 +25,6 @@ def checkpoint(tmp_path: Path) -> Path:
     state = TrainerState(3, identity, None, files={name: sha256(text) for name, text in PARTS.items()})
     write(folder / STATE_FILE, json.dumps(vars(state)))
     return folder
-
-
-def test_whole_weights_are_looked_at(converted: Path) -> None:
-    assert check_weights([converted]) == len(FILES)
-    write(converted / ".snakemake_timestamp", "")
-    assert check_weights([converted]) == len(FILES)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_changed_and_missing_weights_are_named_with_the_command(converted: Path, name: str) -> None:
-    again = rf"Convert again: snakemake --cores 2 --force {converted}/conversion\.json"
-    write(converted / name, "changed")
-    with pytest.raises(ValueError, match=rf"transformer/{name}: is not what was written \(its SHA-256 .*{again}"):
-        check_weights([converted])
-    (converted / name).unlink()
-    with pytest.raises(ValueError, match=rf"transformer/{name}: is missing\. {again}"):
-        check_weights([converted])
-
-
-def test_a_damaged_manifest_is_named(converted: Path) -> None:
-    write(converted / "conversion.json", "{")
-    with pytest.raises(ValueError, match=r"conversion\.json: cannot be read .*\. Convert again: snakemake "):
-        check_weights([converted])
 
 
 def test_a_whole_checkpoint_gives_the_hash_of_its_state(checkpoint: Path) -> None:

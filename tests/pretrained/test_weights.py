@@ -1,0 +1,46 @@
+"""Converted weights are what was written, or are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.projects import sha256, write
+from omnitune.pretrained.weights import check_weights
+
+pytestmark = pytest.mark.unit
+
+FILES = {"config.json": "{}", "diffusion_pytorch_model.safetensors": "weights"}
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    folder = tmp_path / "experiments/x/checkpoint-3/transformer"
+    facts = {name: {"sha256": sha256(text), "bytes": len(text)} for name, text in FILES.items()}
+    for name, text in FILES.items():
+        write(folder / name, text)
+    write(folder / "conversion.json", json.dumps({"kind": "full", "files": facts}))
+    return folder
+
+
+def test_whole_weights_are_looked_at(converted: Path) -> None:
+    assert check_weights([converted]) == len(FILES)
+    write(converted / ".snakemake_timestamp", "")
+    assert check_weights([converted]) == len(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_changed_and_missing_weights_are_named_with_the_command(converted: Path, name: str) -> None:
+    again = rf"Convert again: snakemake --cores 2 --force {converted}/conversion\.json"
+    write(converted / name, "changed")
+    with pytest.raises(ValueError, match=rf"transformer/{name}: is not what was written \(its SHA-256 .*{again}"):
+        check_weights([converted])
+    (converted / name).unlink()
+    with pytest.raises(ValueError, match=rf"transformer/{name}: is missing\. {again}"):
+        check_weights([converted])
+
+
+def test_a_damaged_manifest_is_named(converted: Path) -> None:
+    write(converted / "conversion.json", "{")
+    with pytest.raises(ValueError, match=r"conversion\.json: cannot be read .*\. Convert again: snakemake "):
+        check_weights([converted])
