@@ -152,3 +152,14 @@ def test_a_file_that_was_changed_and_given_its_time_back_is_hashed_anew(tmp_path
         file.write(b"b")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert path.stat().st_mtime_ns == times.st_mtime_ns and sha256_of(path) != before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path) -> None:
+    """As after a training in this process that has failed or ended."""
+    held = lock(tmp_path / "a.lock", "taken")
+    with pytest.raises(ValueError, match="taken"):
+        lock(tmp_path / "a.lock", "taken")
+    del held
+    lock(tmp_path / "a.lock", "taken").close()
+    assert not (tmp_path / "a.lock").exists()

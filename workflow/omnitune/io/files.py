@@ -115,10 +115,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 class Lock:
-    """A lock that is held, until it is closed or its process ends."""
+    """A lock that is held, until it is closed, nobody has it any more, or its process ends."""
 
     def __init__(self, path: Path, handle: int) -> None:
-        self.path, self.handle = path, handle
+        self.path, self._file = path, os.fdopen(handle, "r+b", buffering=0)  # closes itself where nobody has it
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class Lock:
     def close(self) -> None:
         """Removes the file and frees the lock."""
         self.path.unlink(missing_ok=True)
-        os.close(self.handle)
+        self._file.close()
 
 
 def lock(path: Path, message: str) -> Lock:
