@@ -1,5 +1,7 @@
 """How a training is started: the command of each node, and how processes share the work."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,12 @@ from omnitune.training.inputs import TrainingFiles
 pytestmark = pytest.mark.unit
 
 FILES = TrainingFiles(*(Path(name) for name in ("c", "b", "t", "i", "e", "o")))
+
+
+def test_launchers_do_not_wait_for_torch() -> None:
+    """Nor does `omnitune --help`: libraries of the model take eight seconds, and each launched process imports its own."""
+    code = "import sys, omnitune.cli, omnitune.launching.job; print([m for m in ('torch', 'diffusers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def options(**train: object) -> ExperimentOptions:

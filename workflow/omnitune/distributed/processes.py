@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import psutil
-import torch
 
 from omnitune.console import plain_progress
 from omnitune.distributed.stopping import (
@@ -95,10 +94,6 @@ def launch_environment(topology: Topology, forwards_stop: bool = False) -> dict[
     environment["OMP_NUM_THREADS"] = str(topology.threads_per_process)
     if forwards_stop:
         environment[FORWARDS_STOP] = "1"
-    if not torch.accelerator.is_available():
-        # accelerate would take DDP or lone processes on CPU; see `build_accelerator` in parallel.py.
-        environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        environment.pop("ACCELERATE_USE_CPU", None)
     if topology.nodes > 1 and (interface := interface_towards(topology.address)):
         # gloo would take the interface of the host's own name, which often is the loopback.
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -119,6 +114,10 @@ def interface_towards(address: str) -> str | None:
 
 def require_gpus(processes: int, fix: str) -> None:
     """Raises ValueError, with a sentence on the fix, where there are GPUs, but not one for each of a node's processes."""
+    if processes == 1:
+        return
+    import torch  # two seconds, which one process need not wait for
+
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         gpus = torch.cuda.device_count()
         raise ValueError(f"{processes} processes are not allowed on a node with {gpus} GPUs: each takes one. {fix}")
@@ -162,9 +161,14 @@ def is_first_of_node() -> bool:
 
 def main() -> None:
     """`accelerate launch`, without its own traceback: the process that failed has said why."""
+    import torch
     from accelerate.commands.accelerate_cli import main as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    if not torch.accelerator.is_available():
+        # accelerate would take DDP or lone processes on CPU; see `build_accelerator` in parallel.py.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        os.environ.pop("ACCELERATE_USE_CPU", None)
     if FORWARDS_STOP in os.environ:
         threading.Thread(target=send_on_to_children, daemon=True).start()
     try:

@@ -2,15 +2,9 @@
 
 import logging
 
-import torch
-
 from omnitune.config import ExperimentOptions
 from omnitune.distributed.layout import SHARDED, Layout, shard_size_of
 from omnitune.distributed.processes import Topology
-from omnitune.planning.memory import choose_parallelism, device_memory, encoder_bytes_of
-from omnitune.planning.workload import longest_batch
-from omnitune.sharding.index import ShardIndex
-from omnitune.training.architecture import expected_architecture
 from omnitune.training.inputs import TrainingFiles
 
 logger = logging.getLogger("omnitune")
@@ -32,7 +26,7 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
     if strategy == "auto":
         strategy, reason = _fitting(options, topology, files)
         logger.info("train.parallelism: auto takes %s: %s", strategy, reason)
-    if train.cpu_offload and (strategy not in SHARDED or not torch.accelerator.is_available()):
+    if train.cpu_offload and (strategy not in SHARDED or not _has_accelerator()):
         raise ValueError(
             "train.cpu_offload: true needs several processes, train.parallelism fsdp or hsdp, and GPUs to offload from. "
             "Set it to false."
@@ -40,8 +34,22 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
     return Layout(strategy, world_size, shard_size_of(strategy, train, world_size, topology.nodes), reason)
 
 
+# A launcher of a training with a strategy of its own need not wait eight seconds for torch and the model's libraries.
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 def _fitting(options: ExperimentOptions, topology: Topology, files: TrainingFiles) -> tuple[str, str]:
     """The strategy that `auto` stands for, by estimated memory, and why."""
+    from omnitune.planning.memory import choose_parallelism, device_memory, encoder_bytes_of
+    from omnitune.planning.workload import longest_batch
+    from omnitune.sharding.index import ShardIndex
+    from omnitune.training.architecture import expected_architecture
+
     return choose_parallelism(
         options,
         expected_architecture(options, files.transformer),
