@@ -16,7 +16,7 @@ rule shard_dataset:
         "../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda wildcards, threads: 500 + 1500 * threads,
         runtime=120,
     params:
         **key_params(DataOptions, get_data, "shards", prefix="data."),

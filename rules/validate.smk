@@ -19,7 +19,7 @@ rule validate_source:
         "../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda wildcards, threads: 500 + 1500 * threads,
         runtime=720,
     params:
         **key_params(DataOptions, get_data, "samples", prefix="data."),

@@ -12,4 +12,6 @@ with job(snakemake.log[0]):
     keys, manifest = read_key_lines(snakemake.params), Path(snakemake.input.digest).with_suffix(".jsonl")
     tar = storage.join(keys["tars"], f"{manifest.stem}.tar")
     urls, image_root = UrlLimits.from_keys(snakemake.params.urls), snakemake.params.urls["image_root"]
-    write_shard(manifest, tar, Path(snakemake.output.index), ImageLimits.from_keys(keys), urls, image_root)
+    fetched = {"urls": urls, "image_root": image_root}
+    limits = ImageLimits.from_keys(keys)
+    write_shard(manifest, tar, Path(snakemake.output.index), limits, workers=snakemake.threads, **fetched)

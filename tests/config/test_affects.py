@@ -73,11 +73,11 @@ def affected(options: DataOptions, *stages: Stage) -> dict[str, Any]:
     return keys_affecting(options, *stages)
 
 
-def test_image_limits_affect_manifests_that_are_cut_by_bytes() -> None:
+def test_image_limits_affect_manifests_and_rows_do_not_where_these_are_cut_by_bytes() -> None:
     limits = {"max_output_pixels", "max_input_pixels", "max_side_length", "image_format", "image_quality"}
     by_rows, by_bytes = data(), data(shard_bytes=10_000)
     assert affected(by_rows, "shards").keys() == affected(by_bytes, "shards").keys() == limits
-    assert affected(by_rows, "manifests").keys() == {"max_reject_fraction", "samples_per_shard", "shard_bytes"}
+    assert affected(by_rows, "manifests").keys() == {"max_reject_fraction", "samples_per_shard", "shard_bytes", *limits}
     assert affected(by_bytes, "manifests").keys() == {"max_reject_fraction", "shard_bytes", *limits}
     other = data(shard_bytes=10_000, samples_per_shard=7)
     assert affected(other, "manifests") == affected(by_bytes, "manifests"), "rows do not count there"
@@ -143,7 +143,8 @@ def test_jobs_read_what_rules_pass_to_them() -> None:
     assert checks == Checks(image_root="s3://a: b", input_limits=2, tokenizer="t")
     limits = ImageLimits(1048576, [4096, 1024], 512, "webp")
     assert ImageLimits.from_keys(read_key_lines(lines(options, "shards", prefix="data."))) == limits
-    assert ShardCut.from_keys(read_key_lines(lines(options, "manifests"))) == ShardCut(samples_per_shard=1000)
+    by_rows = ShardCut(samples_per_shard=1000, limits=vars(limits))
+    assert ShardCut.from_keys(read_key_lines(lines(options, "manifests"))) == by_rows
     by_bytes = options.model_copy(update={"shard_bytes": 9000})
     cut = ShardCut.from_keys(read_key_lines(lines(by_bytes, "manifests", prefix="data.")))
     assert cut == ShardCut(shard_bytes=9000, limits=vars(limits))

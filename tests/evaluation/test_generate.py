@@ -11,8 +11,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from typer.testing import CliRunner
 
 from helpers.tiny import TRANSFORMER
+from omnitune.cli import app
 from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
 from omnitune.evaluation.generate import generate, generate_part, load_pipeline
@@ -344,3 +346,14 @@ def test_which_weights_a_converted_checkpoint_means() -> None:
         full, lora = checkpoint / f"transformer{suffix}", checkpoint / f"transformer_lora{suffix}"
         assert evaluated_weights(base, start, full) == EvaluatedWeights(base, full, None)
         assert evaluated_weights(base, start, lora) == EvaluatedWeights(base, start, lora)
+
+
+@pytest.mark.parametrize("name", ["noext", "a.psd", "a.pdf", "folder/"])
+def test_an_output_that_is_no_image_fails_before_anything_is_loaded(tmp_path: Path, name: str) -> None:
+    arguments = ["generate", "--model_path", str(tmp_path / "nowhere"), "--instruction", "x"]
+    done = CliRunner().invoke(app, [*arguments, "--output_image_path", str(tmp_path / name)])
+    assert isinstance(done.exception, ValueError)
+    assert str(done.exception).startswith(
+        f"--output_image_path: {(tmp_path / name)} is no name of an image; end it with"
+    )
+    assert not list(tmp_path.iterdir())

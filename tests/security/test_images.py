@@ -1,7 +1,10 @@
 """Pictures that want to run a program, take all time, or look whole and are not; and good ones that look odd."""
 
 import io
+import json
+import os
 import random
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -12,9 +15,13 @@ from PIL import Image, ImageCms
 
 from helpers.pictures import encoded
 from omnitune.evaluation.prompts import open_image
-from omnitune.images.inspect import inspect_image
+from omnitune.images import decode
+from omnitune.images.decode import open_image as open_header
+from omnitune.images.inspect import Depth, inspect_image
+from omnitune.images.memory import check_memory
 from omnitune.images.prepare import load_rgb, prepare_image
 from omnitune.images.verdicts import ImageRefused
+from omnitune.validation.source import validate_source
 
 pytestmark = pytest.mark.unit
 
@@ -183,3 +190,65 @@ def test_one_reader_gives_one_colour(tmp_path: Path, image: Image.Image, icc: by
         assert np.abs(np.asarray(read, int) - colour).max() <= 3
     used = colour not in {(55, 128, 200), (114, 114, 114)}
     assert any("converted to sRGB" in note for note in inspect_image(tmp_path / "x.png").notes) == used
+
+
+def reasons(folder: Path, **pictures: bytes) -> dict[str, str]:
+    """Validates a row for each picture; the reasons of those that are refused, by name."""
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    rows = [{"task_type": "t2i", "instruction": "x", "output_image": name} for name in pictures]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    validate_source("a", [folder / "a.jsonl"], folder / "out", progress=False)
+    ledger = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
+    return {row["row"]["output_image"]: row["reason"] for row in ledger}
+
+
+def test_a_picture_that_takes_too_long_is_a_row_of_the_ledger(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("omnitune.images.inspect.DECODE_SECONDS", 0.3)
+    data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
+    scan = bytes.fromhex("ffda00080101003f3f00")  # the last coefficient of each block, with no data
+    slow = data[:-2] + scan * 450 + data[-2:]
+    assert reasons(tmp_path, one=FILES["png"], slow=slow, two=FILES["webp"]) == {"slow": "decoding_too_slow"}
+
+
+def test_a_picture_that_ends_its_process_is_a_row_of_the_ledger(tmp_path: Path, monkeypatch) -> None:
+    def opened(data: bytes, place: str) -> Image.Image:
+        if place.endswith("killed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if place.endswith("greedy"):
+            raise MemoryError
+        return decode.open_image(data, place)
+
+    monkeypatch.setattr("omnitune.images.inspect.open_image", opened)
+    png = FILES["png"]
+    found = reasons(tmp_path, one=png, killed=png, two=png, greedy=png, three=png)
+    assert found == {"killed": "decoder_died", "greedy": "decoder_died"}
+    assert "SIGKILL, two times, most likely for want of memory" in (tmp_path / "out" / "rejected.jsonl").read_text()
+
+
+def sized(name: str, side: int) -> bytes:
+    """A small file whose header says that it is a square of that side."""
+    small = Image.new("RGB", (64, 64))
+    if name == "webp":
+        data = encoded(small, "WEBP")
+        return data[:26] + struct.pack("<HH", side, side) + data[30:]
+    data = encoded(small, {"avif": "AVIF", "jpeg 2000": "JPEG2000"}[name])
+    mark = {"avif": b"ispe\0\0\0\0", "jpeg 2000": b"ihdr"}[name]
+    place = data.index(mark) + len(mark)
+    return data[:place] + struct.pack(">II", side, side) + data[place + 8 :]
+
+
+@pytest.mark.parametrize("depth", ["full", "header"])
+@pytest.mark.parametrize("name", ["webp", "avif", "jpeg 2000"])
+def test_pictures_that_take_all_memory_are_refused_unread(tmp_path: Path, name: str, depth: Depth) -> None:
+    (tmp_path / "x").write_bytes(sized(name, 13_000))
+    with pytest.raises(ImageRefused, match=r"too_much_memory: .*13000 x 13000 pixels\) takes about \d,\d\d\d MB"):
+        inspect_image(tmp_path / "x", depth=depth)
+
+
+@pytest.mark.parametrize("kind", [{}, {"progressive": True}])
+def test_large_photographs_stay(kind: dict) -> None:
+    data = encoded(noisy(64, 64), "JPEG", **kind)
+    place = data.index(b"\xff\xc2" if kind else b"\xff\xc0") + 5
+    header = open_header(data[:place] + struct.pack(">HH", 13_000, 13_000) + data[place + 4 :], "x")
+    check_memory(header, 50_000_000, "x")

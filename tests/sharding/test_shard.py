@@ -2,25 +2,30 @@
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from PIL import Image
 
 from helpers.pictures import encoded, opened, picture
 from omnitune.errors import ConfigError
+from omnitune.images.prepare import PreparedImage, prepare_image
 from omnitune.io import storage
 from omnitune.sharding import shard
 from omnitune.sharding.digests import read_sources, write_shard_digests
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.shard import ImageLimits, shard_dataset, write_shard
 from omnitune.sharding.write_index import write_index
-from omnitune.validation.source import validate_mixture
+from omnitune.validation.source import Checks, validate_mixture
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +38,10 @@ def test_limits_of_inputs_depend_on_their_number() -> None:
     assert ImageLimits(100, 50, 10).input_limit(5) == 50
     assert limits.note(3) is None
     assert "3 entries and samples have up to 5 input images; the last entry, 20" in (limits.note(5) or "")
+
+
+def noise(side: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
 
 
 @pytest.fixture
@@ -258,16 +267,54 @@ def test_without_a_hash_the_size_alone_tells_a_changed_image(validated: Path, tm
     assert write_shard(manifest, tar, tar.with_suffix(".parquet"), LIMITS) == 5
     original = (tmp_path / "1.jpg").read_bytes()
     (tmp_path / "1.jpg").write_bytes(original[:-1])
-    with pytest.raises(ValueError, match=r"a_00000002: .*1\.jpg has .* bytes, but .* Validate again"):
+    with pytest.raises(ValueError, match=r"a_00000002 .*1\.jpg has .* bytes, but .* Validate again"):
         write_shard(manifest, tar, tar.with_suffix(".parquet"), LIMITS)
     (tmp_path / "1.jpg").write_bytes(original[:200] + bytes(len(original) - 200))
-    with pytest.raises(ValueError, match=r"a_00000002: .*1\.jpg cannot be .*validation_depth: full"):
+    with pytest.raises(ValueError, match=r"a_00000002 .*1\.jpg ends before the image does .*validation_depth: full"):
         write_shard(manifest, tar, tar.with_suffix(".parquet"), LIMITS)
+
+
+def test_at_depth_header_sharding_decodes_what_it_keeps_and_names_all_damaged_rows(tmp_path: Path) -> None:
+    write_samples(tmp_path, 5)
+    good = encoded(noise(64), "JPEG", quality=90)
+    cut, hole = good[: len(good) // 2], good[: len(good) // 2] + bytes(len(good) // 2 - 2) + good[-2:]
+    wide = encoded(noise(128), "WEBP", quality=90)
+    for name, data in (
+        ("0.png", good),
+        ("1.png", cut),
+        ("2.png", hole),
+        ("3.png", wide[: len(wide) // 2] + bytes(len(wide) // 2)),
+    ):
+        (tmp_path / name).write_bytes(data)
+    checks = Checks("header")
+    validate_mixture(tmp_path / "mix.yml", tmp_path / "validation", checks, progress=False, samples_per_shard=5)
+    with pytest.raises(ValueError, match=r"1\.png ends before the image does") as error:
+        shard_dataset(tmp_path / "validation", tmp_path / "out", LIMITS, progress=False)
+    lines = str(error.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"a_0000000{k} (row {k} of source 'a')" for k in (2, 3, 4)]
+    assert "2.png has" in lines[1] and "3.png has" in lines[2] and "validation_depth: full" in lines[2]
+    assert not (tmp_path / "out" / "a-00000.tar").exists()
+
+
+def test_a_row_whose_decoder_dies_is_named(validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(file: bytes, *arguments: object) -> PreparedImage:
+        if file == (tmp_path / "2.png").read_bytes():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare_image(file, *arguments)
+
+    monkeypatch.setattr(shard, "prepare_image", dies)
+    monkeypatch.delitem(sys.modules, "pyvips", raising=False)
+    with pytest.raises(
+        ValueError, match=r"^a_00000003 \(row 3 of source 'a'\): writing one of .*2\.png ends the process"
+    ):
+        write_shard(
+            validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar", tmp_path / "a-00000.parquet", LIMITS
+        )
 
 
 def test_limits_that_leave_nothing_name_the_image(validated: Path, tmp_path: Path) -> None:
     tar = tmp_path / "a-00000.tar"
-    with pytest.raises(ValueError, match=r"a_00000004: .*3\.webp: .*needs at least 16.*raise the limits in `data`"):
+    with pytest.raises(ValueError, match=r"a_00000004 .*3\.webp: .*needs at least 16.*raise the limits in `data`"):
         write_shard(
             validated / "shards" / "a-00000.jsonl", tar, tar.with_suffix(".parquet"), ImageLimits(4096, 600, 80)
         )

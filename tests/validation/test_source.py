@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from omnitune.images.verdicts import METADATA_BYTES, ImageRefused
 from omnitune.io import storage
 from omnitune.io.fetching import UrlLimits
 from omnitune.io.jsonl import MAX_LINE_BYTES, count_rows
-from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import apply_chat_template
 from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
 from omnitune.validation.image_places import image_places
@@ -687,6 +685,28 @@ def test_shards_cut_by_bytes_stay_where_they_are(folder: Path) -> None:
     assert sum(sizes[: first - 1]) < 25_000 <= sum(sizes[:first])
 
 
+def test_strips_that_the_limits_leave_nothing_of_go_to_the_ledger(folder: Path) -> None:
+    (folder / "strip.png").write_bytes(encoded(picture(5000, 20)))
+    strip = {**GOOD_ROW, "output_image": "strip.png"}
+    write_lines(folder / "a.jsonl", GOOD_ROW, strip, b"{", GOOD_ROW, strip)
+    write_lines(folder / "b.jsonl", GOOD_ROW)
+    mixture = write_mixture(folder, "a.jsonl", "b.jsonl")
+    options = {"progress": False, "max_reject_fraction": 0.5, "samples_per_shard": 10}
+    summary = validate_mixture(mixture, folder / "out", limits=LIMITS, **options)
+    assert (summary["rows"], summary["accepted"], summary["reasons"]) == (6, 3, {"too_thin": 2, "bad_json": 1})
+    assert (summary["sources"]["a"]["accepted"], summary["sources"]["b"]["accepted"]) == (2, 1)
+    ledger = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["reason"]) for row in ledger] == [(3, "bad_json"), (2, "too_thin"), (5, "too_thin")]
+    assert "strip.png: an image of 5000 x 20 pixels becomes" in ledger[1]["message"]
+    assert ledger[1]["row"]["output_image"].endswith("strip.png")
+    rows = [json.loads(line) for line in read_manifests(folder / "out")["a-00000.jsonl"].splitlines()]
+    assert [row["key"] for row in rows] == ["a_00000001", "a_00000004"]
+    assert len(pq.read_table(folder / "out" / "samples.parquet")) == 3
+    with pytest.raises(RejectedTooMany, match=r"3 of 6 rows .*too_thin 2, bad_json 1"):
+        validate_mixture(mixture, folder / "two", limits=LIMITS, **{**options, "max_reject_fraction": 0.2})
+    assert "too_thin" in (folder / "two.failed" / "rejected.jsonl").read_text()
+
+
 def test_estimates_follow_the_limits() -> None:
     row = {
         "input_images": ["a"],
@@ -714,18 +734,6 @@ def test_estimates_follow_the_limits() -> None:
 def test_impossible_cuts_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShardCut(**arguments)
-
-
-def kill_this_process(number: int) -> int:
-    if number == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_one_clear_error() -> None:
-    with pytest.raises(OSError, match="a worker process was killed, most likely for want of memory"):
-        list(ordered_map(kill_this_process, range(100), 2))
 
 
 def put(url: str, data: bytes) -> str:

@@ -14,18 +14,15 @@ from omnitune.errors import ConfigError
 from omnitune.paths import FILE_NAME, EvaluatedStep, parse_converted
 
 
-def _where_cut_by_bytes(data: "DataOptions", value: Any) -> Any:
-    return value if data.shard_bytes else None
-
-
 def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None:
     return len(value) if isinstance(value, list) else None
 
 
-# Of weights, too, where tars come out the same: the shift of the timesteps is by max_output_pixels, and held-out images are
-# brought to the same limits as the training's.
-IMAGE_LIMIT = Affects("shards", "weights", manifests=_where_cut_by_bytes)
-INPUT_LIMIT = Affects("shards", "weights", manifests=_where_cut_by_bytes, samples=_number_of_limits)
+# Of manifests, which leave out what would have no pixels and may be cut by bytes. Of weights, too, where tars come out the
+# same: the shift of the timesteps is by max_output_pixels, and held-out images are brought to the same limits as the
+# training's.
+IMAGE_LIMIT = Affects("manifests", "shards", "weights")
+INPUT_LIMIT = Affects("manifests", "shards", "weights", samples=_number_of_limits)
 
 
 class DataOptions(Section):

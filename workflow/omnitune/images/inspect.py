@@ -14,10 +14,12 @@ from PIL import Image
 
 from omnitune.images.decode import decode_pixels, open_image, own_limits
 from omnitune.images.formats import AVIF_SIGNATURES, TIFF_SIGNATURES, plain_webp, starts_like_an_image
+from omnitune.images.memory import WEBP, check_estimate, check_memory
 from omnitune.images.metadata import turned_size, upright_size
 from omnitune.images.notes import extension_notes, mode_notes, notes_on, turn_notes
 from omnitune.images.read import read_bytes, read_start, size_of, verdicts_on
 from omnitune.images.verdicts import (
+    DECODE_SECONDS,
     MAX_PIXELS,
     MIN_SIDE,
     ImageRefused,
@@ -27,6 +29,7 @@ from omnitune.images.verdicts import (
     most_bytes,
     too_small,
 )
+from omnitune.io.workers import cpu_limit
 
 Depth = Literal["header", "full"]
 
@@ -64,11 +67,11 @@ def inspect_image(place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth 
 
     Raises:
         ImageRefused: missing, unreachable, is_a_folder, not_a_file, permission_denied, empty_file, not_an_image, truncated,
-            corrupt, animated, too_many_bytes, too_many_pixels or too_small. At depth `header`, damage and further frames
-            behind the first bytes are not seen.
+            corrupt, animated, float_pixels, too_many_bytes, too_many_pixels, too_much_memory, too_many_scans or too_small.
+            At depth `header`, damage and further frames behind the first bytes are not seen.
         OSError, ValueError: for a failing disk, network or service, which says nothing about the image.
     """
-    with own_limits(), warnings.catch_warnings():
+    with own_limits(), cpu_limit(DECODE_SECONDS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata, which are not used
         facts = (_inspect_header if depth == "header" else _inspect_all)(place, max_pixels)
     if min(facts.width, facts.height) < MIN_SIDE:
@@ -82,12 +85,10 @@ def _inspect_all(place: str | Path, max_pixels: int) -> ImageFacts:
     image = open_image(data, place)
     check_before_decoding(image, place, max_pixels)
     notes, size = notes_on(place, image), image.size
-    # At an eighth of the size, the whole entropy-coded stream is read all the same, in a 64th of the memory for pixels; of
-    # a progressive JPEG, the decoder keeps the coefficients as well, 2 bytes for each.
-    reduced = image.format in {"JPEG", "MPO"} and image.draft(None, (1, 1)) is not None
     decode_pixels(image, data, place)
     notes += turn_notes(image)  # only now, as a PNG may have the tag behind its pixels
-    width, height = turned_size(size if reduced else image.size, image)  # a TIFF turned upright as it was decoded
+    # A JPEG was decoded at an eighth of its size, a TIFF turned upright as it was decoded.
+    width, height = turned_size(size if image.format in {"JPEG", "MPO"} else image.size, image)
     digest = hashlib.sha256(data).hexdigest()
     return ImageFacts(width, height, image.format or "", image.mode, len(data), digest, tuple(notes))
 
@@ -100,10 +101,12 @@ def _inspect_header(place: str | Path, max_pixels: int) -> ImageFacts:
     webp = plain_webp(data, size)
     if webp:
         check_pixels(place, webp.width, webp.height, max_pixels)
+        check_estimate("WEBP", webp.width, webp.height, size + webp.width * webp.height * WEBP, place)
         notes = [*extension_notes(place, "WEBP"), *mode_notes(webp.mode, "")]
         return ImageFacts(webp.width, webp.height, "WEBP", webp.mode, size, None, tuple(notes))
     image = _open_header(data, place, size)
     check_before_decoding(image, place, max_pixels)
+    check_memory(image, size, place)
     notes, (width, height) = notes_on(place, image), image.size
     # A TIFF gives its upright size from the start; of a PNG without the tag, Pillow would decode everything to find one.
     if image.format != "TIFF" and (image.format != "PNG" or {"exif", "Raw profile type exif"} & set(image.info)):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.images.colour import fits, is_foreign, profile_of, to_srgb
-from omnitune.images.decode import decode_pixels, open_image, own_limits
+from omnitune.images.decode import check_data, decode_pixels, open_image, own_limits
 from omnitune.images.formats import FORMATS
 from omnitune.images.metadata import EXIF_ORIENTATION, SIXTEEN_BITS, TURNED, orientation
 from omnitune.images.png import has_late_orientation, image_stream
@@ -28,6 +28,7 @@ __all__ = [
     "ImageLimits",
     "PreparedImage",
     "UndecodableImage",
+    "check_behind_header",
     "load_rgb",
     "prepare_image",
     "read_rgb",
@@ -179,6 +180,17 @@ def prepare_image(
     buffer = io.BytesIO()
     rgb.save(buffer, kind.pillow, **kind.options, **quality)
     return PreparedImage(buffer.getvalue(), kind.extension, *size, False)
+
+
+def check_behind_header(data: bytes, place: str | Path, decode: bool) -> None:
+    """Looks at what validation at depth `header` has not: frames, layout and zeros of an image, its pixels with `decode`.
+
+    Raises ImageRefused where depth `full` would have.
+    """
+    with own_limits():
+        image = open_image(data, place)
+        check_before_decoding(image, place, image.width * image.height)
+        (decode_pixels if decode else check_data)(image, data, place)
 
 
 def _stream(file: bytes | Path) -> IO[bytes]:

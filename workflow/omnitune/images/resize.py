@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from omnitune.images.metadata import orientation
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,7 +45,7 @@ def target_size(width: int, height: int, max_pixels: int, max_side_length: int, 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; as it is stored where its EXIF cannot be read, as viewers show it."""
     try:
-        return ImageOps.exif_transpose(image)
+        return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF is common, says nothing about the pixels, and may make its reader raise anything
         return image
 

@@ -10,6 +10,7 @@ MAX_PIXELS = 178_956_970  # where Pillow itself takes an image for an attack: ha
 MIN_SIDE = 16  # one patch: VAE factor 8 x patch size 2
 # No image needs more bytes for a pixel (RGBA of 16 bits), beside its metadata: a longer file is not read.
 BYTES_PER_PIXEL, METADATA_BYTES = 8, 64 << 20
+DECODE_SECONDS = 60  # of a processor for one image; those of most pixels that are allowed take a quarter of that
 
 
 class ImageRefused(Refused):

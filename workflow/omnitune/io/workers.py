@@ -1,63 +1,218 @@
-"""Run work in parallel, in order and with bounded memory."""
+"""Run work in processes of its own, in order and with bounded memory: one that dies takes down its item and no more."""
 
 import multiprocessing
-import sys
+import os
+import pickle
+import signal
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
 
-TaskT = TypeVar("TaskT")
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-WAITING_PER_WORKER = 3  # tasks handed out ahead, so that no worker waits and memory stays bounded
+WAITING_PER_WORKER = 3  # portions taken ahead of what was yielded, so that no worker waits and memory stays bounded
+PARENT_SECONDS = 5  # between looks at whether the parent is still there
+TRIES = 2  # of an item whose process is killed: the kernel may have chosen it for the memory of another one
+WORKER = "omnitune-worker"  # name of the processes
 
 
-def ordered_map(function: Callable[[TaskT], ResultT], tasks: Iterable[TaskT], workers: int) -> Iterator[ResultT]:
-    """Yields function(task) in the order of the tasks, computed by worker processes; 1 worker: in this process.
+def ordered_map(
+    function: Callable[[ItemT], ResultT],
+    portions: Iterable[Sequence[ItemT]],
+    workers: int,
+    died: Callable[[ItemT, int], ResultT],
+    may_fork: bool = True,
+) -> Iterator[list[ResultT]]:
+    """Yields the results of each portion's items, in order, computed by worker processes.
 
-    Tasks are taken from the iterable only a few ahead of what has been yielded. The first error ends it.
+    Portions are taken from the iterable only a few ahead of what has been yielded. The first error ends it.
 
     Args:
-        function: importable from a module, as it is sent to other processes.
-        tasks: picklable, may be endless.
+        function: of an item; importable from a module where processes cannot be forked.
+        portions: what a process gets at once, of one or more picklable items; there may be endless portions.
         workers: number of processes, at least 1.
+        died: the result for an item whose process was ended, by its exit code: the negative number of a signal. An item
+            that used up a `cpu_limit` is not tried a second time.
+        may_fork: False where this process has threads that the function needs. Processes are spawned then, and a single
+            worker is this process, as its start would take seconds.
 
     Raises:
-        OSError: where a worker process was killed.
+        OSError: where processes cannot be started.
     """
     if workers < 1:
         raise ValueError(f"workers: {workers} is not allowed: needs 1 or more")
-    if workers == 1:
-        yield from map(function, tasks)
+    may_fork = may_fork and "fork" in multiprocessing.get_all_start_methods()
+    if workers == 1 and not may_fork:
+        yield from ([function(item) for item in items] for items in portions)
         return
-    with _pool(workers) as pool:
-        waiting: deque[Future[ResultT]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(function, task))
-            if len(waiting) > workers * WAITING_PER_WORKER:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    source, waiting = iter(portions), deque[_Portion[ItemT, ResultT]]()
+    with _pool(function, workers, may_fork) as pool:
+        while True:
+            while len(waiting) <= workers * WAITING_PER_WORKER and pool.has_idle():
+                items = next(source, None)
+                if items is None:
+                    break
+                waiting.append(_Portion(items))
+                pool.give(waiting[-1])
+            if not waiting:
+                return
+            if waiting[0].is_done():
+                yield waiting.popleft().results
+            else:
+                pool.advance(died)
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose open tasks are dropped when the block ends by an error."""
-    # Forked workers start at once and do not run the main script a second time, which spawned ones do. What runs in
-    # them neither forks nor takes locks of the parent: it reads files, decodes images and returns plain values.
-    # libvips' threads would not survive a fork: once it has been used here, workers are spawned.
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and "pyvips" not in sys.modules
-    method = "fork" if can_fork else "spawn"
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Ends the worker process that takes more CPU time in the block, within a decoder too; does nothing in other processes."""
+    if multiprocessing.current_process().name != WORKER:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+@dataclass
+class _Portion(Generic[ItemT, ResultT]):
+    items: Sequence[ItemT]
+    results: list[ResultT] = field(default_factory=list)
+    tries: int = 0  # of the item that is next
+
+    def is_done(self) -> bool:
+        return len(self.results) == len(self.items)
+
+    def add(self, result: ResultT) -> None:
+        self.results.append(result)
+        self.tries = 0
+
+
+class _Worker:
+    """A process, and what it works on."""
+
+    def __init__(self, function: Callable[[Any], Any], may_fork: bool) -> None:
+        # Forked workers start at once and do not run the main script a second time, which spawned ones do. What runs in
+        # them neither forks nor takes locks of the parent: it reads files, decodes images and returns plain values.
+        context: Any = multiprocessing.get_context("fork" if may_fork else "spawn")
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, function, os.getpid())
+        self.process = context.Process(target=_serve, args=arguments, name=WORKER, daemon=True)
+        self.process.start()
+        theirs.close()  # the pipe ends with the process then
+        self.portion: _Portion[Any, Any] | None = None
+        self.has_started = False
+
+    def give(self, portion: _Portion[Any, Any]) -> None:
+        self.portion = portion
+        with suppress(OSError):  # where it is dead, which the reader of its results finds
+            self.pipe.send(list(portion.items[len(portion.results) :]))
+
+    def end(self) -> int:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        return self.process.exitcode or 0
+
+
+class _Pool:
+    def __init__(self, function: Callable[[Any], Any], workers: int, may_fork: bool) -> None:
+        self.function, self.size, self.may_fork = function, workers, may_fork
+        self.workers: list[_Worker] = []
+
+    def has_idle(self) -> bool:
+        """Whether a worker has nothing to do, or has not been started yet."""
+        return len(self.workers) < self.size or any(worker.portion is None for worker in self.workers)
+
+    def give(self, portion: _Portion[Any, Any]) -> None:
+        """Gives a portion to a worker that has nothing to do."""
+        worker = next((worker for worker in self.workers if worker.portion is None), None)
+        if worker is None:
+            worker = _Worker(self.function, self.may_fork)
+            self.workers.append(worker)
+        worker.give(portion)
+
+    def advance(self, died: Callable[[Any, int], Any]) -> None:
+        """Waits for what some workers send, and takes it."""
+        busy = {worker.pipe: worker for worker in self.workers if worker.portion is not None}
+        for pipe in wait(list(busy)):
+            worker = busy[pipe]
+            portion = worker.portion
+            assert portion is not None
+            try:
+                kind, value = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._replace(worker, portion, died)
+                continue
+            if kind == "error":
+                raise value
+            if kind == "result":
+                portion.add(value)
+            worker.has_started = True
+            if portion.is_done():
+                worker.portion = None
+
+    def _replace(self, worker: _Worker, portion: _Portion[Any, Any], died: Callable[[Any, int], Any]) -> None:
+        """Gives what a dead worker has left to a new one, but for an item that ends its process each time."""
+        self.workers.remove(worker)
+        worker.process.join()  # with a code of its own
+        code = worker.end()
+        if not worker.has_started:
+            raise OSError(f"a worker process ended as it started, with exit code {code}")
+        portion.tries += 1
+        if portion.tries == TRIES or code == -signal.SIGPROF:
+            portion.add(died(portion.items[len(portion.results)], code))
+        if not portion.is_done():
+            self.give(portion)
+
+
+@contextmanager
+def _pool(function: Callable[[Any], Any], workers: int, may_fork: bool) -> Iterator[_Pool]:
+    """A pool whose processes end with the block, whatever they are at."""
+    pool = _Pool(function, workers, may_fork)
     try:
         yield pool
-    except BrokenProcessPool:
-        raise OSError(
-            "a worker process was killed, most likely for want of memory. Give the job more memory or fewer workers, "
-            "or lower data.max_image_pixels."
-        ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in pool.workers:
+            worker.end()
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any], parent: int) -> None:
+    """What a worker does: takes portions and sends the result of each item, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which is interrupted as well, ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    try:
+        pipe.send(("started", None))
+        while True:
+            while not pipe.poll(PARENT_SECONDS):
+                if os.getppid() != parent:
+                    return
+            for item in pipe.recv():
+                pipe.send(_answer(function, item))
+    except (EOFError, OSError):  # the parent is gone
+        return
+
+
+def _answer(function: Callable[[Any], Any], item: Any) -> tuple[str, Any]:
+    try:
+        return "result", function(item)
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory ends
+        raise
+    except Exception as error:
+        return "error", _picklable(error)
+
+
+def _picklable(error: Exception) -> Exception:
+    error.add_note(f"In a worker process:\n{''.join(traceback.format_exception(error))}")
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return OSError(f"{type(error).__name__}: {error}")

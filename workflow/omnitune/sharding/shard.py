@@ -6,19 +6,29 @@ A tar depends on its manifest and the limits alone: the same two give the same b
 import hashlib
 import json
 import logging
+import signal
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
-from omnitune.images.prepare import ImageLimits, PreparedImage, UndecodableImage, prepare_image
+from omnitune.images.prepare import (
+    ImageLimits,
+    PreparedImage,
+    UndecodableImage,
+    check_behind_header,
+    prepare_image,
+)
 from omnitune.images.read import read_bytes
+from omnitune.images.verdicts import DECODE_SECONDS, ImageRefused
 from omnitune.io import storage
 from omnitune.io.fetching import USUAL, UrlLimits, fetching
 from omnitune.io.files import atomic_path, json_line, lock, sha256_of
 from omnitune.io.parquet import ParquetRows
-from omnitune.io.workers import ordered_map
+from omnitune.io.workers import cpu_limit, ordered_map
 from omnitune.paths import parse_shard
 from omnitune.sharding.index_row import INDEX_SCHEMA
 from omnitune.sharding.tar_writer import MemberWriter
@@ -30,6 +40,7 @@ INDEX = "index.parquet"
 MAPPED = "index.arrow"
 TOKEN_PIXELS = 16 * 16  # a token is a patch of 16 x 16 pixels
 LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory
+NAMED_ROWS = 20  # of those that cannot be written
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +51,7 @@ def write_shard(
     limits: ImageLimits,
     urls: UrlLimits = USUAL,
     image_root: str | None = None,
+    workers: int = 1,
 ) -> int:
     """Writes the samples of a manifest as one tar, {key}.json, {key}.input_0.{ext} .., {key}.output.{ext} each, and its index.
 
@@ -50,13 +62,14 @@ def write_shard(
         limits: of image sizes, and how changed images are written.
         urls: how much is read from images at URLs, how long, and from where.
         image_root: where that is a URL, redirects must stay below it.
+        workers: processes that prepare images; the written bytes do not depend on it.
 
     Returns:
         Number of samples.
 
     Raises:
-        ValueError: for an image that is no longer what was validated, that cannot be decoded, or that the limits leave no
-            pixels of; for a URL that cannot be written to.
+        ValueError: for images that are no longer what was validated, that cannot be decoded, or that the limits leave no
+            pixels of, all those of the shard together; for a URL that cannot be written to.
         OSError: where a disk or a service fails.
     """
     source, shard = parse_shard(tar)
@@ -72,7 +85,8 @@ def write_shard(
     with held:
         with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
             with MemberWriter(temporary) as members:
-                samples = [_add_sample(members, row, limits, urls, image_root) for row in rows]
+                prepare = partial(_prepared_images, limits=limits, urls=urls, image_root=image_root)
+                samples = _add_samples(members, rows, prepare, workers)
             name = str(tar) if storage.is_url(tar) else Path(tar).name
             facts = {"source": source, "shard": shard, "tar": name}
             facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
@@ -82,12 +96,40 @@ def write_shard(
     return len(rows)
 
 
-def _add_sample(
-    members: MemberWriter, row: dict[str, Any], limits: ImageLimits, urls: UrlLimits, image_root: str | None
-) -> dict[str, Any]:
+def _add_samples(
+    members: MemberWriter,
+    rows: list[dict[str, Any]],
+    prepare: Callable[[dict[str, Any]], list[PreparedImage] | str],
+    workers: int,
+) -> list[dict[str, Any]]:
+    """Writes the members of all samples; returns their rows of the index, but for what all rows of the tar share."""
+    samples, faults = [], []
+    may_fork = "pyvips" not in sys.modules  # the threads of libvips, once it has been used, do not survive that
+    prepared = ordered_map(prepare, ([row] for row in rows), workers, _fault_on_death, may_fork)
+    for row, [images] in zip(rows, prepared, strict=True):
+        if isinstance(images, str):
+            faults.append(images)
+        elif not faults:
+            samples.append(_add_sample(members, row, images))
+    if faults:
+        rest = [f"and {len(faults) - NAMED_ROWS} further rows"] if len(faults) > NAMED_ROWS else []
+        raise ValueError("\n".join([*faults[:NAMED_ROWS], *rest]))
+    return samples
+
+
+def _fault_on_death(row: dict[str, Any], code: int) -> str:
+    how = f"takes more than {DECODE_SECONDS} seconds of a processor" if code == -signal.SIGPROF else "ends the process"
+    places = ", ".join([*row["input_images"], row["output_image"]])
+    return f"{_named(row)}: writing one of {places} {how} (exit code {code}). Take the row out."
+
+
+def _named(row: dict[str, Any]) -> str:
+    """A sample, and where its row stands."""
+    return f"{row['key']} (row {int(row['key'].rpartition('_')[2])} of source {row['source']!r})"
+
+
+def _add_sample(members: MemberWriter, row: dict[str, Any], images: list[PreparedImage]) -> dict[str, Any]:
     """Writes the members of one sample; returns its row of the index, but for what all rows of the tar share."""
-    with fetching(urls, [image_root]):
-        images = _prepared_images(row, limits)
     key, carried = row["key"], {name: row[name] for name in CARRIED}
     facts = [{"width": image.width, "height": image.height, "kept": image.kept} for image in images]
     names = [*(f"input_{k}" for k in range(len(images) - 1)), "output"]
@@ -110,33 +152,45 @@ def _add_sample(
     }
 
 
-def _prepared_images(row: dict[str, Any], limits: ImageLimits) -> list[PreparedImage]:
-    """The images of one sample, inputs then output, as they go into the tar."""
-    key, paths = row["key"], [*row["input_images"], row["output_image"]]
-    images = []
-    for position, path in enumerate(paths):
-        is_output = position == len(paths) - 1
-        pixels = limits.max_output_pixels if is_output else limits.input_limit(len(paths) - 1)
-        file = _validated(key, path, row["bytes"][position], row["sha256"][position])
-        images.append(_prepare(key, path, file, pixels, limits))
+def _prepared_images(
+    row: dict[str, Any], limits: ImageLimits, urls: UrlLimits, image_root: str | None
+) -> list[PreparedImage] | str:
+    """The images of one sample, inputs then output, as they go into the tar; a sentence where they cannot."""
+    paths, images = [*row["input_images"], row["output_image"]], []
+    try:
+        with fetching(urls, [image_root]):
+            for position, path in enumerate(paths):
+                is_output = position == len(paths) - 1
+                pixels = limits.max_output_pixels if is_output else limits.input_limit(len(paths) - 1)
+                sha256 = row["sha256"][position]
+                file = _validated(path, row["bytes"][position], sha256)
+                with cpu_limit(DECODE_SECONDS):
+                    images.append(_prepare(path, file, pixels, limits, was_decoded=sha256 is not None))
+    except _RowError as error:
+        return f"{_named(row)}: {error}"
     return images
 
 
-def _validated(key: str, place: str, size: int, sha256: str | None) -> bytes | Path:
+class _RowError(ValueError):
+    """What is wrong with an image, in a sentence that names it."""
+
+
+def _validated(place: str, size: int, sha256: str | None) -> bytes | Path:
     """An image as `prepare_image` takes it, which must still be what was validated; without a hash, of the same size."""
     fix = "Validate again: snakemake --cores 2 --forcerun validate_source, or omnitune validate."
     try:
-        file = Path(place) if size > LARGE_FILE and not storage.is_url(place) else read_bytes(place)
+        in_pieces = size > LARGE_FILE and sha256 is not None and not storage.is_url(place)
+        file = Path(place) if in_pieces else read_bytes(place)
         found_size, found = _size_and_hash(file)
     except Refused as error:
-        raise ValueError(f"{key}: {error.message}, but it could be read at validation. {fix}") from None
+        raise _RowError(f"{error.message}, but it could be read at validation. {fix}") from None
     except (FileNotFoundError, PermissionError) as error:
         reason = error.strerror or error
-        raise ValueError(f"{key}: {place}: {reason}, but it could be read at validation. {fix}") from None
+        raise _RowError(f"{place}: {reason}, but it could be read at validation. {fix}") from None
     if found_size != size:
-        raise ValueError(f"{key}: {place} has {found_size} bytes, but {size} at validation. {fix}")
+        raise _RowError(f"{place} has {found_size} bytes, but {size} at validation. {fix}")
     if sha256 is not None and found != sha256:
-        raise ValueError(f"{key}: {place} has sha256 {found}, but {sha256} at validation. {fix}")
+        raise _RowError(f"{place} has sha256 {found}, but {sha256} at validation. {fix}")
     return file
 
 
@@ -146,21 +200,23 @@ def _size_and_hash(file: bytes | Path) -> tuple[int, str]:
     return file.stat().st_size, sha256_of(file)
 
 
-def _prepare(key: str, place: str, file: bytes | Path, max_pixels: int, limits: ImageLimits) -> PreparedImage:
+def _prepare(place: str, file: bytes | Path, max_pixels: int, limits: ImageLimits, was_decoded: bool) -> PreparedImage:
+    """An image within the limits; one that validation has not decoded is looked at here as closely."""
+    fix = "Take the row out, or validate with data.validation_depth: full, which rejects such images."
     try:
-        return prepare_image(file, max_pixels, limits.max_side_length, limits.image_format, limits.image_quality)
+        if not was_decoded:
+            assert isinstance(file, bytes)
+            check_behind_header(file, place, decode=False)
+        prepared = prepare_image(file, max_pixels, limits.max_side_length, limits.image_format, limits.image_quality)
+        if not was_decoded and prepared.kept:
+            check_behind_header(prepared.data, place, decode=True)
     except UndecodableImage as error:
-        fix = "Take the row out, or validate with data.validation_depth: full, which rejects such images."
-        raise ValueError(f"{key}: {place} {error}. {fix}") from None
+        raise _RowError(f"{place} {error}. {fix}") from None
+    except ImageRefused as error:
+        raise _RowError(f"{error.message}. {fix}") from None
     except ValueError as error:
-        raise ValueError(f"{key}: {place}: {error}. Take the row out, or raise the limits in `data`.") from None
-
-
-def _write_one(manifest: Path, output: Path, tars: str, **settings: Any) -> Path:
-    """Writes one shard; returns its index."""
-    index = output / f"{manifest.stem}.parquet"
-    write_shard(manifest, storage.join(tars, f"{manifest.stem}.tar"), index, **settings)
-    return index
+        raise _RowError(f"{place}: {error}. Take the row out, or raise the limits in `data`.") from None
+    return prepared
 
 
 def shard_dataset(
@@ -192,10 +248,11 @@ def shard_dataset(
     if tars is not None and not storage.is_url(tars):
         raise ConfigError(f"tars: {tars!r} is no URL; local tars lie in the output folder, beside their index.")
     output, parts = Path(output), []
-    write_one = partial(_write_one, output=output, tars=tars or str(output), limits=limits, **fetched)
     with Progress("write shards", len(manifests), "shards", enabled=progress) as reporter:
-        for part in ordered_map(write_one, manifests, workers):
-            parts.append(part)
+        for manifest in manifests:
+            parts.append(output / f"{manifest.stem}.parquet")
+            tar = storage.join(tars or str(output), f"{manifest.stem}.tar")
+            write_shard(manifest, tar, parts[-1], limits, workers=workers, **fetched)
             reporter.advance()
     write_index(parts, output / INDEX)
     known = {INDEX, MAPPED, *(f"{part.stem}{kind}" for part in parts for kind in (".parquet", ".tar"))}

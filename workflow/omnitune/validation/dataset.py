@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.io.files import atomic_folder, atomic_path, json_line, lock_folder, sha256_of, write_json, write_text
 from omnitune.io.parquet import ParquetRows
+from omnitune.io.storage import redact
 from omnitune.paths import shard_name
+from omnitune.validation.limits import ValidatedSource, under_limits
 from omnitune.validation.sample import MANIFEST_KEYS, SCHEMA
-from omnitune.validation.source import REJECTED, SAMPLES, SUMMARY, read_summary
+from omnitune.validation.source import REJECTED, SAMPLES, SUMMARY
 from omnitune.validation.summary import Tally
 
 SHARDS = "shards"
@@ -47,7 +48,8 @@ class ShardCut:
     Attributes:
         samples_per_shard: rows, the rejected ones included.
         shard_bytes: estimated size of a tar at which it ends.
-        limits: with shard_bytes, the arguments of `omnitune.images.prepare.ImageLimits`, under which images are written.
+        limits: the arguments of `omnitune.images.prepare.ImageLimits`, under which images are written: samples that they
+            leave nothing of are refused. shard_bytes needs them.
     """
 
     samples_per_shard: int | None = None
@@ -57,9 +59,10 @@ class ShardCut:
     @classmethod
     def from_keys(cls, keys: Mapping[str, Any]) -> "ShardCut":
         """From the keys of `data` that affect manifests."""
+        limits = vars(ImageLimits.from_keys(keys))
         if keys["shard_bytes"] is None:
-            return cls(samples_per_shard=keys["samples_per_shard"])
-        return cls(shard_bytes=keys["shard_bytes"], limits=vars(ImageLimits.from_keys(keys)))
+            return cls(samples_per_shard=keys["samples_per_shard"], limits=limits)
+        return cls(shard_bytes=keys["shard_bytes"], limits=limits)
 
     def __post_init__(self) -> None:
         for name, value in (("samples_per_shard", self.samples_per_shard), ("shard_bytes", self.shard_bytes)):
@@ -109,10 +112,7 @@ def _is_kept(width: int, height: int, max_pixels: int, limits: ImageLimits) -> b
 
 
 def _written_bytes(width: int, height: int, max_pixels: int, limits: ImageLimits) -> float:
-    try:
-        new_width, new_height = target_size(width, height, max_pixels, limits.max_side_length)
-    except ValueError:  # nothing would be left of the image, which the writer of the shard says
-        return 0.0
+    new_width, new_height = target_size(width, height, max_pixels, limits.max_side_length)
     return IMAGE_FORMATS[limits.image_format].bytes_per_pixel * new_width * new_height
 
 
@@ -129,7 +129,8 @@ def merge_validation(
     rows, here as this goes across sources.
 
     Args:
-        folders: what `validate_source` wrote, one folder per source, in the order of the mixture.
+        folders: what `validate_source` wrote, one folder per source, in the order of the mixture. Samples that the limits
+            leave nothing of are refused here.
         output: folder to write into.
         max_reject_fraction: the largest allowed share of rejected rows in all rows, 0 to 1.
         cut: where shards end.
@@ -141,45 +142,45 @@ def merge_validation(
         RejectedTooMany: with the ledger kept in `{output}.failed`, as a failed rule's own outputs are deleted.
         ValueError: where a source has too many shards.
     """
-    folders, output = [Path(folder) for folder in folders], Path(output)
-    summaries = [read_summary(folder) for folder in folders]
+    output, limits = Path(output), ImageLimits(**cut.limits) if cut.limits else None
+    sources = [under_limits(Path(folder), limits) for folder in folders]
     tally = Tally()
-    for folder, summary in zip(folders, summaries, strict=True):
-        tally.add_summary(summary)
-        for row in _read_rows(folder / SAMPLES, ["sha256"]):
+    for source in sources:
+        tally.add_summary(source.summary)
+        for row in source.rows(["sha256"]):
             tally.outputs.add(row["sha256"][-1])
     repeated = tally.outputs.repeated()
-    merged = _merged_summary(tally, summaries, repeated, cut)
-    _apply_limit(folders, merged, output, max_reject_fraction)
+    merged = _merged_summary(tally, [source.summary for source in sources], repeated, cut)
+    _apply_limit(sources, merged, output, max_reject_fraction)
     flags = np.zeros(merged["accepted"], dtype=np.bool_) if repeated is None else repeated
     with lock_folder(output):
         (output / SUMMARY).unlink(missing_ok=True)  # it comes last, and says that the rest is whole
-        _merge_samples(folders, output, flags, cut)
-        _join_ledgers(folders, output / REJECTED)
+        _merge_samples(sources, output, flags, cut)
+        _join_ledgers(sources, output / REJECTED)
         write_json(output / SUMMARY, merged)
     shutil.rmtree(_failed(output), ignore_errors=True)  # the ledger of an earlier failure no longer tells the truth
     return merged
 
 
-def _merge_samples(folders: Sequence[Path], output: Path, repeated: np.ndarray, cut: ShardCut) -> None:
+def _merge_samples(sources: Sequence[ValidatedSource], output: Path, repeated: np.ndarray, cut: ShardCut) -> None:
     """Writes samples.parquet, and the folder of manifests whole: those of an earlier run must not stay in it."""
     with atomic_folder(output / SHARDS) as manifests:
         with atomic_path(output / SAMPLES) as temporary, ParquetRows(temporary, SCHEMA) as samples:
             flags = iter(repeated)
-            for folder in folders:
-                _merge_source(folder, flags, samples, manifests, cut)
+            for source in sources:
+                _merge_source(source, flags, samples, manifests, cut)
         for manifest in sorted(manifests.glob("*.jsonl")):
             write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
 
 
 def _merge_source(
-    folder: Path, repeated: Iterator[np.bool_], samples: ParquetRows, manifests: Path, cut: ShardCut
+    source: ValidatedSource, repeated: Iterator[np.bool_], samples: ParquetRows, manifests: Path, cut: ShardCut
 ) -> None:
     """Adds a source's samples to the merged file and writes its manifests, one open at a time."""
     shard_of, current = cut.numbers(), -1
     with ExitStack() as stack:
         manifest: IO[str] | None = None
-        for row in _read_rows(folder / SAMPLES):
+        for row in source.rows():
             if next(repeated):
                 row["notes"].append(REPEATED)
             samples.append(row, len(row["instruction"]))
@@ -200,19 +201,14 @@ def _check_number(shard: int, source: str) -> None:
         )
 
 
-def _read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file, of one row group at a time."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=columns, use_threads=False).to_pylist()
-
-
-def _join_ledgers(folders: Sequence[Path], path: Path) -> None:
-    """All ledgers one after the other."""
+def _join_ledgers(sources: Sequence[ValidatedSource], path: Path) -> None:
+    """All ledgers one after the other, each with what the limits refuse."""
     with atomic_path(path) as temporary, temporary.open("wb") as joined:
-        for folder in folders:
-            with (folder / REJECTED).open("rb") as ledger:
+        for source in sources:
+            with (source.folder / REJECTED).open("rb") as ledger:
                 shutil.copyfileobj(ledger, joined)
+            for entry in source.ledger():
+                joined.write(redact(json_line(entry)).encode("utf-8"))
 
 
 def _merged_summary(
@@ -234,14 +230,16 @@ def _failed(output: Path) -> Path:
     return output.with_name(f"{output.name}.failed")
 
 
-def _apply_limit(folders: list[Path], merged: dict[str, Any], output: Path, max_reject_fraction: float) -> None:
+def _apply_limit(
+    sources: list[ValidatedSource], merged: dict[str, Any], output: Path, max_reject_fraction: float
+) -> None:
     """Raises RejectedTooMany for a source without accepted samples or for too many rejected rows in all."""
     empty = [name for name, summary in merged["sources"].items() if not summary["accepted"]]
     rows, rejected = merged["rows"], merged["rejected"]
     if not empty and rejected / rows <= max_reject_fraction:  # a division gives 29/100 as 0.29 exactly
         return
     failed = _failed(output)
-    _join_ledgers(folders, failed / REJECTED)
+    _join_ledgers(sources, failed / REJECTED)
     write_json(failed / SUMMARY, merged)
     reasons = ", ".join(f"{reason} {count}" for reason, count in merged["reasons"].items()) or "none rejected"
     ledger = f"Every rejected row with its reason: {failed / REJECTED}."

@@ -4,10 +4,11 @@ Files are read as streams and results written as they come, so a source may be l
 """
 
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -16,7 +17,7 @@ from omnitune.config.sources import Source, read_mixture
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
-from omnitune.images.verdicts import MAX_PIXELS, ImageRefused
+from omnitune.images.verdicts import DECODE_SECONDS, MAX_PIXELS, ImageRefused
 from omnitune.io.fetching import USUAL, UrlLimits, fetching
 from omnitune.io.files import atomic_path, json_line, lock_folder, write_json
 from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
@@ -152,7 +153,8 @@ def _write_verdicts(
         samples = stack.enter_context(ParquetRows(samples_path, SCHEMA))
         rejected = stack.enter_context(rejected_path.open("w", encoding="utf-8"))
         reporter = stack.enter_context(Progress(f"validate {source_name}", total, "lines", enabled=progress))
-        for verdicts in ordered_map(check_lines, _portions(source_name, copies, checks, tally), workers):
+        check = partial(check_line, source_name, checks=checks)
+        for verdicts in ordered_map(check, _portions(copies, checks, tally), workers, verdict_on_death):
             _record(verdicts, samples, rejected, tally)
             reporter.advance(len(verdicts), f"{tally.totals['rejected']} rejected")
         reporter.advance(tally.totals["blank_lines"])
@@ -170,9 +172,7 @@ def _record(verdicts: list[Verdict], samples: ParquetRows, rejected: IO[str], ta
             tally.add_rejected(verdict.rejected["reason"])
 
 
-def _portions(
-    name: str, files: Sequence[tuple[str, Path]], checks: Checks, tally: Tally
-) -> Iterator[tuple[str, Checks, list[Line]]]:
+def _portions(files: Sequence[tuple[str, Path]], checks: Checks, tally: Tally) -> Iterator[list[Line]]:
     """Lines in portions for the workers; blank ones are counted and left out."""
     portion: list[Line] = []
     size = 0
@@ -183,16 +183,10 @@ def _portions(
         portion.append(line)
         size += len(line.content)
         if len(portion) >= LINES_PER_TASK[checks.depth] or size >= BYTES_PER_TASK:
-            yield name, checks, portion
+            yield portion
             portion, size = [], 0
     if portion:
-        yield name, checks, portion
-
-
-def check_lines(task: tuple[str, Checks, list[Line]]) -> list[Verdict]:
-    """Checks a portion of lines; runs in a worker process."""
-    source_name, checks, lines = task
-    return [check_line(source_name, line, checks) for line in lines]
+        yield portion
 
 
 def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdict:
@@ -205,8 +199,7 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         with fetching(checks.urls, [checks.image_root]):
             images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
     except Refused as error:
-        ledger = {"file": line.file, "line": line.number, "reason": error.reason}
-        return Verdict(rejected={**ledger, "message": error.message[:LEDGER_TEXT], "row": _known_part(content)})
+        return _rejected(line, error.reason, error.message, content)
     places, facts = [place for place, _ in images], [fact for _, fact in images]
     sample = ValidatedSample(
         source=source_name,
@@ -227,6 +220,26 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         notes=[note[:NOTE_TEXT] for note in _notes(line, row, facts, checks)],
     )
     return Verdict(sample=sample)
+
+
+def verdict_on_death(line: Line, code: int) -> Verdict:
+    """Rejects a line whose images ended the process that decoded them, with that exit code."""
+    try:
+        content = decode_line(line)
+    except Refused:
+        content = None
+    if code == -signal.SIGPROF:
+        message = f"an image of this row takes more than {DECODE_SECONDS} seconds of a processor to look at"
+        return _rejected(line, "decoding_too_slow", message, content)
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    memory = ", most likely for want of memory: give the job more (mem_mb), or fewer workers"
+    message = f"the process that looked at this row ended {how}, two times{memory if code == -signal.SIGKILL else ''}"
+    return _rejected(line, "decoder_died", message, content)
+
+
+def _rejected(line: Line, reason: str, message: str, content: Any) -> Verdict:
+    place = {"file": line.file, "line": line.number, "reason": reason}
+    return Verdict(rejected={**place, "message": message[:LEDGER_TEXT], "row": _known_part(content)})
 
 
 def _known_part(content: Any) -> dict[str, Any] | None:

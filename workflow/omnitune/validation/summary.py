@@ -137,10 +137,10 @@ class Tally:
         self.max_input_images = max(self.max_input_images, len(sample.input_images))
         self.outputs.add(sample.sha256[-1])
 
-    def add_rejected(self, reason: str) -> None:
-        """Counts a rejected row."""
-        self.totals.update(rows=1, rejected=1)
-        self._count("reasons", [reason])
+    def add_rejected(self, reason: str, count: int = 1) -> None:
+        """Counts rejected rows."""
+        self.totals.update(rows=count, rejected=count)
+        self._count("reasons", [reason], count)
 
     def add_summary(self, summary: Mapping[str, Any]) -> None:
         """Adds what a source's summary counts; its output images are added one by one, to `outputs`."""
