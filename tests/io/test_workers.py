@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -32,7 +33,7 @@ def odd_ones_die(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [2, 3])
 def test_items_that_end_their_process_are_replaced_and_all_others_stay(workers: int) -> None:
     expected = [*range(30)]
     for number, name in ((5, "SEGV"), (6, "SEGV"), (21, "SEGV"), (23, "KILL")):
@@ -51,7 +52,7 @@ def busy(number: int) -> int:
 
 def test_what_takes_too_long_is_ended_once() -> None:
     start = time.monotonic()
-    assert flat(ordered_map(busy, [[0, 1, 2]], 1, died)) == [0, "1 by SIGPROF", 2]
+    assert flat(ordered_map(busy, [[0, 1, 2]], 2, died)) == [0, "1 by SIGPROF", 2]
     assert time.monotonic() - start < 20
     with cpu_limit(0.001):  # not in a worker
         sum(range(1_000_000))
@@ -65,7 +66,7 @@ def test_one_death_by_another_ones_memory_is_forgiven(tmp_path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    assert flat(ordered_map(killed_once, portions(5), 1, died)) == [*range(5)]
+    assert flat(ordered_map(killed_once, portions(5), 2, died)) == [*range(5)]
 
 
 def test_the_first_error_ends_it() -> None:
@@ -91,6 +92,17 @@ def test_only_a_few_portions_are_taken_ahead() -> None:
     assert [next(results) for _ in range(3)] == [[1], [2], [3]]
     assert len(taken) <= 2 * WAITING_PER_WORKER + 4
     results.close()
+
+
+def own_process(number: int) -> int:
+    return os.getpid()
+
+
+def test_a_process_with_threads_is_not_forked_for_a_single_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    assert os.getpid() not in flat(ordered_map(own_process, [[1]], 1, died))
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert flat(ordered_map(own_process, [[1]], 1, died)) == [os.getpid()]
 
 
 def test_workers_are_at_least_one() -> None:

@@ -198,7 +198,7 @@ def reasons(folder: Path, **pictures: bytes) -> dict[str, str]:
         (folder / name).write_bytes(data)
     rows = [{"task_type": "t2i", "instruction": "x", "output_image": name} for name in pictures]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    validate_source("a", [folder / "a.jsonl"], folder / "out", progress=False)
+    validate_source("a", [folder / "a.jsonl"], folder / "out", workers=2, progress=False)
     ledger = [json.loads(line) for line in (folder / "out" / "rejected.jsonl").read_text().splitlines()]
     return {row["row"]["output_image"]: row["reason"] for row in ledger}
 

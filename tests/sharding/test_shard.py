@@ -304,12 +304,11 @@ def test_a_row_whose_decoder_dies_is_named(validated: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(shard, "prepare_image", dies)
     monkeypatch.delitem(sys.modules, "pyvips", raising=False)
+    tar = tmp_path / "a-00000.tar"
     with pytest.raises(
         ValueError, match=r"^a_00000003 \(row 3 of source 'a'\): writing one of .*2\.png ends the process"
     ):
-        write_shard(
-            validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar", tmp_path / "a-00000.parquet", LIMITS
-        )
+        write_shard(validated / "shards" / "a-00000.jsonl", tar, tar.with_suffix(".parquet"), LIMITS, workers=2)
 
 
 def test_limits_that_leave_nothing_name_the_image(validated: Path, tmp_path: Path) -> None:

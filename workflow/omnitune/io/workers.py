@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,8 +39,10 @@ def ordered_map(
         workers: number of processes, at least 1.
         died: the result for an item whose process was ended, by its exit code: the negative number of a signal. An item
             that used up a `cpu_limit` is not tried a second time.
-        may_fork: False where this process has threads that the function needs. Processes are spawned then, and a single
-            worker is this process, as its start would take seconds.
+        may_fork: False where this process has threads that the function needs. Processes are spawned then.
+
+    A single worker is this process itself where it may not be forked or has further threads, such as those of connections to
+    a service, whose locks a forked process could wait for without end.
 
     Raises:
         OSError: where processes cannot be started.
@@ -47,7 +50,7 @@ def ordered_map(
     if workers < 1:
         raise ValueError(f"workers: {workers} is not allowed: needs 1 or more")
     may_fork = may_fork and "fork" in multiprocessing.get_all_start_methods()
-    if workers == 1 and not may_fork:
+    if workers == 1 and (not may_fork or threading.active_count() > 1):
         yield from ([function(item) for item in items] for items in portions)
         return
     source, waiting = iter(portions), deque[_Portion[ItemT, ResultT]]()
