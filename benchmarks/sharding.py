@@ -48,9 +48,10 @@ MEMORY = """
 import sys
 from pathlib import Path
 from omnitune.sharding import shard  # all that a worker has loaded
+from omnitune.sharding.sample_images import LARGE_FILE
 from omnitune.images.prepare import prepare_image
 path = Path(sys.argv[1])
-image = prepare_image(path if path.stat().st_size > shard.LARGE_FILE else path.read_bytes(), 1_048_576, 2048)
+image = prepare_image(path if path.stat().st_size > LARGE_FILE else path.read_bytes(), 1_048_576, 2048)
 status = Path("/proc/self/status").read_text()
 print(image.width, image.height, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 """

@@ -1,5 +1,7 @@
 """Work in processes of its own: in order, and what ends a process takes down its own item alone."""
 
+import faulthandler
+import math
 import os
 import signal
 import threading
@@ -11,6 +13,12 @@ import pytest
 from omnitune.io.workers import WAITING_PER_WORKER, cpu_limit, ordered_map
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever threads other tests have left, which wait for nothing."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
 
 
 def portions(count: int, size: int = 4) -> list[list[int]]:
@@ -26,6 +34,7 @@ def died(number: int, code: int) -> str:
 
 
 def odd_ones_die(number: int) -> int:
+    faulthandler.disable()
     if number in {5, 6, 21}:
         os.kill(os.getpid(), signal.SIGSEGV)
     if number == 23:
@@ -94,15 +103,19 @@ def test_only_a_few_portions_are_taken_ahead() -> None:
     results.close()
 
 
-def own_process(number: int) -> int:
-    return os.getpid()
-
-
-def test_a_process_with_threads_is_not_forked_for_a_single_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    assert os.getpid() not in flat(ordered_map(own_process, [[1]], 1, died))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """A worker that is started anew has nothing of this process; it is replaced and ends like another."""
     monkeypatch.setattr(threading, "active_count", lambda: 2)
-    assert flat(ordered_map(own_process, [[1]], 1, died)) == [os.getpid()]
+    assert flat(ordered_map(abs, [[-1, -2], [-3]], workers, died)) == [1, 2, 3]
+    assert flat(ordered_map(math.sqrt, [[4.0]], workers, died, may_fork=workers == 1)) == [2.0]
+    with pytest.raises(ValueError, match="math domain error"):
+        flat(ordered_map(math.sqrt, [[-1.0]], workers, died))
+    assert flat(ordered_map(signal.raise_signal, [[signal.SIGTERM]], workers, died_by)) == [-signal.SIGTERM]
+
+
+def died_by(item: object, code: int) -> int:
+    return code
 
 
 def test_workers_are_at_least_one() -> None:

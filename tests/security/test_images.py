@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -204,6 +205,7 @@ def reasons(folder: Path, **pictures: bytes) -> dict[str, str]:
 
 
 def test_a_picture_that_takes_too_long_is_a_row_of_the_ledger(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # forked, whatever other tests have left
     monkeypatch.setattr("omnitune.images.inspect.DECODE_SECONDS", 0.3)
     data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
     scan = bytes.fromhex("ffda00080101003f3f00")  # the last coefficient of each block, with no data
@@ -219,6 +221,7 @@ def test_a_picture_that_ends_its_process_is_a_row_of_the_ledger(tmp_path: Path, 
             raise MemoryError
         return decode.open_image(data, place)
 
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # forked, whatever other tests have left
     monkeypatch.setattr("omnitune.images.inspect.open_image", opened)
     png = FILES["png"]
     found = reasons(tmp_path, one=png, killed=png, two=png, greedy=png, three=png)

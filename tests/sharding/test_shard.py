@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import tarfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from helpers.pictures import encoded, opened, picture
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import PreparedImage
 from omnitune.io import storage
-from omnitune.sharding import shard
+from omnitune.sharding import sample_images
 from omnitune.sharding.digests import read_sources, write_shard_digests
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.shard import ImageLimits, shard_dataset, write_shard
@@ -174,11 +175,11 @@ def test_the_index_finds_every_member(validated: Path, tmp_path: Path) -> None:
     assert (rows[2]["output_tokens"], rows[2]["input_tokens"]) == (16, 2 * 1 + 2 * 2)
 
 
-@pytest.mark.parametrize("large_file", [shard.LARGE_FILE, 0])
+@pytest.mark.parametrize("large_file", [sample_images.LARGE_FILE, 0])
 def test_images_changed_since_validation_are_errors(
     validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_file: int
 ) -> None:
-    monkeypatch.setattr(shard, "LARGE_FILE", large_file)
+    monkeypatch.setattr(sample_images, "LARGE_FILE", large_file)
     manifest, tar = validated / "shards" / "a-00000.jsonl", tmp_path / "a-00000.tar"
     index = tar.with_suffix(".parquet")
     original = (tmp_path / "0.png").read_bytes()
@@ -240,7 +241,7 @@ def test_large_images_are_read_in_pieces_to_the_same_end(
     validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard_dataset(validated, tmp_path / "one", LIMITS, progress=False)
-    monkeypatch.setattr(shard, "LARGE_FILE", 0)
+    monkeypatch.setattr(sample_images, "LARGE_FILE", 0)
     shard_dataset(validated, tmp_path / "two", LIMITS, progress=False)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
 
@@ -302,8 +303,9 @@ def test_a_row_whose_decoder_dies_is_named(validated: Path, tmp_path: Path, monk
             os.kill(os.getpid(), signal.SIGKILL)
         return PreparedImage(file, "png", 64, 64, True)  # libvips may not run here: other tests have started it
 
-    monkeypatch.setattr(shard, "prepare_image", dies)
+    monkeypatch.setattr(sample_images, "prepare_image", dies)
     monkeypatch.delitem(sys.modules, "pyvips", raising=False)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # forked, whatever other tests have left
     tar = tmp_path / "a-00000.tar"
     with pytest.raises(
         ValueError, match=r"^a_00000003 \(row 3 of source 'a'\): writing one of .*2\.png ends the process"

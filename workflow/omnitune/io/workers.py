@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import traceback
 from collections import deque
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -34,15 +37,17 @@ def ordered_map(
     Portions are taken from the iterable only a few ahead of what has been yielded. The first error ends it.
 
     Args:
-        function: of an item; importable from a module where processes cannot be forked.
+        function: of an item; importable from a module, where it may have to be imported in another process.
         portions: what a process gets at once, of one or more picklable items; there may be endless portions.
         workers: number of processes, at least 1.
         died: the result for an item whose process was ended, by its exit code: the negative number of a signal. An item
             that used up a `cpu_limit` is not tried a second time.
-        may_fork: False where this process has threads that the function needs. Processes are spawned then.
+        may_fork: False where this process has threads of a library that the function uses, which Python does not know of. A
+            single worker is this process itself then.
 
-    A single worker is this process itself where it may not be forked or has further threads, such as those of connections to
-    a service, whose locks a forked process could wait for without end.
+    A process with further threads is not forked, such as one that has read a URL: parent and child would share the set of
+    connections that their event loops wait for, and one that either closes is never heard of in the other. Workers are
+    then started anew, which takes as long as importing what the function needs.
 
     Raises:
         OSError: where processes cannot be started.
@@ -50,7 +55,7 @@ def ordered_map(
     if workers < 1:
         raise ValueError(f"workers: {workers} is not allowed: needs 1 or more")
     may_fork = may_fork and "fork" in multiprocessing.get_all_start_methods()
-    if workers == 1 and (not may_fork or threading.active_count() > 1):
+    if workers == 1 and not may_fork:
         yield from ([function(item) for item in items] for items in portions)
         return
     source, waiting = iter(portions), deque[_Portion[ItemT, ResultT]]()
@@ -101,14 +106,12 @@ class _Worker:
     """A process, and what it works on."""
 
     def __init__(self, function: Callable[[Any], Any], may_fork: bool) -> None:
-        # Forked workers start at once and do not run the main script a second time, which spawned ones do. What runs in
-        # them neither forks nor takes locks of the parent: it reads files, decodes images and returns plain values.
-        context: Any = multiprocessing.get_context("fork" if may_fork else "spawn")
-        self.pipe, theirs = context.Pipe()
-        arguments = (theirs, function, os.getpid())
-        self.process = context.Process(target=_serve, args=arguments, name=WORKER, daemon=True)
-        self.process.start()
-        theirs.close()  # the pipe ends with the process then
+        self.pipe, theirs = multiprocessing.Pipe()
+        with theirs:  # closed here, the pipe ends with the process
+            self.process = _fork(theirs, function) if may_fork and threading.active_count() == 1 else _start(theirs)
+        if isinstance(self.process, subprocess.Popen):
+            with suppress(OSError):  # as in `give`
+                self.pipe.send(function)
         self.portion: _Portion[Any, Any] | None = None
         self.has_started = False
 
@@ -117,10 +120,16 @@ class _Worker:
         with suppress(OSError):  # where it is dead, which the reader of its results finds
             self.pipe.send(list(portion.items[len(portion.results) :]))
 
-    def end(self) -> int:
+    def end(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.wait()
         self.pipe.close()
+
+    def wait(self) -> int:
+        """The exit code, once the process has ended."""
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.wait()
+        self.process.join()
         return self.process.exitcode or 0
 
 
@@ -164,8 +173,8 @@ class _Pool:
     def _replace(self, worker: _Worker, portion: _Portion[Any, Any], died: Callable[[Any, int], Any]) -> None:
         """Gives what a dead worker has left to a new one, but for an item that ends its process each time."""
         self.workers.remove(worker)
-        worker.process.join()  # with a code of its own
-        code = worker.end()
+        code = worker.wait()
+        worker.end()
         if not worker.has_started:
             raise OSError(f"a worker process ended as it started, with exit code {code}")
         portion.tries += 1
@@ -186,8 +195,34 @@ def _pool(function: Callable[[Any], Any], workers: int, may_fork: bool) -> Itera
             worker.end()
 
 
+def _fork(pipe: Connection, function: Callable[[Any], Any]) -> BaseProcess:
+    """A worker with all that this process has loaded; it starts at once."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_serve, args=(pipe, function, os.getpid()), daemon=True)
+    process.start()
+    return process
+
+
+def _start(pipe: Connection) -> "subprocess.Popen[bytes]":
+    """A worker with nothing of this process, not even its main script; it waits for the function."""
+    program = (
+        "import sys; sys.path[:] = sys.argv[3:]; from omnitune.io.workers import serve; serve(*map(int, sys.argv[1:3]))"
+    )
+    command = [sys.executable, "-c", program, str(pipe.fileno()), str(os.getpid()), *sys.path]
+    # In a session of its own, Ctrl-C does not reach it while it loads.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[pipe.fileno()], start_new_session=True)
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """The main function of a worker that was started anew: its end of the pipe, and the parent's process id."""
+    pipe = Connection(descriptor)
+    with suppress(EOFError, OSError):
+        _serve(pipe, pipe.recv(), parent)
+
+
 def _serve(pipe: Connection, function: Callable[[Any], Any], parent: int) -> None:
     """What a worker does: takes portions and sends the result of each item, until the parent is gone."""
+    multiprocessing.current_process().name = WORKER
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which is interrupted as well, ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
