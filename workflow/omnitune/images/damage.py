@@ -12,11 +12,12 @@ from typing import NamedTuple
 from omnitune.images.formats import riff_bytes
 
 MAX_SCANS = 500  # of a JPEG: encoders write about ten, and each takes the time of one more pass over the picture
-ZEROS_IN_SCAN = re.compile(rb"\x00{48,}")  # no run of an encoder's bits is that long where a zero bit is no flat block
+ZEROS_IN_SCAN = re.compile(rb"\x00{48,}")  # no run of an encoder's bits is that long where zero bits are no even blocks
 ZEROS = re.compile(rb"\x00{32,}")
 # Arithmetic coders write zeros for large even areas, about a byte for so many pixels at most.
 PIXELS_PER_ZERO = 4096
 LEAST_ZEROS = 96
+BLOCK_PIXELS = 64  # of the component of most samples
 SOI, EOI, SOS, DHT = 0xD8, 0xD9, 0xDA, 0xC4
 ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
@@ -24,11 +25,14 @@ END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 class Scan(NamedTuple):
-    """A scan of a JPEG: its entropy-coded bytes data[start:stop], and whether zeros in it may be an even area."""
+    """A scan of a JPEG: its entropy-coded bytes data[start:stop], and the zero bits that blocks of an even area take.
+
+    These are of one block of each component; 0 where zero bits mean something else.
+    """
 
     start: int
     stop: int
-    zeros_are_flat: bool
+    even_bits: int
 
 
 class JpegLayout(NamedTuple):
@@ -41,14 +45,14 @@ class JpegLayout(NamedTuple):
 def jpeg_layout(data: bytes) -> JpegLayout:
     """Walks the markers of a JPEG up to its own end; what follows that is a trailer."""
     scans: list[Scan] = []
-    tables: dict[int, int] = {}
+    tables: dict[int, ZeroCode] = {}
     for marker, start, stop, end in _segments(data):
         if marker == EOI:
             return JpegLayout(scans, True)
         if marker == DHT:
-            tables |= _zero_symbols(data[start:stop])
+            tables |= _zero_codes(data[start:stop])
         elif marker == SOS:
-            scans.append(Scan(stop, end, _zeros_are_flat(data[start:stop], tables)))
+            scans.append(Scan(stop, end, _even_bits(data[start:stop], tables)))
     return JpegLayout(scans, False)
 
 
@@ -73,36 +77,50 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             yield marker, start, min(stop, len(data)), place
 
 
-def _zero_symbols(content: bytes) -> dict[int, int]:
-    """By class and number of each Huffman table (T.81, B.2.4.2): the symbol whose code is all zeros, its first."""
-    symbols, place = {}, 0
+class ZeroCode(NamedTuple):
+    """The first code of a Huffman table, which is all zeros: its symbol, and its length in bits."""
+
+    symbol: int
+    length: int
+
+
+NO_CODE = ZeroCode(symbol=1, length=0)
+
+
+def _zero_codes(content: bytes) -> dict[int, ZeroCode]:
+    """By class and number of each Huffman table (T.81, B.2.4.2): its code of zeros."""
+    codes, place = {}, 0
     while place + 17 < len(content):
-        symbols[content[place]] = content[place + 17]
-        place += 17 + sum(content[place + 1 : place + 17])
-    return symbols
+        counts = content[place + 1 : place + 17]
+        codes[content[place]] = ZeroCode(content[place + 17], 1 + next((k for k in range(16) if counts[k]), 0))
+        place += 17 + sum(counts)
+    return codes
 
 
-def _zeros_are_flat(header: bytes, tables: dict[int, int]) -> bool:
-    """Whether zero bits mean blocks like the one before, so that an even area is a run of zeros."""
+def _even_bits(header: bytes, tables: dict[int, ZeroCode]) -> int:
+    """The bits of `Scan`, of a scan with that header: zeros are a block like the one before, or its end."""
     components = header[0] if header else 0
     if len(header) < 4 + 2 * components:
-        return True
+        return 0
     chosen = header[2 : 1 + 2 * components : 2]
     first, last, approximation = header[1 + 2 * components : 4 + 2 * components]
     if not first and approximation >> 4:  # a bit for each block
-        return True
-    dc = all(tables.get(number >> 4) == 0 for number in chosen)
-    ac = all(tables.get(0x10 | number & 15, 1) & 15 == 0 for number in chosen)
-    return (dc or bool(first)) and (ac or not last)
+        return components
+    codes = [] if first else [tables.get(number >> 4, NO_CODE) for number in chosen]
+    ends = [tables.get(0x10 | number & 15, NO_CODE) for number in chosen] if last else []
+    if any(code.symbol for code in codes) or any(code.symbol & 15 for code in ends):
+        return 0
+    return sum(code.length for code in [*codes, *ends])
 
 
-def zeroed_jpeg(data: bytes, layout: JpegLayout) -> int:
-    """How many bytes of the scans are zeros that no encoder writes there."""
-    return sum(
-        sum(len(run) for run in ZEROS_IN_SCAN.findall(data[scan.start : scan.stop]))
-        for scan in layout.scans
-        if not scan.zeros_are_flat
-    )
+def zeroed_jpeg(data: bytes, layout: JpegLayout, pixels: int) -> int:
+    """How many bytes of the scans are zeros that no encoder writes there, as all blocks of the picture take fewer."""
+    zeros = 0
+    for scan in layout.scans:
+        most = pixels / BLOCK_PIXELS * scan.even_bits / 8
+        runs = (len(run) for run in ZEROS_IN_SCAN.findall(data[scan.start : scan.stop]))
+        zeros += sum(run for run in runs if run > most)
+    return zeros
 
 
 def webp_pixels_at(data: bytes) -> int:

@@ -83,7 +83,7 @@ def check_data(image: Image.Image, data: bytes, place: str | Path) -> None:
             )
             raise ImageRefused("too_many_scans", message)
         check_memory(image, len(data), place, has_scans=len(layout.scans) > 1)
-        zeros = zeroed_jpeg(data, layout)
+        zeros = zeroed_jpeg(data, layout, image.width * image.height)
     else:
         check_memory(image, len(data), place)
         zeros = zeroed_pixels(data, image_format, image.width * image.height)

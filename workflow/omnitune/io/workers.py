@@ -152,9 +152,9 @@ class _Pool:
 
     def advance(self, died: Callable[[Any, int], Any]) -> None:
         """Waits for what some workers send, and takes it."""
-        busy = {worker.pipe: worker for worker in self.workers if worker.portion is not None}
-        for pipe in wait(list(busy)):
-            worker = busy[pipe]
+        busy = [worker for worker in self.workers if worker.portion is not None]
+        ready = wait([worker.pipe for worker in busy])
+        for worker in [worker for worker in busy if worker.pipe in ready]:
             portion = worker.portion
             assert portion is not None
             try:
