@@ -17,6 +17,7 @@ from PIL import Image
 
 from omnitune.config.urls import UrlOptions
 from omnitune.errors import ConfigError, Refused
+from omnitune.images.inspect import inspect_image
 from omnitune.images.prepare import ImageLimits
 from omnitune.io import storage
 from omnitune.io.fetching import UrlLimits, fetching
@@ -236,9 +237,7 @@ def test_other_spellings_of_addresses_are_no_hosts(host: str) -> None:
         storage.read_bytes(f"http://{host}:1/a.png")
 
 
-def test_what_a_name_leads_to_is_looked_at(
-    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_name_leads_to_is_looked_at(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it leads elsewhere the next time: the address that is looked at is the one connected to."""
 
     async def resolve(self: Any, host: str, port: int = 0, family: int = 0) -> list[dict[str, Any]]:
@@ -248,9 +247,11 @@ def test_what_a_name_leads_to_is_looked_at(
     monkeypatch.setattr(aiohttp.resolver.AsyncResolver, "resolve", resolve)
     url = f"http://pictures.example:{server.server_port}/good/a.png"
     public = UrlLimits(private_networks=("10.0.0.0/8",))
-    assert validated(tmp_path, url, urls=public) == ["private_address"]
+    with fetching(public), pytest.raises(Refused, match="private_address"):
+        inspect_image(url)
     assert server.seen == []  # type: ignore[attr-defined]
-    assert validated(tmp_path, url) == [None]
+    with fetching(LIMITS):
+        assert inspect_image(url).format == "PNG"
 
 
 def test_a_redirect_leads_to_no_private_address(

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np

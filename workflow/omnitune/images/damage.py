@@ -36,24 +36,29 @@ class Scan(NamedTuple):
 
 
 class JpegLayout(NamedTuple):
-    """The scans of a JPEG, and whether its end marker follows them."""
+    """The scans of a JPEG, whether its end marker follows them, and how many zeros are no segment's from the first scan on."""
 
     scans: list[Scan]
     has_end: bool
+    zeros_between: int
 
 
 def jpeg_layout(data: bytes) -> JpegLayout:
     """Walks the markers of a JPEG up to its own end; what follows that is a trailer."""
     scans: list[Scan] = []
     tables: dict[int, ZeroCode] = {}
+    before = zeros = 0
     for marker, start, stop, end in _segments(data):
+        if scans:
+            zeros += sum(len(run) for run in ZEROS_IN_SCAN.findall(data[before:start]))
+        before = end
         if marker == EOI:
-            return JpegLayout(scans, True)
+            return JpegLayout(scans, True, zeros)
         if marker == DHT:
             tables |= _zero_codes(data[start:stop])
         elif marker == SOS:
             scans.append(Scan(stop, end, _even_bits(data[start:stop], tables)))
-    return JpegLayout(scans, False)
+    return JpegLayout(scans, False, zeros)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -114,8 +119,8 @@ def _even_bits(header: bytes, tables: dict[int, ZeroCode]) -> int:
 
 
 def zeroed_jpeg(data: bytes, layout: JpegLayout, pixels: int) -> int:
-    """How many bytes of the scans are zeros that no encoder writes there, as all blocks of the picture take fewer."""
-    zeros = 0
+    """How many bytes are zeros that no encoder writes: between segments, or in a scan more than all blocks take."""
+    zeros = layout.zeros_between
     for scan in layout.scans:
         most = pixels / BLOCK_PIXELS * scan.even_bits / 8
         runs = (len(run) for run in ZEROS_IN_SCAN.findall(data[scan.start : scan.stop]))
