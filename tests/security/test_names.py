@@ -2,16 +2,21 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from snakemake_interface_executor_plugins.utils import TargetSpec, encode_target_jobs_cli_args, format_cli_arg
 
+from helpers.fuzzing import FUZZ
 from helpers.pictures import picture
 from helpers.projects import changed, project, write
 from omnitune.config.options import ModelOptions
 from omnitune.config.starts import model_name
 from omnitune.errors import ConfigError
-from omnitune.paths import require_safe
+from omnitune.paths import FILE_NAME, SAFE_SIGNS, require_safe
 from omnitune.pretrained.files import PARTS
 from omnitune.pretrained.prepare import prepare_pretrained
 
@@ -43,7 +48,74 @@ def test_no_sign_of_a_shell_reaches_a_job(name: str) -> None:
         require_safe(f"/data/{name}.jsonl", "mix.yml")
 
 
-@pytest.mark.parametrize("name", ["猫/图.jsonl", "Ünï/çé.jsonl", "my data (2)/a-b_c+d=e,f@1.0%.jsonl", "../a/[1].png"])
+def submitted(names: list[str], wildcard: str, folder: Path) -> list[str]:
+    """What a job's own command gets as arguments, once a SLURM's `sbatch` has been called as the executor calls it.
+
+    A shell on the login node reads the command with the job's in `--wrap="..."`, and one on the job's node reads that.
+    """
+    (folder / "sbatch").write_text('#!/bin/sh\nsh -c "${1#--wrap=}"\n')
+    (folder / "python").write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word" >> words; done\n')
+    for program in ("sbatch", "python"):
+        (folder / program).chmod(0o755)
+    target = encode_target_jobs_cli_args([TargetSpec("validate_source", {"dataset": wildcard})])
+    words = [format_cli_arg("--target-jobs", target), format_cli_arg("--wait-for-files", names)]
+    job = f"python {' '.join(words)}".replace('"', '\\"')
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(f'sbatch --wrap="{job}"', shell=True, cwd=folder, env=environment, check=False, capture_output=True)
+    found = folder / "words"
+    return found.read_text().split("\0")[:-1] if found.exists() else []
+
+
+@pytest.mark.parametrize("name", ["$(touch appeared)", "`touch appeared`", "'a'; touch appeared; 'b'"])
+def test_names_that_are_refused_would_run(tmp_path: Path, name: str) -> None:
+    """So that the tests beside this one mean something."""
+    submitted([name], "a", tmp_path)
+    assert (tmp_path / "appeared").exists()
+
+
+NASTY = [
+    "a (2) --snakefile b",
+    "~root/(touch appeared)",
+    "a=(touch appeared)",
+    "[a-z]/%s@,+:",
+    "x -- --config y",
+    ".",
+    "é図",
+]
+
+
+@FUZZ
+@given(
+    name=st.sampled_from(NASTY)
+    | st.text(st.characters(categories=["L", "M", "N"]) | st.sampled_from(SAFE_SIGNS), min_size=1)
+)
+def test_names_that_are_allowed_come_through_two_shells_unchanged(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    try:
+        require_safe(name, "mix.yml")
+    except ValueError:
+        return
+    folder = tmp_path_factory.mktemp("slurm")
+    wildcard = "".join(letter for letter in name if letter.isascii() and FILE_NAME.fullmatch(f"a{letter}")) or "a"
+    assert submitted([name, "b"], wildcard, folder) == [
+        "--target-jobs", f"validate_source:dataset={wildcard}", "--wait-for-files", name, "b"
+    ]  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == ["python", "sbatch", "words"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "猫/图.jsonl",
+        "Ünï/çé.jsonl",
+        "e\u0301.jsonl",
+        "हिन्दी.jsonl",
+        "ไทยดี.jsonl",
+        "my data (2)/a-b_c+d=e,f@1.0%.jsonl",
+        "../a/[1].png",
+    ],
+)
 def test_usual_names_in_any_script_are_safe(name: str) -> None:
     require_safe(name, "mix.yml")
 

@@ -1,6 +1,7 @@
 """Where everything lies, relative to the project: templates with the workflow's wildcards, and names made and parsed."""
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -52,7 +53,7 @@ REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of what names folders and wildcards
-UNSAFE = re.compile(r"[^\w .,:=+@%~()\[\]/-]")  # letters and digits of any script are safe
+SAFE_SIGNS = " .,:=+@%~()[]_-/"  # beside letters and digits, with their marks, of any script
 SOURCE_NAME = r"[A-Za-z0-9_]+"
 SHARD_NUMBER = r"\d{5}\d*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>{SHARD_NUMBER})")
@@ -105,7 +106,7 @@ def require_safe(path: Path | str, where: str) -> None:
         where: what names it, for the message.
     """
     text = str(path)
-    found = sorted(set(UNSAFE.findall(text)))
+    found = sorted({sign for sign in text if sign not in SAFE_SIGNS and unicodedata.category(sign)[0] not in "LMN"})
     if found or text.startswith("-"):
         signs = " ".join(map(repr, found)) or "'-' at its beginning"
         raise ValueError(
