@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,25 +154,3 @@ def test_code_of_a_tokenizer_is_neither_run_nor_asked_for(tmp_path: Path, monkey
     ):
         prompts.load_tokenizer(tmp_path)
     assert not (tmp_path / "appeared").exists()
-
-
-def templated(template: str) -> SimpleNamespace:
-    """A tokenizer that is its template."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    def apply(messages: list[Any], **options: Any) -> str:
-        return render_jinja_template([messages], chat_template=template)[0][0]
-
-    return SimpleNamespace(chat_template=template, apply_chat_template=apply)
-
-
-def test_a_chat_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "TEMPLATE_SECONDS", 0.3)
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(ValueError, match=r"chat template is not done after 0\.3 seconds"):
-        prompts.apply_chat_template(templated(loops), "a cat")
-
-
-def test_a_chat_template_that_makes_too_much_is_refused() -> None:
-    with pytest.raises(ValueError, match="makes 300000 characters of 5"):
-        prompts.apply_chat_template(templated("{{ 'abc' * 100000 }}"), "a cat")

@@ -4,11 +4,6 @@ Nothing here imports torch: counting the tokens of a data set does not wait for 
 """
 
 import json
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +14,6 @@ DEFAULT_NEGATIVE_PROMPT = (
     "(((deformed))), blurry, over saturation, bad anatomy, disfigured, poorly drawn face, mutation, mutated, "
     "(extra_limb), (ugly), (poorly drawn hands), fused fingers, messy drawing, broken legs censor, censored, censor_bar"
 )
-
-
-# A template is a program: the published one takes a millisecond and adds 200 characters.
-TEMPLATE_SECONDS = 5.0
-TEMPLATE_LENGTH = 100_000
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -91,33 +81,11 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
         {"role": "system", "content": SYSTEM_PROMPT_DROP if drop else SYSTEM_PROMPT},
         {"role": "user", "content": "" if drop else instruction},
     ]
-    with time_limit(TEMPLATE_SECONDS, "the tokenizer's chat template is not done"):
-        chat = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
-    if len(chat) > TEMPLATE_LENGTH + 10 * len(instruction):
-        raise ValueError(f"the tokenizer's chat template makes {len(chat)} characters of {len(instruction)}.")
-    return chat
+    from omnitune.models.chat_template import render_chat
 
-
-@contextmanager
-def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raises ValueError in Python code that takes longer; only a process's main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        raise ValueError(f"{what} after {seconds:g} seconds, and was stopped.")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if left:  # of who else counts
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 0.001), interval)
+    template = tokenizer.chat_template
+    template = template.get("default", "") if isinstance(template, dict) else template  # several have names
+    return render_chat(template, messages, **tokenizer.special_tokens_map)
 
 
 def count_tokens(tokenizer: Any, instruction: str, use_chat_template: bool = True) -> int:
