@@ -2,18 +2,23 @@
 
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.fuzzing import FUZZ
+from helpers.fuzzing import FUZZ, damaged
+from omnitune.checkpoints.distributed import read_metadata
 from omnitune.config import Mixture, load_config
 from omnitune.errors import ConfigError
 from omnitune.io.jsonl import read_objects
 from omnitune.models.adapter_metadata import checked_metadata
 from omnitune.models.files import read_header
+from omnitune.paths import METADATA_FILE
 
 pytestmark = pytest.mark.unit
 
@@ -75,6 +80,26 @@ def test_metadata_of_adapters(content: object, cut: int) -> None:
         assert config is not None
         assert config["target_modules"] == ["layers.0.to_q", "layers.1.to_q"]
         assert config["r"] in (4, 8)
+
+
+@cache
+def metadata() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        dcp.save({"a": torch.zeros(2, 3), "b": [1, "text"]}, checkpoint_id=folder, no_dist=True)
+        return (Path(folder) / METADATA_FILE).read_bytes()
+
+
+@FUZZ
+@given(content=st.binary(max_size=100) | st.builds(metadata).flatmap(damaged))
+def test_metadata_of_checkpoints(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / METADATA_FILE).write_bytes(content)
+        try:
+            found = read_metadata(Path(folder))
+        except ValueError as error:
+            assert str(error).startswith(f"{folder}/")
+        else:
+            assert all(Path(info.relative_path).name == info.relative_path for info in found.storage_data.values())
 
 
 @FUZZ

@@ -2,15 +2,22 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from helpers.projects import write_shards
 from omnitune.checkpoints.states import remove_leftovers
+from omnitune.config import Benchmark
+from omnitune.evaluation.prompts import write_protocol
 from omnitune.io.files import atomic_folder, atomic_path, lock, lock_folder, sha256_of, write_text
+from omnitune.sharding.digests import write_shard_digests
+from omnitune.sharding.shard import ImageLimits, write_shard
 from omnitune.sharding.tars import DiskCache
+from omnitune.sharding.write_index import write_index
 
 pytestmark = pytest.mark.unit
 
@@ -129,6 +136,65 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
         raise RuntimeError
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def one_shard(folder: Path) -> list[Path]:
+    part = folder / "shards/a-00000.parquet"
+    if not part.exists():
+        write_shards(folder / "shards/index.parquet", {"a": "xy"})
+    return [part]
+
+
+def index(folder: Path) -> Path:
+    write_index(one_shard(folder / "parts"), folder / "shards/index.parquet")
+    return folder / "shards/index.parquet"
+
+
+def digests(folder: Path) -> Path:
+    write_shard_digests(one_shard(folder / "parts"), folder / "digests")
+    return folder / "digests/a-00000.sha256"
+
+
+def protocol(folder: Path) -> Path:
+    write_protocol(Benchmark(prompts="p"), [], folder / "b/protocol.json", folder / "b/scoring.json")
+    return folder / "b/scoring.json"
+
+
+def tar(folder: Path) -> Path:
+    write_text(folder / "m.jsonl", "")
+    limits = ImageLimits(4096, 4096, 2048)
+    write_shard(folder / "m.jsonl", folder / "a-00000.tar", folder / "a-00000.parquet", limits)
+    return folder / "a-00000.parquet"
+
+
+STAGES = [(index, ".shards.lock"), (digests, ".digests.lock"), (protocol, ".b.lock"), (tar, ".a-00000.lock")]
+
+
+@pytest.mark.parametrize(("stage", "name"), STAGES)
+def test_two_at_once_of_a_stage_are_safe(tmp_path: Path, stage: Callable[[Path], Path], name: str) -> None:
+    """The second one is refused and changes nothing; where many try, those that get through leave a whole result."""
+    written = stage(tmp_path)
+    before = written.read_bytes()
+    written.unlink()
+    with lock(tmp_path / name, "held"), pytest.raises(ValueError, match="another process is writing"):
+        stage(tmp_path)
+    assert not written.exists()
+    said: list[str] = []
+
+    def work() -> None:
+        for _ in range(10):
+            try:
+                stage(tmp_path)
+            except ValueError as error:
+                said.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert written.read_bytes() == before and all("another process is writing" in text for text in said)
+    assert not [path for path in tmp_path.rglob(".*") if path.suffix in {".lock", ".tmp"}]
 
 
 def test_a_cache_that_others_can_write_to_follows_no_link(tmp_path: Path, precious: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import aiohttp.resolver
+import huggingface_hub
 import pytest
 from PIL import Image
 
@@ -104,6 +105,8 @@ class Server(BaseHTTPRequestHandler):
             self.send_header(f"X-{number}", "a")
             self.flush_headers()
             time.sleep(0.05)
+
+    answer_api = answer_headers  # where a hub is asked for what it has
 
     def answer_bomb(self, rest: str) -> None:
         if self.start(Content_Length=len(BOMB), Content_Encoding="gzip"):
@@ -316,3 +319,18 @@ def test_the_networks_of_a_config_are_checked() -> None:
     with pytest.raises(ValueError, match=r"files\.lab"):
         UrlOptions(private_networks=["files.lab"])
     assert UrlOptions().limits == UrlLimits()
+
+
+def test_a_hub_that_does_not_answer_is_too_slow(
+    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library cannot be interrupted."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    started = time.monotonic()
+    for read in (storage.read_bytes, storage.version_of, lambda url: storage.copy(url, tmp_path / "copy")):
+        with fetching(QUICK, whole="samples"), pytest.raises(Refused, match=r"data\.urls\.samples_seconds allows"):
+            read("hf://datasets/somebody/things/a.jsonl")
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    assert time.monotonic() - started < 20
+    assert any(path.startswith("/api/") for path in server.seen)  # type: ignore[attr-defined]

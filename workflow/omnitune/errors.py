@@ -24,4 +24,4 @@ def reason_of(error: BaseException) -> str:
     checkpointing = sys.modules.get("torch.distributed.checkpoint.api")  # not imported here, which would take seconds
     if checkpointing and isinstance(error, checkpointing.CheckpointException):
         return "; ".join(str(failure[0]) for failure in error.failures.values())
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]

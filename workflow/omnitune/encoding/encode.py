@@ -7,8 +7,9 @@ a shard is done once its index is there. A group's index joins those of its shar
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,16 +90,32 @@ def encode(options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Pa
     """
     data, fingerprint = options.data, fingerprint_of(files.base, options.data)
     groups = group_shards(shards, data.shards_per_encoding)
+    indexes = {group_path(files.output, *group): members for group, members in groups.items()}
+    with ExitStack() as stack:
+        for index in indexes:
+            taken = f"{index}: another process is encoding this group. Wait for it or stop it."
+            stack.enter_context(lock(index.with_name(f".{index.stem}.lock"), taken))
+        _encode_groups(options, files, indexes, fingerprint, topology)
+    return list(indexes)
+
+
+def _encode_groups(
+    options: ExperimentOptions,
+    files: EncodingFiles,
+    indexes: Mapping[Path, Sequence[Path]],
+    fingerprint: dict[str, Any],
+    topology: Topology,
+) -> None:
+    """Encodes the shards that are not done, and writes the indexes of their groups."""
+    shards = [shard for members in indexes.values() for shard in members]
     missing = [shard for shard in shards if not _is_done(shard, files.output, fingerprint)]
     logger.info("%s: %d of %d shards are encoded already", files.output, len(shards) - len(missing), len(shards))
     if missing or stored_fingerprint(files.output / DROPPED) != fingerprint:
         _encode_missing(options, files, missing, topology)
-    indexes = [group_path(files.output, source, group) for source, group in groups]
-    for index, members in zip(indexes, groups.values(), strict=True):
+    for index, members in indexes.items():
         with atomic_path(index) as temporary, pq.ParquetWriter(temporary, _schema(fingerprint)) as writer:
             for shard in members:
                 writer.write_table(pq.read_table(files.output / shard.name, schema=_schema(fingerprint)))
-    return indexes
 
 
 def encode_dataset(options: ExperimentOptions, files: EncodingFiles, index: Path, topology: Topology) -> list[Path]:

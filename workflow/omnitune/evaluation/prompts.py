@@ -17,7 +17,7 @@ from omnitune.config.base import Section, check_config
 from omnitune.config.choices import CHECKS, OneOf
 from omnitune.errors import Refused
 from omnitune.images.prepare import read_rgb
-from omnitune.io.files import sha256_of, write_json
+from omnitune.io.files import lock_folder, sha256_of, write_json
 from omnitune.io.jsonl import read_objects
 from omnitune.io.places import is_below
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
@@ -183,9 +183,10 @@ def protocol_of(benchmark: Benchmark, prompts: Sequence[Prompt]) -> dict[str, An
 def write_protocol(benchmark: Benchmark, prompts: Sequence[Prompt], protocol: Path, scoring: Path) -> None:
     """Writes what a benchmark has been read as: all that decides images and losses, and what scores depend on beside them."""
     content = protocol_of(benchmark, prompts)
-    write_json(protocol, {"fingerprint": protocol_fingerprint(benchmark, prompts), **content})
     facts = [{"key": prompt.key, "task_type": prompt.task_type, "expect": prompt.expect} for prompt in prompts]
-    write_json(scoring, {**keys_affecting(benchmark, "scores"), "prompts": facts})
+    with lock_folder(protocol.parent):
+        write_json(protocol, {"fingerprint": protocol_fingerprint(benchmark, prompts), **content})
+        write_json(scoring, {**keys_affecting(benchmark, "scores"), "prompts": facts})
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

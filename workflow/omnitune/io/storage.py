@@ -6,10 +6,13 @@ library reads them; none is taken from a config or written anywhere.
 
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 import fsspec
@@ -74,7 +77,7 @@ class _Remote:
     left: Budget | None
 
     def facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = self.filesystem.info(self.path, **self._in_time())
+        facts: dict[str, Any] = self._ask(self.filesystem.info, self.path)
         return facts
 
     def read(self, start: int = 0, end: int | None = None) -> bytes:
@@ -85,20 +88,24 @@ class _Remote:
             else:
                 self.left.check(self.facts()["size"] if end is None else end - start, self.url)
         part = {} if end is None else {"start": start, "end": end}  # there are services that give no part of nothing
-        content: bytes = self.filesystem.cat_file(self.path, **part, **self._in_time())
+        content: bytes = self._ask(self.filesystem.cat_file, self.path, **part)
         if self.left is not None:
             self.left.add(len(content), self.url)
         return content
 
     def copy(self, path: Path) -> None:
-        self.filesystem.get_file(self.path, str(path), callback=_Counter(self), **self._in_time())
+        self._ask(self.filesystem.get_file, self.path, str(path), callback=_Counter(self))
 
-    def _in_time(self) -> dict[str, float]:
-        if not isinstance(self.filesystem, AsyncFileSystem):  # no way to interrupt it
-            return {}
+    def _ask(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The answer to a request; TimeoutError where it takes longer than the limits allow."""
+        seconds = OWN_SECONDS if _is_http(self.url) else None
         if self.left is not None:
-            return {"timeout": self.left.seconds(self.url)}
-        return {"timeout": OWN_SECONDS} if _is_http(self.url) else {}
+            seconds = self.left.seconds(self.url)
+        if seconds is None:
+            return request(*arguments, **options)
+        if isinstance(self.filesystem, AsyncFileSystem):
+            return request(*arguments, **options, timeout=seconds)
+        return in_time(seconds, partial(request, *arguments, **options))
 
 
 class _Counter(Callback):
@@ -110,7 +117,28 @@ class _Counter(Callback):
 
     def relative_update(self, inc: int = 1) -> None:
         if self.remote.left is not None:
+            self.remote.left.seconds(self.remote.url)  # nobody waits any more for what takes longer
             self.remote.left.add(inc, self.remote.url)
+
+
+def in_time(seconds: float, request: Callable[[], Any]) -> Any:
+    """What a request of a library without time limits gives; TimeoutError after that, and it is left to itself."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((request(), None))
+        except BaseException as error:  # raised again by whoever waits
+            answers.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def open_file(path: str | Path) -> IO[bytes]:

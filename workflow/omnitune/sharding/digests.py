@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omnitune.errors import ConfigError
-from omnitune.io.files import write_text
+from omnitune.io.files import atomic_folder, write_text
 from omnitune.paths import parse_shard
 
 SHARDS = "shards"  # keys in the metadata of index.parquet and index.arrow
@@ -64,6 +64,7 @@ def read_sources(index: Path) -> dict[str, dict[str, Any]]:
 
 def write_shard_digests(parts: Iterable[Path], folder: Path) -> None:
     """Writes {source}-{shard}.sha256 with the hash of each shard's tar: small enough for Snakemake to compare content."""
-    for part in parts:
-        sha256 = pq.read_table(part, columns=["tar_sha256"])["tar_sha256"][0].as_py()
-        write_text(folder / f"{part.stem}.sha256", f"{sha256}\n")
+    with atomic_folder(folder) as temporary:
+        for part in parts:
+            sha256 = pq.read_table(part, columns=["tar_sha256"])["tar_sha256"][0].as_py()
+            write_text(temporary / f"{part.stem}.sha256", f"{sha256}\n")

@@ -22,6 +22,7 @@ from omnitune.sharding.index_row import IndexRow
 from omnitune.sharding.tars import REBUILD, TarReader
 
 TOKENS = ("output_tokens", "input_tokens", "text_tokens")
+PER_IMAGE = ("image_offsets", "image_sizes", "widths", "heights")
 FACTS = ("key", "task_type", "instruction")  # of a sample, in its own member and in its row
 KEPT_BATCHES = 256  # record batches of a mapped index that are kept open, some 10 kB of memory each
 
@@ -81,9 +82,12 @@ class ShardIndex:
         return [len(self._sources[name]) for name in sources]
 
     def row(self, source: str, number: int) -> IndexRow:
-        """One row of a source, counted from 0."""
+        """One row of a source, counted from 0; ValueError for one that says not the same of each of its images."""
         batch, position = self._find(source, number)
         content = batch.slice(position, 1).to_pylist()[0]
+        facts = [content[name] for name in PER_IMAGE]
+        if len({len(values) for values in facts}) > 1 or not facts[0] or any(None in values for values in facts):
+            raise ValueError(f"{self.path}: {content['key']} has not the same facts of each of its images. {REBUILD}.")
         return IndexRow(**{name: content.get(name) for name in COLUMNS})
 
     def tokens(self, source: str, number: int) -> int:
@@ -212,6 +216,9 @@ def _layout(batches: Iterable[pa.RecordBatch]) -> tuple[list[int], dict[str, ran
     """The first row of each batch, with the number of all rows at the end, and the rows of each source."""
     first_rows, sources = [0], dict[str, range]()
     for batch in batches:
+        empty = [name for name in sorted(REQUIRED) if batch.column(name).null_count]
+        if empty:
+            raise ValueError(f"it has rows without {', '.join(empty)}")
         runs, start = pc.run_end_encode(batch.column("source")), first_rows[-1]
         for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
             known = sources.get(name, range(start, start))

@@ -115,7 +115,7 @@ class _Descriptor:
     """An open file that closes itself once nobody reads it any more, which may be after it was forgotten."""
 
     def __init__(self, place: str) -> None:
-        self.number = os.open(place, os.O_RDONLY)
+        self.number = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in place of a tar would block
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -160,6 +160,8 @@ class TarReader:
         place = storage.join(self.folder, tar)
         sample = f"sample {key} at byte {offset}"
         remote = storage.is_url(place)
+        if min(offset, size) < 0 or "\0" in place:
+            raise ValueError(f"{place}: {sample}, of {size} bytes, can be in no tar. {self.fix}.")
         try:
             data = self._remote(place, offset, size, version) if remote else self._local(place, offset, size)
         except OSError as error:
@@ -185,7 +187,8 @@ class TarReader:
         # Not a memory map: one of a tar that is cut off under a running training ends the process by SIGBUS, where a
         # short read can be named. And pread has no position that processes could share, as they do after a fork.
         file = self._file(place)
-        data = os.pread(file.number, size, offset)
+        size = min(size, os.fstat(file.number).st_size - offset)  # an index may say anything
+        data = os.pread(file.number, size, offset) if size > 0 else b""
         while len(data) < size and (more := os.pread(file.number, size - len(data), offset + len(data))):
             data += more  # one call gives at most 2 GB
         return data

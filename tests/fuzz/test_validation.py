@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.fuzzing import EXAMPLES, FUZZ, damaged
 from omnitune.images.inspect import inspect_image
 from omnitune.images.prepare import load_rgb
 from omnitune.images.verdicts import ImageRefused
@@ -21,7 +22,7 @@ from omnitune.validation.source import Checks, validate_source
 
 pytestmark = pytest.mark.unit
 
-SETTINGS = settings(derandomize=True, deadline=None, max_examples=400, database=None)
+SETTINGS = settings(FUZZ, max_examples=EXAMPLES or 400)
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -91,20 +92,9 @@ def test_every_cut_of_a_jpeg_that_is_accepted_decodes(path: Path, name: str) -> 
         assert all(length > len(data) - 20 for length in accepted)
 
 
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """An image with some bytes changed, taken out, put in, or its end cut off or replaced."""
-    data = bytearray(images()[draw(st.sampled_from(sorted(images())))])
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.one_of(st.integers(0, 200), st.integers(0, len(data))))
-        stop = start + draw(st.sampled_from([0, 1, 1, 2, 4, 64, 10_000]))
-        data[start:stop] = draw(st.binary(max_size=8))
-    return bytes(data)
-
-
 @pytest.mark.slow
 @SETTINGS
-@given(damaged())
+@given(st.sampled_from(sorted(images())).flatmap(lambda name: damaged(images()[name])))
 def test_damaged_images_that_are_accepted_decode(path: Path, data: bytes) -> None:
     check(path, data)
 
@@ -153,7 +143,7 @@ def lines(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.slow
-@settings(SETTINGS, max_examples=150)
+@FUZZ
 @given(lines(), st.sampled_from(["full", "header"]))
 def test_every_line_is_accounted_for_once(data: bytes, depth: str) -> None:
     with tempfile.TemporaryDirectory() as name:
