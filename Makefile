@@ -40,6 +40,7 @@ lint: install
 	lint-imports
 	snakefmt --check Snakefile rules workflow/Snakefile
 	snakemake --lint
+	python tests/audit_packages.py requirements.lock
 
 bench: install
 	python -m benchmarks

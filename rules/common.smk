@@ -29,7 +29,7 @@ from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
 from omnitune.refusals import refused_trainings
-from omnitune.io.fetching import fetching
+from omnitune.io.url_limits import fetching
 from omnitune.io.storage import is_url, version_of
 from omnitune.survey import lost_files
 

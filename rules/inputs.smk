@@ -56,8 +56,11 @@ def get_url_versions(wildcards):
         return {path: named(version_of, path) for path in files}
 
 
+# Of a parameter whose function asks for `threads`, Snakemake keeps no record, so that another value is no reason to run:
+# where something may be read from, and how much, changes nothing of what was read.
+
+
 def get_source_roots(wildcards, threads=None):
-    """Asks for threads, as Snakemake keeps no record of such parameters: this one changes no verdict on a row."""
     return get_data(wildcards).source_roots or []
 
 
@@ -99,7 +102,7 @@ def get_tar_folder(wildcards):
 
 
 def get_image_urls(wildcards, threads):
-    """What holds for images at URLs. Asks for threads, so that no tar is written again for another limit."""
+    """What holds for images at URLs; unrecorded, as get_source_roots."""
     data = get_data(wildcards)
     return {**data.urls.model_dump(), "image_root": data.image_root}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from omnitune.config.affects import read_key_lines
 from omnitune.console import job
 from omnitune.io import storage
-from omnitune.io.fetching import UrlLimits
+from omnitune.io.url_limits import UrlLimits
 from omnitune.sharding.shard import ImageLimits, write_shard
 
 with job(snakemake.log[0]):

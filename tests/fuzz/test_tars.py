@@ -27,8 +27,7 @@ NAMES = ["index.parquet", "index.arrow", "a-00000.tar"]
 PLACES = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 5000)
 NUMBERS = PLACES | st.none()
 VALUES = {
-    "tar": st.sampled_from(["a-00000.tar", "../a", "/dev/zero", "\0", "", "file:///etc/hostname", None])
-    | st.text(),
+    "tar": st.sampled_from(["a-00000.tar", "../a", "/dev/zero", "\0", "", "file:///etc/hostname", None]) | st.text(),
     "image_offsets": st.lists(NUMBERS, max_size=3) | st.none(),
     "image_sizes": st.lists(NUMBERS, max_size=3) | st.none(),
     **dict.fromkeys(["json_offset", "json_size", "tar_bytes"], NUMBERS),

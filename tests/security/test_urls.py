@@ -21,7 +21,7 @@ from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import inspect_image
 from omnitune.images.prepare import ImageLimits
 from omnitune.io import storage
-from omnitune.io.fetching import UrlLimits, fetching
+from omnitune.io.url_limits import UrlLimits, fetching
 from omnitune.sharding.shard import write_shard
 from omnitune.validation.source import Checks, validate_source
 

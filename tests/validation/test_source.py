@@ -27,8 +27,8 @@ from omnitune.images.metadata import EXIF_ORIENTATION
 from omnitune.images.prepare import ImageLimits
 from omnitune.images.verdicts import METADATA_BYTES, ImageRefused
 from omnitune.io import storage
-from omnitune.io.fetching import UrlLimits
 from omnitune.io.jsonl import MAX_LINE_BYTES, count_rows
+from omnitune.io.url_limits import UrlLimits
 from omnitune.models.prompts import apply_chat_template
 from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
 from omnitune.validation.image_places import image_places

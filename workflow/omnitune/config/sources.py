@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from omnitune.config import Mixture, MixtureEntry, load_config
 from omnitune.config.options import DataOptions
 from omnitune.errors import ConfigError, Refused
-from omnitune.io.places import check_url, is_below
+from omnitune.io.places import check_url, require_below
 from omnitune.io.storage import is_url, redact
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
@@ -155,12 +154,10 @@ class _Reading:
             if self.roots is None:
                 return
         roots = self.roots if self.roots is not None else (".", str(self.top.parent))
-        if not any(is_below(place, root) for root in roots):
-            raise ConfigError(
-                f"{where}: {place} leads to {os.path.realpath(place) if isinstance(place, Path) else place}, which is "
-                f"outside {' and '.join(roots)}. If samples may be read from there, name the folder in "
-                "data.source_root (omnitune validate: --source_root)."
-            )
+        fix = (
+            "If samples may be read from there, name the folder in data.source_root (omnitune validate: --source_root)"
+        )
+        require_below(place, roots, where, fix)
 
 
 def _fixed(found: Path) -> Path:

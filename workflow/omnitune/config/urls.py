@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from omnitune.config.affects import Affects
 from omnitune.config.base import PositiveInt, Section
-from omnitune.io.fetching import UrlLimits
+from omnitune.io.url_limits import UrlLimits
 
 VERDICTS = Affects("samples")
 

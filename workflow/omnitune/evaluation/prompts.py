@@ -19,7 +19,7 @@ from omnitune.errors import Refused
 from omnitune.images.prepare import read_rgb
 from omnitune.io.files import lock_folder, sha256_of, write_json
 from omnitune.io.jsonl import read_objects
-from omnitune.io.places import is_below
+from omnitune.io.places import require_below
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
@@ -142,11 +142,8 @@ def _require_below(prompt: Prompt, benchmark: Benchmark, folder: Path, where: st
     """Raises ValueError for an image outside the roots: the report, which others read, would show it."""
     roots = [Path(), folder] if benchmark.image_root is None else [Path(benchmark.image_root)]
     for image in prompt_images([prompt]):
-        if not any(is_below(image, root) for root in roots):
-            raise ValueError(
-                f"{where}: {image} leads to {image.resolve()}, which is outside {' and '.join(map(str, roots))}. If the "
-                "report may show it, name its folder in the benchmark's image_root."
-            )
+        fix = "If the report may show it, name its folder in the benchmark's image_root"
+        require_below(image, roots, where, fix)
 
 
 def part_of(prompts: Sequence[ItemT], part: int, parts: int) -> list[ItemT]:

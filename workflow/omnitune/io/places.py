@@ -2,10 +2,11 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from omnitune.errors import Refused
+from omnitune.errors import ConfigError, Refused
 from omnitune.io import storage
 from omnitune.io.jsonl import shown
 
@@ -29,6 +30,15 @@ def check_url(url: str) -> None:
     if not known or "::" in url:
         known_schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise Refused("bad_url", f"{shown(url)} is not read; write a URL with host and name of {known_schemes}")
+
+
+def require_below(place: str | Path, roots: Sequence[str | Path], where: str, fix: str) -> None:
+    """Raises ConfigError, with `where` it is named and the fix, for a place outside all of the roots, links followed."""
+    if not any(is_below(place, root) for root in roots):
+        target = place if storage.is_url(place) else os.path.realpath(place)
+        raise ConfigError(
+            f"{where}: {place} leads to {target}, which is outside {' and '.join(map(str, roots))}. {fix}."
+        )
 
 
 def is_below(place: str | Path, root: str | Path) -> bool:

@@ -20,8 +20,8 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import Callback
 
 from omnitune.errors import Refused
-from omnitune.io.fetching import Budget, budget
 from omnitune.io.files import atomic_path
+from omnitune.io.url_limits import Budget, budget
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 # Parts of a URL that let whoever reads it in: a user's name and password, and what signs it or is a key of its own.

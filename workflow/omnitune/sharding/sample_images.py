@@ -9,8 +9,8 @@ from omnitune.images.prepare import ImageLimits, PreparedImage, UndecodableImage
 from omnitune.images.read import read_bytes
 from omnitune.images.verdicts import DECODE_SECONDS, ImageRefused
 from omnitune.io import storage
-from omnitune.io.fetching import UrlLimits, fetching
 from omnitune.io.files import sha256_of
+from omnitune.io.url_limits import UrlLimits, fetching
 from omnitune.io.workers import cpu_limit
 
 LARGE_FILE = 16 << 20  # bytes; a larger image is read in pieces instead of into memory

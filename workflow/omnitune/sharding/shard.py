@@ -18,9 +18,9 @@ from omnitune.errors import ConfigError
 from omnitune.images.prepare import ImageLimits, PreparedImage
 from omnitune.images.verdicts import DECODE_SECONDS
 from omnitune.io import storage
-from omnitune.io.fetching import USUAL, UrlLimits
 from omnitune.io.files import atomic_path, json_line, lock, sha256_of
 from omnitune.io.parquet import ParquetRows
+from omnitune.io.url_limits import USUAL, UrlLimits
 from omnitune.io.workers import ordered_map
 from omnitune.paths import parse_shard
 from omnitune.sharding.index_row import INDEX_SCHEMA

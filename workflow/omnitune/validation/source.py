@@ -18,11 +18,11 @@ from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
 from omnitune.images.verdicts import DECODE_SECONDS, MAX_PIXELS, ImageRefused
-from omnitune.io.fetching import USUAL, UrlLimits, fetching
 from omnitune.io.files import atomic_path, json_line, lock_folder, write_json
 from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.storage import is_url, redact
+from omnitune.io.url_limits import USUAL, UrlLimits, fetching
 from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import count_tokens, load_tokenizer
 from omnitune.validation.image_places import image_places

@@ -14,14 +14,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True)
 class UrlLimits:
-    """What holds for URLs that a data set names.
-
-    Attributes:
-        response_mb, response_seconds: of one answer, in 10^6 bytes and in seconds.
-        row_mb, row_seconds: of all that a row names.
-        samples_mb, samples_seconds: of a .jsonl file.
-        private_networks: addresses and networks that are not public, and may be read from over HTTP all the same.
-    """
+    """What holds for URLs that a data set names: the keys of `data.urls`, see UrlOptions."""
 
     response_mb: int = 256
     response_seconds: int = 60
