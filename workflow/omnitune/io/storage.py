@@ -98,7 +98,7 @@ class _Remote:
 
     def _ask(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """The answer to a request; TimeoutError where it takes longer than the limits allow."""
-        seconds = OWN_SECONDS if _is_http(self.url) else None
+        seconds: float | None = OWN_SECONDS if _is_http(self.url) else None
         if self.left is not None:
             seconds = self.left.seconds(self.url)
         if seconds is None:

@@ -84,7 +84,7 @@ class ShardIndex:
     def row(self, source: str, number: int) -> IndexRow:
         """One row of a source, counted from 0; ValueError for one that says not the same of each of its images."""
         batch, position = self._find(source, number)
-        content = batch.slice(position, 1).to_pylist()[0]
+        content = self._sound(batch.slice(position, 1)).to_pylist()[0]
         facts = [content[name] for name in PER_IMAGE]
         if len({len(values) for values in facts}) > 1 or not facts[0] or any(None in values for values in facts):
             raise ValueError(f"{self.path}: {content['key']} has not the same facts of each of its images. {REBUILD}.")
@@ -121,7 +121,7 @@ class ShardIndex:
         for source, facts in read_sources(Path(self.path)).items():
             digest = hashlib.sha256()
             for part in self.parts(source) if source in self._sources else ():
-                update_digest(digest, part)
+                update_digest(digest, self._sound(part.select(["key", "sha256"])))
             if digest.hexdigest() != facts["sha256"]:
                 raise ConfigError(
                     f"{self.path}: the rows of {source!r} (in index.arrow where this lies beside it) are not those that it was "
@@ -179,6 +179,14 @@ class ShardIndex:
             raise ValueError(f"{where} has {image.size} pixels, but {expected} in the index. {REBUILD}.")
         return to_tensor(image)
 
+    def _sound(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The same; ValueError for rows whose texts and lists lie outside of the file, which would end the process."""
+        try:
+            rows.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self.path}: is damaged ({error}). {REBUILD}.") from None
+        return rows
+
     def close(self) -> None:
         """Closes all tars; they are opened again when needed."""
         self.tars.close()
@@ -216,6 +224,8 @@ def _layout(batches: Iterable[pa.RecordBatch]) -> tuple[list[int], dict[str, ran
     """The first row of each batch, with the number of all rows at the end, and the rows of each source."""
     first_rows, sources = [0], dict[str, range]()
     for batch in batches:
+        batch.validate()
+        batch.column("source").validate(full=True)
         empty = [name for name in sorted(REQUIRED) if batch.column(name).null_count]
         if empty:
             raise ValueError(f"it has rows without {', '.join(empty)}")
