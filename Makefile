@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= 2
 
-.PHONY: demo test test-fast fuzz lint bench install clean
+.PHONY: demo test test-fast test-gpu fuzz lint bench install clean
 
 install: .venv/installed
 
@@ -28,6 +28,10 @@ test: install
 # The tests that start no process and take no longer than two seconds each.
 test-fast: install
 	python -m pytest --numprocesses 2 --dist worksteal -m "unit and not slow"
+
+# What a CUDA GPU computes; needs one.
+test-gpu: install
+	python -m pytest -m gpu
 
 # Readers of foreign bytes against many more made-up ones than `test` takes.
 fuzz: install

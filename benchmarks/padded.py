@@ -7,7 +7,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.rope import apply_rotary
-from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock, Packing
+from omnitune.models.packing import Packing
+from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock
 
 Sample = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # latent, text features, reference latents
 
@@ -18,18 +19,18 @@ def padded(packed: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 
 
 class Layout:
-    """A stage's rotary angles [sequences, longest, 1, head_dim / 2] and its key mask [sequences, 1, 1, longest]."""
+    """A stage's rotary angles [sequences, longest, 1, head_dim / 2, 2] and its key mask [sequences, 1, 1, longest]."""
 
     def __init__(self, packing: Packing) -> None:
-        self.cos, self.sin = (padded(angles, packing.lengths) for angles in (packing.cos, packing.sin))
+        self.rotation = padded(packing.rotation, packing.lengths)
         self.mask = (torch.arange(max(packing.lengths)) < torch.tensor(packing.lengths)[:, None])[:, None, None]
 
 
 def attend(attn: OmniGen2Attention, x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Attention of [sequences, longest, hidden_size] with padding masked away."""
     query, key, value = (layer(x).unflatten(-1, (-1, attn.head_dim)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    query = apply_rotary(attn.norm_q(query), layout.cos, layout.sin)
-    key = apply_rotary(attn.norm_k(key), layout.cos, layout.sin)
+    query = apply_rotary(attn.norm_q(query), layout.rotation)
+    key = apply_rotary(attn.norm_k(key), layout.rotation)
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, enable_gqa=True)
     return attn.to_out[0](attended.transpose(1, 2).flatten(-2))

@@ -16,10 +16,11 @@ from torchao.float8.float8_linear import Float8Linear
 
 from helpers.models import ragged_batch
 from helpers.tiny import TRANSFORMER
-from omnitune.models import OmniGen2Transformer2DModel, transformer_omnigen2
+from omnitune.models import OmniGen2Transformer2DModel, attention
 from omnitune.models.float8 import convert_to_float8
 from omnitune.models.lora import TARGET_MODULES
-from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock, Packing, scaled_by_rows
+from omnitune.models.packing import Packing
+from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock, scaled_by_rows
 
 pytestmark = pytest.mark.unit
 
@@ -99,39 +100,28 @@ def test_kernels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = random_model()
     expected = learn(model, ragged_batch())
-    monkeypatch.setattr(transformer_omnigen2, "varlen_attn", emulated)
-    monkeypatch.setattr(OmniGen2Attention, "kernel", "varlen")
+    monkeypatch.setattr(attention, "varlen_attn", emulated)
+    model.attention = "varlen"
     assert_close(learn(model, ragged_batch()), expected)
     assert len(calls) == sum(isinstance(module, OmniGen2Attention) for module in model.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_the_kernel_is_given_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the published head size, on the meta device: nothing is computed."""
     seen = []
     real = varlen.varlen_attn
-    monkeypatch.setattr(transformer_omnigen2, "varlen_attn", lambda *a, **k: seen.append(a) or real(*a, **k))
-    packing = Packing(sequences([300, 4096, 17]), (40, 40, 40), torch.device("meta"))
-    packing.has_flash = True
+    monkeypatch.setattr(attention, "varlen_attn", lambda *a, **k: seen.append(a) or real(*a, **k))
+    packing = Packing(sequences([300, 4096, 17]), (40, 40, 40), torch.device("meta"), "varlen")
     x = torch.empty(4413, 2520, dtype=dtype, device="meta", requires_grad=True)
     output = OmniGen2Attention(2520, 21, 7).to("meta", dtype)(x, packing)
     output.sum().backward()
     assert output.shape == x.shape and x.grad.dtype == dtype
-    assert len(seen) == (dtype != torch.float32)
+    assert len(seen) == 1
     for query, key, value, starts, *_ in seen:
         assert starts.shape == (4,) and starts.dtype == torch.int32 and starts.device == x.device
         assert query.shape == (4413, 21, 120) and key.shape == value.shape == (4413, 7, 120)
         assert query.dtype == key.dtype == value.dtype == dtype
-
-
-def test_flash_attention_only_where_it_fits() -> None:
-    packing = Packing(sequences([4]), (8, 8, 8), torch.device("cpu"))
-    query = torch.empty(4, 2, 24, dtype=torch.bfloat16)
-    assert not OmniGen2Attention(48, 2, 1)._takes_varlen(query, packing)
-    packing.has_flash = True
-    assert OmniGen2Attention(48, 2, 1)._takes_varlen(query, packing)
-    assert not OmniGen2Attention(48, 2, 1)._takes_varlen(query.float(), packing)
-    assert not OmniGen2Attention(60, 3, 1)._takes_varlen(query, packing)  # heads of 20 channels
 
 
 def test_where_sequences_start() -> None:
@@ -175,8 +165,8 @@ def test_compiled_blocks(kernel: str, adapter: bool) -> None:
 def check_compiled(kernel: str, adapter: bool) -> None:
     """The body of test_compiled_blocks."""
     emulate_varlen_on_cpu()
-    OmniGen2Attention.kernel = kernel
     model, eager = (with_adapter(random_model()) if adapter else random_model() for _ in range(2))
+    model.attention = eager.attention = kernel
     model.enable_gradient_checkpointing()
     model.gradient_checkpointing_every = 2
     names = list(model.state_dict())

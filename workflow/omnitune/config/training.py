@@ -173,6 +173,15 @@ class TrainOptions(Section):
     compile: Annotated[
         bool, Field(description="Compile each block with torch.compile; the first steps take minutes."), NOTHING
     ] = False
+    attention: Annotated[
+        Literal["auto", "cudnn", "varlen", "per_sample"],
+        Field(
+            description="Kernel of attention. `varlen`: flash attention over all sequences at once. `cudnn`: cuDNN, sequence "
+            "by sequence. `per_sample`: torch's own choice, sequence by sequence. `auto`: the fastest by what is known of the "
+            "GPU, or by a trial; the log says which."
+        ),
+        NOTHING,
+    ] = "auto"
     fp8: Annotated[
         bool,
         Field(

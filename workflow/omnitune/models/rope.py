@@ -61,9 +61,7 @@ def check_position_ids(position_ids: torch.Tensor, axes_lens: Sequence[int]) -> 
             )
 
 
-def rotary_frequencies(
-    position_ids: torch.Tensor, axes_dim: Sequence[int], device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_frequencies(position_ids: torch.Tensor, axes_dim: Sequence[int], device: torch.device | str) -> torch.Tensor:
     """Cosine and sine of every token's rotation angles.
 
     The angles are computed in float64 from the integers each time: a model keeps no table, so it can be created on the
@@ -75,7 +73,7 @@ def rotary_frequencies(
         device: where the result goes.
 
     Returns:
-        two float32 [tokens, 1, sum(axes_dim) / 2]; the second dimension broadcasts over heads.
+        float32 [tokens, 1, sum(axes_dim) / 2, 2]; the second dimension broadcasts over heads.
     """
     # MPS has no float64
     where = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
@@ -85,11 +83,19 @@ def rotary_frequencies(
         frequencies = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=where) / dim)
         angles.append(positions[:, axis, None] * frequencies)
     angle = torch.cat(angles, dim=-1).unsqueeze(1)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float().to(device)
 
 
-def apply_rotary(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate adjacent channel pairs (x0 + i x1) of [tokens, heads, head_dim]; float32 inside, input dtype out."""
-    real, imaginary = hidden_states.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+def apply_rotary(hidden_states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Rotate adjacent channel pairs (x0 + i x1) of [tokens, heads, head_dim]; float32 inside, input dtype out.
+
+    As a product of complex numbers, which is one pass over memory where real ones are seven. torch.compile, which fuses
+    these, has no complex numbers.
+    """
+    pairs = hidden_states.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (real, imaginary), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        rotated = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
     return rotated.flatten(-2).to(hidden_states.dtype)

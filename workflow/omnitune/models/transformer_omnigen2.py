@@ -9,7 +9,7 @@ neighbours.
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,16 +20,10 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 
-from .rope import (
-    GridSize,
-    apply_rotary,
-    check_position_ids,
-    image_position_ids,
-    rotary_frequencies,
-    sample_position_ids,
-)
+from .attention import attend, fastest
+from .packing import Packing
+from .rope import GridSize, apply_rotary, check_position_ids, image_position_ids, sample_position_ids
 
 MAX_REFERENCE_IMAGES = 5
 TIME_CHANNELS = 256
@@ -69,39 +63,6 @@ def scaled_by_rows(x: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> t
     return x * table if table.shape[0] == 1 else _ScaledByRows.apply(x, table, ids)
 
 
-class Packing:
-    """How the tokens of one stage fall into sequences.
-
-    A plain class on purpose: FSDP2 casts every tensor that it finds in a block's arguments to the parameters' dtype,
-    and the rotary angles must stay in float32.
-
-    Attributes:
-        lengths: tokens of each sequence.
-        runs: (number of sequences, length) of neighbours of equal length; they may share one attention call.
-        cu_seqlens: int32 [sequences + 1], where each sequence starts, and the number of tokens.
-        longest: tokens of the longest sequence.
-        has_flash: whether the device has flash attention.
-        samples: int64 [tokens], the sample each token belongs to.
-        cos, sin: float32 [tokens, 1, head_dim / 2], the rotary angles.
-    """
-
-    def __init__(
-        self,
-        sequences: Sequence[tuple[int, torch.Tensor]],
-        axes_dim_rope: Sequence[int],
-        device: torch.device,
-    ) -> None:
-        """Lay out `sequences`, pairs of (sample, position ids [length, 3])."""
-        self.lengths = [len(ids) for _, ids in sequences]
-        self.runs = [(len(list(group)), length) for length, group in itertools.groupby(self.lengths)]
-        self.cu_seqlens = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(device)
-        self.longest = max(self.lengths)
-        self.has_flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        owners = torch.tensor([sample for sample, _ in sequences])
-        self.samples = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
-        self.cos, self.sin = rotary_frequencies(torch.cat([ids for _, ids in sequences]), axes_dim_rope, device)
-
-
 class OmniGen2RMSNorm(nn.RMSNorm):
     """RMS norm that computes in float32 and returns the dtype of its input, whatever the dtype of its weight."""
 
@@ -127,40 +88,8 @@ class OmniGen2ModulatedNorm(nn.Module):
         return normed, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh()
 
 
-@torch.compiler.disable
-def attend_per_sample(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Attention of [tokens, heads, head_dim], sequence by sequence; one call per run of equal lengths.
-
-    Not traced by torch.compile, which would compile anew for each list of runs.
-    """
-    if query.is_cuda and query.dtype == torch.float32:
-        # grouped heads would fall back to the kernel that stores all [length, length] scores
-        groups = query.shape[1] // key.shape[1]
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    sizes = [count * length for count, length in packing.runs]
-    outputs = []
-    for run, *parts in zip(packing.runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
-        q, k, v = (part.unflatten(0, run).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] != q.shape[1])
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Attention of [tokens, heads, head_dim] in one call of flash attention; bfloat16 or float16 on CUDA."""
-    starts, longest = packing.cu_seqlens, packing.longest
-    grouped = key.shape[1] != query.shape[1]
-    return varlen_attn(query, key, value, starts, starts, longest, longest, enable_gqa=grouped)  # type: ignore[return-value]
-
-
 class OmniGen2Attention(nn.Module):
-    """Grouped-query self-attention within each sequence of a packed tensor [tokens, hidden_size].
-
-    Attributes:
-        kernel: of all attention layers: "varlen", "per_sample", or "auto", the first where it can run.
-    """
-
-    kernel: ClassVar[Literal["auto", "varlen", "per_sample"]] = "auto"
+    """Grouped-query self-attention within each sequence of a packed tensor [tokens, hidden_size]."""
 
     def __init__(self, hidden_size: int, num_attention_heads: int, num_kv_heads: int) -> None:
         super().__init__()
@@ -174,17 +103,9 @@ class OmniGen2Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, packing: Packing) -> torch.Tensor:
         query, key, value = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.to_q, self.to_k, self.to_v))
-        query = apply_rotary(self.norm_q(query), packing.cos, packing.sin)
-        key = apply_rotary(self.norm_k(key), packing.cos, packing.sin)
-        attend = attend_varlen if self._takes_varlen(query, packing) else attend_per_sample
+        query = apply_rotary(self.norm_q(query), packing.rotation)
+        key = apply_rotary(self.norm_k(key), packing.rotation)
         return self.to_out[0](attend(query, key, value, packing).flatten(-2))
-
-    def _takes_varlen(self, query: torch.Tensor, packing: Packing) -> bool:
-        """Which kernel runs. Flash attention has heads of up to 256 channels, in multiples of 8."""
-        if OmniGen2Attention.kernel != "auto":
-            return OmniGen2Attention.kernel == "varlen"
-        fits = self.head_dim % 8 == 0 and self.head_dim <= 256
-        return packing.has_flash and fits and query.dtype in {torch.bfloat16, torch.float16}
 
 
 class OmniGen2FeedForward(nn.Module):
@@ -256,9 +177,8 @@ class OmniGen2TimeTextEmbedding(nn.Module):
         )
 
     def forward(self, timestep: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = self.timestep_embedder.linear_1.weight.dtype
-        temb = self.timestep_embedder(self.time_proj(timestep.float()).to(dtype))
-        return temb, self.caption_embedder(text.to(dtype))
+        temb = self.timestep_embedder(self.time_proj(timestep.float()).to(self.timestep_embedder.linear_1.weight.dtype))
+        return temb, self.caption_embedder(text.to(self.caption_embedder[0].weight.dtype))
 
 
 class OmniGen2OutputNorm(nn.Module):
@@ -295,6 +215,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         timestep_scale: factor on the time before its sinusoidal projection.
 
     Attributes:
+        attention: kernel of all attention layers, by its name in attention.py, or "auto": the fastest one.
         gradient_checkpointing_every: with gradient checkpointing, one of every so many blocks of a stage is recomputed.
 
     Raises:
@@ -327,6 +248,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         _check_config(hidden_size, num_attention_heads, num_kv_heads, axes_dim_rope, axes_lens)
         self.out_channels = in_channels if out_channels is None else out_channels
+        self.attention = "auto"
         self.gradient_checkpointing = False
         self.gradient_checkpointing_every = 1
         self.runs_all_modules = False  # also those of references where there are none; see _refine_nothing
@@ -368,9 +290,11 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def compile_blocks(self) -> None:
         """Compile each block in place, for any number of tokens; names of parameters stay. Before FSDP2's fully_shard."""
+        # torch 2.11 knows the limit as a setting only
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         for module in self.modules():
             if isinstance(module, OmniGen2TransformerBlock):
-                module.compile(dynamic=True, recompile_limit=RECOMPILE_LIMIT)
+                module.compile(dynamic=True)
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -414,7 +338,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         image = self.x_embedder(self._patchify(latents))
 
         # 3. Positions, and how the tokens of each stage fall into sequences
-        stages = self._packings(latents, references, lengths)
+        stages = self._packings(latents, references, lengths, self._kernel(image))
 
         # 4. Refine text, image and each reference on its own
         image_counts = stages["image"].lengths
@@ -424,7 +348,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if any(references):
             parts.append(self._refine_references(references, stages["reference"], temb))
         elif self.runs_all_modules:
-            image = image + self._refine_nothing(latents[0], temb)
+            image = image + self._refine_nothing(latents[0], temb, stages["image"].kernel)
         parts.append(image.split(image_counts))
 
         # 5. Joint layers over [text | references | image] of each sample, read at the image
@@ -467,7 +391,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         one_hot = F.one_hot(ids, MAX_REFERENCE_IMAGES).to(self.image_index_embedding.dtype)
         return x + (one_hot @ self.image_index_embedding).to(x.dtype)
 
-    def _refine_nothing(self, latent: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def _refine_nothing(self, latent: torch.Tensor, temb: torch.Tensor, kernel: str) -> torch.Tensor:
         """Zero, by way of the modules of references.
 
         A batch without references would leave them out, while another process runs them: under FSDP each module's weights
@@ -475,12 +399,23 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         p = self.config.patch_size
         patch = torch.zeros_like(latent[:, :p, :p])
-        packing = Packing([(0, image_position_ids(0, (1, 1)))], self.config.axes_dim_rope, latent.device)
+        packing = Packing([(0, image_position_ids(0, (1, 1)))], self.config.axes_dim_rope, latent.device, kernel)
         x = self._run(self.ref_image_refiner, self._embed_references([[patch]]), packing, temb)
         return 0 * x.sum()
 
+    def _kernel(self, states: torch.Tensor) -> str:
+        """The name of the kernel that attends: `auto` goes by the device and the dtype of states."""
+        if self.attention != "auto":
+            return self.attention
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_kv_heads
+        return fastest(states.device, states.dtype, (heads, kv_heads, self.config.hidden_size // heads))
+
     def _packings(
-        self, latents: list[torch.Tensor], references: list[list[torch.Tensor]], lengths: list[int]
+        self,
+        latents: list[torch.Tensor],
+        references: list[list[torch.Tensor]],
+        lengths: list[int],
+        kernel: str = "per_sample",
     ) -> dict[str, Packing]:
         """The layout of each stage: text, image, reference (where there is any) and joint."""
         sequences: dict[str, list[tuple[int, torch.Tensor]]] = {"text": [], "image": [], "reference": [], "joint": []}
@@ -492,7 +427,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             sequences["joint"].append((sample, torch.cat([text, *images])))
         check_position_ids(torch.cat([ids for _, ids in sequences["joint"]]), self.config.axes_lens)
         device = latents[0].device
-        return {name: Packing(parts, self.config.axes_dim_rope, device) for name, parts in sequences.items() if parts}
+        axes = self.config.axes_dim_rope
+        return {name: Packing(parts, axes, device, kernel) for name, parts in sequences.items() if parts}
 
     def _grid(self, latent: torch.Tensor) -> GridSize:
         return latent.shape[-2] // self.config.patch_size, latent.shape[-1] // self.config.patch_size

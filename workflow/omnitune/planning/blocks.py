@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from omnitune.flops import SampleTokens
-from omnitune.models.transformer_omnigen2 import Packing
+from omnitune.models.packing import Packing
 
 
 class LiveBytes(TorchDispatchMode):
@@ -81,13 +81,13 @@ class Compute:
 
     Attributes:
         dtype: of matrix products.
-        weights: dtype of the weights that a block computes with: float32, which autocast copies to `dtype`, or `dtype`
-            itself, in which FSDP gathers them.
+        weights: dtype of the weights that a block computes with: `dtype`, in which FSDP gathers them, or None for that in
+            which they are held, which autocast copies to `dtype` where it is another.
         device: "cuda" or "cpu".
     """
 
     dtype: torch.dtype
-    weights: torch.dtype
+    weights: torch.dtype | None
     device: str
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -234,7 +234,7 @@ def _fake(module: Any, compute: Compute) -> Iterator[tuple[Any, list[nn.Paramete
         for part in copied.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None:
-                    fake = torch.empty(parameter.shape, dtype=compute.weights)
+                    fake = torch.empty(parameter.shape, dtype=compute.weights or parameter.dtype)
                     parameters.append(nn.Parameter(fake, requires_grad=parameter.requires_grad))
                     part.register_parameter(name, parameters[-1])
             if isinstance(part, nn.RMSNorm) and compute.device != "cpu":

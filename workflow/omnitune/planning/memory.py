@@ -17,11 +17,11 @@ from omnitune.flops import SampleTokens, Unit, gradient_reaches, is_trained
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.files import read_header
 from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
-from omnitune.training.model import select_trained
+from omnitune.training.model import hold_frozen, select_trained
 
 FITS = 0.85  # of a device's memory; the rest is for CUDA, NCCL and what the allocator cannot use
 SMALL_8BIT = 4096  # elements below which bitsandbytes keeps 32-bit moments
-FLOAT = 4  # bytes of the float32 in which weights, gradients and averages are kept
+FLOAT = 4  # bytes of the float32 in which trained weights, gradients and averages are kept
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MemoryEstimate:
     """Bytes of one process at the moment when it needs most.
 
     Attributes:
-        weights: float32, those of this process.
+        weights: those of this process, frozen matrices in model.frozen_precision, all else in float32.
         optimizer: its state.
         average: of the weights (train.ema_decay).
         encoders: VAE and text encoder, where training encodes.
@@ -61,12 +61,15 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def planned_model(config: Mapping[str, Any], train: TrainOptions) -> OmniGen2Transformer2DModel:
+def planned_model(
+    config: Mapping[str, Any], train: TrainOptions, frozen: torch.dtype = torch.float32
+) -> OmniGen2Transformer2DModel:
     """The transformer on the meta device, with adapters and `requires_grad` as the options say.
 
     Args:
         config: as in the transformer's config.json, or model.arch_opt.
         train: decides what is trained.
+        frozen: dtype of matrices that are not.
 
     Raises:
         ValueError: for parameters or layers that it does not have.
@@ -74,6 +77,7 @@ def planned_model(config: Mapping[str, Any], train: TrainOptions) -> OmniGen2Tra
     with torch.device("meta"):
         model = OmniGen2Transformer2DModel.from_config(dict(config))
         select_trained(model, train)
+        hold_frozen(model, frozen)
     return model.train()
 
 
@@ -107,9 +111,9 @@ class _Process:
         self.sharded = strategy in SHARDED
         self.offloaded = self.sharded and self.train.cpu_offload
         self.shards = shard_size if self.sharded else 1
-        self.model = planned_model(config, self.train)
+        self.model = planned_model(config, self.train, COMPUTE_DTYPES[options.frozen_precision])
         dtype = COMPUTE_DTYPES[self.train.mixed_precision]
-        self.compute = Compute(dtype, dtype if self.sharded else torch.float32, device)
+        self.compute = Compute(dtype, dtype if self.sharded else None, device)
         self.blocks = _blocks(self.model, batch, self.compute, self.train)
         self.ends = ends_footprint(self.model, batch, self.compute)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -120,7 +124,7 @@ class _Process:
         if self.offloaded:
             return MemoryEstimate(weights=0, optimizer=0, average=0, encoders=encoder_bytes)
         return MemoryEstimate(
-            weights=FLOAT * self._local(self.model.parameters()),
+            weights=sum(self._local([p]) * p.itemsize for p in self.model.parameters()),
             optimizer=optimizer_state(self.model, self.train, self.shards),
             average=FLOAT * self._local(self.trained) if self.train.ema_decay else 0,
             encoders=encoder_bytes,
@@ -169,7 +173,7 @@ class _Process:
         root = sum(p.numel() for p in self.model.parameters()) - sum(sizes)
         largest = max(sizes, default=0)
         held = 2 * largest if self.train.reshard_after_forward else sum(sizes[:number])
-        return self.compute.weights.itemsize * (root + held + largest)
+        return self.compute.dtype.itemsize * (root + held + largest)
 
     def _update(self) -> MemoryEstimate:
         """The update; optimizers that are not fused compute on one parameter at a time."""
@@ -247,7 +251,7 @@ def _footprint(
     """Of one block; see `block_footprint`."""
     if not any(sum(sample.sequences(unit.stage)) for sample in batch):  # no references: gradients of zero
         trained = sum(p.numel() for p in unit.module.parameters() if p.requires_grad)
-        return Footprint(0, 0, compute.weights.itemsize * trained)
+        return Footprint(0, 0, (compute.weights or torch.float32).itemsize * trained)
     return block_footprint(
         unit.module, batch, unit.stage, compute, axes_dim_rope=axes, into=into, temb=temb, recompute=recompute
     )

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import TrainOptions, trained_names
+from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.models import read_transformer
 from omnitune.models.lora_dropout import DropoutSeeds, use_sample_dropout
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
@@ -42,6 +44,8 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
     require_architecture(model.config, options, folder)
     learning_rates = select_trained(model, train)
     lora, dropout = _prepare_adapter(model, train) if train.lora_ft else (None, None)
+    hold_frozen(model, COMPUTE_DTYPES[options.frozen_precision])
+    model.attention = train.attention
     model.runs_all_modules = True
     if train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -71,11 +75,24 @@ def select_trained(model: Any, train: TrainOptions) -> dict[str, float | None]:
     if train.lora_ft:
         model.requires_grad_(False)
         model.add_adapter(lora_config_of(train, model))
+        for module in model.modules():
+            if isinstance(module, LoraLayer):  # a copy of the states in float32, which autocast would undo
+                module.cast_input_dtype_enabled = False
         return {}
     rates = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in rates)
     return rates
+
+
+def hold_frozen(model: Any, dtype: torch.dtype) -> None:
+    """Holds the frozen matrices of a model in `dtype`; vectors and all that is trained stay as they are.
+
+    In the dtype of the products this changes no number: autocast makes the same copy of each matrix at each use.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.ndim > 1:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _prepare_adapter(model: Any, train: TrainOptions) -> tuple[dict[str, Any], DropoutSeeds | None]:

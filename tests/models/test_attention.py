@@ -1,0 +1,134 @@
+"""Which kernel of attention is taken where; and, on a GPU, that all of them compute the same."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from omnitune.models import attention
+from omnitune.models.attention import KERNELS, attend, candidates, close_to_best, fastest
+from omnitune.models.packing import Packing
+
+pytestmark = pytest.mark.unit
+
+PUBLISHED = (21, 7, 120)
+HOPPER, ADA, UNKNOWN = (9, 0), (8, 9), (10, 3)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def packing_of(lengths: list[int], device: str, kernel: str) -> Packing:
+    ids = [(number, torch.zeros(length, 3, dtype=torch.int64)) for number, length in enumerate(lengths)]
+    return Packing(ids, (2, 2, 2), torch.device(device), kernel)
+
+
+@pytest.mark.parametrize(
+    ("capability", "shape", "flash3", "close"),
+    [
+        (HOPPER, PUBLISHED, False, ["cudnn"]),
+        (HOPPER, PUBLISHED, True, ["varlen", "cudnn"]),
+        (HOPPER, (8, 8, 256), False, ["varlen"]),  # wider than cuDNN's heads
+        (HOPPER, (3, 1, 20), False, ["per_sample"]),  # no multiple of 8
+        (ADA, PUBLISHED, False, ["varlen", "cudnn"]),
+        ((8, 0), PUBLISHED, False, ["varlen", "cudnn"]),
+        (UNKNOWN, PUBLISHED, False, ["varlen", "cudnn"]),
+        ((7, 5), PUBLISHED, False, ["per_sample"]),
+    ],
+)
+def test_candidates_of_a_gpu(capability: Any, shape: Any, flash3: bool, close: list[str]) -> None:
+    assert close_to_best(candidates(capability, shape, flash3=flash3)) == close
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that this machine need not have: its capability, what cuDNN takes there, and how long kernels take."""
+
+    def put(capability: tuple[int, int], seconds: dict[str, float], takes: bool = True) -> list[str]:
+        tried: list[str] = []
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(attention, "_cudnn_takes", lambda *_: takes)
+        monkeypatch.setattr(attention, "_trial", lambda name, *_: tried.append(name) or seconds[name])
+        fastest.cache_clear()
+        return tried
+
+    yield put
+    fastest.cache_clear()
+
+
+def choose(dtype: torch.dtype = torch.bfloat16, shape: Any = PUBLISHED) -> str:
+    return fastest(torch.device("cuda", 0), dtype, shape)
+
+
+def test_what_is_known_needs_no_trial_and_the_log_says_it(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+    tried = gpu(HOPPER, {})
+    with caplog.at_level(logging.INFO, "omnitune"):
+        assert choose() == "cudnn"
+    assert not tried and "attention by cudnn, known to be fast at compute capability 9.0" in caplog.text
+
+
+@pytest.mark.parametrize("faster", ["varlen", "cudnn"])
+def test_close_kernels_are_tried_once(faster: str, gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+    seconds = {"varlen": 0.002, "cudnn": 0.002} | {faster: 0.001}
+    tried = gpu(ADA, seconds)
+    with caplog.at_level(logging.INFO, "omnitune"):
+        assert [choose(), choose()] == [faster, faster]
+    assert tried == ["varlen", "cudnn"]
+    assert f"{faster} 1.0 ms" in caplog.text
+
+
+def test_what_cudnn_does_not_take_is_left_to_flash_attention(gpu: Any) -> None:
+    assert not gpu(HOPPER, {}, takes=False)
+    assert choose() == "varlen"
+
+
+def test_float32_and_other_devices_take_torchs_choice(gpu: Any) -> None:
+    gpu(HOPPER, {})
+    assert choose(torch.float32) == "per_sample"
+    assert fastest(torch.device("cpu"), torch.bfloat16, PUBLISHED) == "per_sample"
+
+
+def test_grouped_heads_are_not_copied() -> None:
+    """Keys and values come to the kernel as they are: the gradient of a head is that of its group."""
+    query, key, value = (torch.randn(9, heads, 8, requires_grad=True) for heads in (6, 2, 2))
+    for kernel in ("per_sample", "cudnn"):
+        output = attend(query, key, value, packing_of([5, 4], "cpu", kernel))
+        gradients = torch.autograd.grad(output.square().sum(), (query, key, value))
+        whole = [t.repeat_interleave(3, dim=1) for t in (key, value)]
+        expected = attend(query, *whole, packing_of([5, 4], "cpu", "per_sample"))
+        torch.testing.assert_close(output, expected)
+        assert [g.shape for g in gradients] == [query.shape, key.shape, value.shape]
+        for found, wanted in zip(
+            gradients, torch.autograd.grad(expected.square().sum(), (query, key, value)), strict=True
+        ):
+            torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("lengths", [[300, 280, 300], [1, 700], [64, 64, 1024]])
+def test_kernels_compute_attention(kernel: str, lengths: list[int]) -> None:
+    """Forward and gradients in bfloat16 against float64 on fresh numbers."""
+    total = sum(lengths)
+    inputs = [torch.randn(total, heads, 120, device="cuda", dtype=torch.bfloat16) for heads in (21, 7, 7)]
+    grad = torch.randn(total, 21, 120, device="cuda", dtype=torch.bfloat16)
+    found = results(inputs, grad, packing_of(lengths, "cuda", kernel))
+    exact = results([t.double().cpu() for t in inputs], grad.double().cpu(), packing_of(lengths, "cpu", "per_sample"))
+    for ours, theirs in zip(found, exact, strict=True):
+        error = (ours.double().cpu() - theirs).norm() / theirs.norm()
+        assert error < 1e-2, float(error)
+
+
+def results(inputs: list[torch.Tensor], grad: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = attend(*leaves, packing)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_choice_on_this_gpu_runs() -> None:
+    fastest.cache_clear()
+    assert choose() in KERNELS
+    for name in ("varlen", "cudnn"):
+        assert 0 < attention._trial(name, torch.device("cuda", 0), torch.bfloat16, PUBLISHED) < 1

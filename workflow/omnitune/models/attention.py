@@ -1,0 +1,177 @@
+"""Attention within the sequences of a packed batch: the kernels that there are, and which of them is fast where.
+
+On Hopper (compute capability 9.0) cuDNN's kernels train 1.7 to 2.3 times as fast as flash attention 2; on other GPUs they
+are as fast or slower. `fastest` goes by what is known of a GPU, and where that leaves several kernels within 20 %, or where
+nothing is known, by a trial of both.
+"""
+
+import functools
+import importlib.util
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
+
+from .packing import Packing
+
+logger = logging.getLogger("omnitune")
+
+HALF = (torch.bfloat16, torch.float16)
+# cuDNN's speed in training, flash attention 2 being 1, by compute capability
+CUDNN_SPEED = {(8, 0): 0.82, (8, 6): 0.93, (8, 9): 1.0, (9, 0): 2.0, (12, 0): 0.88}
+FLASH3_SPEED = {(9, 0): 2.0}
+CLOSE = 0.8  # of the fastest: what is known is no better than that
+TRIAL_LENGTHS = ((4096, 4352), (4160, 4416), (4224, 4480))  # tokens of two sequences: to warm up, then two rounds
+TRIAL_LAYERS = 32  # share a plan that cuDNN makes for a length that is new
+
+Shape = tuple[int, int, int]  # heads of queries, heads of keys and values, channels of a head
+
+
+def attend_per_sample(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Sequence by sequence with torch's choice of kernel; one call per run of equal lengths. Any dtype, any device."""
+    if query.is_cuda and query.dtype == torch.float32:
+        # grouped heads would fall back to the kernel that stores all [length, length] scores
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    sizes = [count * length for count, length in packing.runs]
+    outputs = []
+    for run, *parts in zip(packing.runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True):
+        q, k, v = (part.unflatten(0, run).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] != q.shape[1])
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """The same by cuDNN; sequences that it does not take, such as those of one token, by the kernels after it."""
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return attend_per_sample(query, key, value, packing)
+
+
+def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """All sequences in one call of flash attention; bfloat16 or float16 on CUDA."""
+    starts, longest = packing.cu_seqlens, packing.longest
+    return varlen_attn(query, key, value, starts, starts, longest, longest, **_grouped(query, key))  # type: ignore[return-value]
+
+
+def _grouped(query: torch.Tensor, key: torch.Tensor) -> dict[str, bool]:
+    """Says that heads are grouped, where varlen_attn wants to know: before torch 2.12 it takes them as they are."""
+    return {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GROUPS else {}
+
+
+ASKS_FOR_GROUPS = "enable_gqa" in (varlen_attn.__kwdefaults__ or {})
+
+KERNELS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]] = {
+    # torch.compile would compile these anew for each list of runs
+    "per_sample": torch.compiler.disable(attend_per_sample),
+    "cudnn": torch.compiler.disable(attend_cudnn),
+    "varlen": attend_varlen,
+}
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Attention of [tokens, heads, head_dim] within each sequence, by the kernel that the packing names."""
+    return KERNELS[packing.kernel](query, key, value, packing)
+
+
+@functools.cache
+def fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> str:
+    """The kernel of `auto`: found once per process for a device, a dtype and heads; the log says it.
+
+    Args:
+        device: of the states.
+        dtype: of the products.
+        shape: heads of queries, heads of keys and values, channels of a head.
+    """
+    if device.type != "cuda" or dtype not in HALF:
+        return "per_sample"
+    capability = torch.cuda.get_device_capability(device)
+    known = candidates(capability, shape, flash3=capability in FLASH3_SPEED and _engage_flash3())
+    if "cudnn" in known and not _cudnn_takes(device, dtype, shape):
+        del known["cudnn"]
+    close = close_to_best(known)
+    if len(close) > 1:
+        seconds = {name: _trial(name, device, dtype, shape) for name in close}
+        name = min(seconds, key=seconds.__getitem__)
+        reason = ", ".join(f"{each} {1000 * value:.1f} ms" for each, value in seconds.items())
+        reason = f"by a trial of a layer's forward and backward: {reason}"
+    else:
+        name, reason = close[0], f"known to be fast at compute capability {capability[0]}.{capability[1]}"
+    logger.info("attention by %s, %s", name, reason)
+    return name
+
+
+def candidates(capability: tuple[int, int], shape: Shape, *, flash3: bool) -> dict[str, float]:
+    """The kernels that a GPU has for such heads, each with its speed in training, as far as it is known."""
+    head_dim = shape[2]
+    speeds: dict[str, float] = {}
+    if capability >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256:
+        speeds["varlen"] = FLASH3_SPEED[capability] if flash3 else 1.0
+        if head_dim <= 128:
+            speeds["cudnn"] = CUDNN_SPEED.get(capability, 1.0)
+    return speeds or {"per_sample": 1.0}
+
+
+def close_to_best(speeds: dict[str, float]) -> list[str]:
+    """The names of those whose speed is within 20 % of the best."""
+    best = max(speeds.values())
+    return [name for name, speed in speeds.items() if speed >= CLOSE * best]
+
+
+def _engage_flash3() -> bool:
+    """Lets torch's calls of flash attention run flash-attn 3, where that is installed; whether they do."""
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return False
+    try:
+        from torch.nn.attention import activate_flash_attention_impl
+
+        activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError, ValueError) as error:
+        logger.warning("flash-attn 3 is installed, but does not load: %s", error)
+        return False
+    return True
+
+
+def _cudnn_takes(device: torch.device, dtype: torch.dtype, shape: Shape) -> bool:
+    """Whether cuDNN computes such heads at all, grouped as they are."""
+    q, k, v = (torch.zeros(1, heads, 64, shape[2], device=device, dtype=dtype) for heads in (shape[0], *shape[1:2] * 2))
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            F.scaled_dot_product_attention(q, k, v, enable_gqa=shape[0] != shape[1])
+    except RuntimeError as error:
+        logger.info("cuDNN's attention does not take %s: %s", shape, str(error).splitlines()[0])
+        return False
+    return True
+
+
+def _trial(name: str, device: torch.device, dtype: torch.dtype, shape: Shape) -> float:
+    """Seconds of a layer's attention, forward and backward, in a model of which lengths are new at each step."""
+    rounds = [_first_and_second(name, lengths, device, dtype, shape) for lengths in TRIAL_LENGTHS]
+    return min(second + max(first - second, 0.0) / TRIAL_LAYERS for first, second in rounds[1:])
+
+
+def _first_and_second(
+    name: str, lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype, shape: Shape
+) -> tuple[float, float]:
+    """Seconds of the first and of the second run at these lengths."""
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        positions = [(number, torch.zeros(length, 3, dtype=torch.int64)) for number, length in enumerate(lengths)]
+        packing = Packing(positions, (2, 2, 2), device, name)
+        query, key, value = (
+            torch.randn(sum(lengths), heads, shape[2], device=device, dtype=dtype, generator=generator).requires_grad_()
+            for heads in (shape[0], shape[1], shape[1])
+        )
+        seconds = []
+        for _ in range(2):
+            torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            attend(query, key, value, packing).sum().backward()
+            torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+    return seconds[0], seconds[1]

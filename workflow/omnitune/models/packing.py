@@ -1,0 +1,42 @@
+"""How the tokens of a packed batch fall into sequences."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from .rope import rotary_frequencies
+
+
+class Packing:
+    """How the tokens of one stage fall into sequences.
+
+    A plain class on purpose: FSDP2 casts every tensor that it finds in a block's arguments to the parameters' dtype,
+    and the rotary angles must stay in float32.
+
+    Attributes:
+        lengths: tokens of each sequence.
+        runs: (number of sequences, length) of neighbours of equal length; they may share one attention call.
+        cu_seqlens: int32 [sequences + 1], where each sequence starts, and the number of tokens.
+        longest: tokens of the longest sequence.
+        samples: int64 [tokens], the sample each token belongs to.
+        rotation: float32 [tokens, 1, head_dim / 2, 2], cosine and sine of the rotary angles.
+        kernel: name of the attention kernel, see attention.py.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[tuple[int, torch.Tensor]],
+        axes_dim_rope: Sequence[int],
+        device: torch.device,
+        kernel: str = "per_sample",
+    ) -> None:
+        """Lay out `sequences`, pairs of (sample, position ids [length, 3])."""
+        self.kernel = kernel
+        self.lengths = [len(ids) for _, ids in sequences]
+        self.runs = [(len(list(group)), length) for length, group in itertools.groupby(self.lengths)]
+        self.cu_seqlens = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(device)
+        self.longest = max(self.lengths)
+        owners = torch.tensor([sample for sample, _ in sequences])
+        self.samples = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
+        self.rotation = rotary_frequencies(torch.cat([ids for _, ids in sequences]), axes_dim_rope, device)
