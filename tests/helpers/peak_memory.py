@@ -14,8 +14,9 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from omnitune.config.training import TrainOptions
-from omnitune.models import OmniGen2Transformer2DModel, lora_config
+from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.training.flow_matching import Conditioned, velocity_errors
+from omnitune.training.model import hold_frozen, select_trained
 
 
 def status(name: str) -> int:
@@ -26,13 +27,12 @@ def status(name: str) -> int:
 
 def build(config: dict[str, Any], train: TrainOptions, strategy: str) -> torch.nn.Module:
     model = OmniGen2Transformer2DModel(**config)
-    if train.lora_ft:
-        model.requires_grad_(False)
-        model.add_adapter(lora_config(train.lora_rank))
+    select_trained(model, train)
+    compute = torch.bfloat16 if train.mixed_precision == "bf16" else torch.float32
+    hold_frozen(model, compute)
     if train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if strategy == "fsdp":
-        compute = torch.bfloat16 if train.mixed_precision == "bf16" else torch.float32
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for blocks in (model.context_refiner, model.noise_refiner, model.ref_image_refiner, model.layers):
             for block in blocks:

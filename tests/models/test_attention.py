@@ -27,7 +27,7 @@ def packing_of(lengths: list[int], device: str, kernel: str) -> Packing:
     [
         (HOPPER, PUBLISHED, False, ["cudnn"]),
         (HOPPER, PUBLISHED, True, ["varlen", "cudnn"]),
-        (HOPPER, (8, 8, 256), False, ["varlen"]),  # wider than cuDNN's heads
+        (HOPPER, (8, 8, 128), False, ["varlen"]),  # no channel left to mark padding in cuDNN's heads
         (HOPPER, (3, 1, 20), False, ["per_sample"]),  # no multiple of 8
         (ADA, PUBLISHED, False, ["varlen", "cudnn"]),
         ((8, 0), PUBLISHED, False, ["varlen", "cudnn"]),
@@ -87,14 +87,45 @@ def test_float32_and_other_devices_take_torchs_choice(gpu: Any) -> None:
     assert fastest(torch.device("cpu"), torch.bfloat16, PUBLISHED) == "per_sample"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_padding_gets_no_weight(dtype: torch.dtype) -> None:
+    """Also against scores that are as low as such numbers allow: values that padding would add are far from these."""
+    packing = packing_of([5], "cpu", "cudnn")
+    query, key = (torch.full((5, 2, 120), number, dtype=dtype) for number in (-8.0, 8.0))
+    q = attention._padded(query, packing, marks=1.0).transpose(0, 1)
+    k = attention._padded(key, packing, marks=0.0, padding=attention.PADDING).transpose(0, 1)
+    assert q.shape == k.shape == (2, 128, 128)
+    scores = (q.float() @ k.float().transpose(1, 2)) * 120**-0.5
+    weights = scores.softmax(dim=-1)[:, :5]
+    assert (weights[..., 5:] == 0).all()
+    torch.testing.assert_close(weights[..., :5], torch.full((2, 5, 5), 0.2))
+
+
+def test_lengths_share_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the lengths and their order are, cuDNN is asked for few shapes."""
+    shapes = set()
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention.F, "scaled_dot_product_attention", lambda q, *a, **k: shapes.add(q.shape) or real(q, *a, **k)
+    )
+    for lengths in ([100, 100, 300], [128, 257], [7, 380, 101, 90]):
+        parts = (torch.randn(sum(lengths), heads, 8) for heads in (2, 1, 1))
+        attend(*parts, packing_of(lengths, "cpu", "cudnn"))
+    assert shapes == {(1, 2, 128, 16), (1, 2, 384, 16)}
+
+
 def test_grouped_heads_are_not_copied() -> None:
-    """Keys and values come to the kernel as they are: the gradient of a head is that of its group."""
-    query, key, value = (torch.randn(9, heads, 8, requires_grad=True) for heads in (6, 2, 2))
+    """Keys and values come to the kernel as they are: the gradient of a head is that of its group.
+
+    Lengths below, at and above the multiple to which cuDNN's sequences are padded.
+    """
+    lengths = [1, 128, 130]
+    query, key, value = (torch.randn(sum(lengths), heads, 8, requires_grad=True) for heads in (6, 2, 2))
     for kernel in ("per_sample", "cudnn"):
-        output = attend(query, key, value, packing_of([5, 4], "cpu", kernel))
+        output = attend(query, key, value, packing_of(lengths, "cpu", kernel))
         gradients = torch.autograd.grad(output.square().sum(), (query, key, value))
         whole = [t.repeat_interleave(3, dim=1) for t in (key, value)]
-        expected = attend(query, *whole, packing_of([5, 4], "cpu", "per_sample"))
+        expected = attend(query, *whole, packing_of(lengths, "cpu", "per_sample"))
         torch.testing.assert_close(output, expected)
         assert [g.shape for g in gradients] == [query.shape, key.shape, value.shape]
         for found, wanted in zip(

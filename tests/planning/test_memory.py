@@ -84,7 +84,9 @@ def measured(strategy: str, train: dict[str, Any], processes: int = 1) -> list[i
         ("single", 1, {"gradient_checkpointing": True, "mixed_precision": "no"}),
         ("single", 1, {"gradient_checkpointing": False, "mixed_precision": "bf16"}),
         ("single", 1, {"gradient_checkpointing": False, "mixed_precision": "no", "lora_ft": True}),
+        ("single", 1, {"gradient_checkpointing": False, "mixed_precision": "bf16", "lora_ft": True}),
         ("fsdp", 2, {"gradient_checkpointing": True, "mixed_precision": "no"}),
+        ("fsdp", 2, {"gradient_checkpointing": True, "mixed_precision": "bf16", "lora_ft": True}),
     ],
 )
 def test_estimates_are_what_processes_take(strategy: str, processes: int, train: dict[str, Any]) -> None:
@@ -145,7 +147,7 @@ def test_the_published_size() -> None:
 @pytest.mark.slow
 def test_adapters_and_groups_save_what_is_not_trained() -> None:
     full, lora = published("ddp", 1), published("ddp", 1, lora_ft=True)
-    assert lora["weights"] == pytest.approx(full["weights"], rel=0.01)
+    assert lora["weights"] == pytest.approx(full["weights"] / 2, rel=0.01)  # frozen matrices are in bf16
     assert lora["optimizer"] + lora["gradients"] < 0.01 * full["optimizer"]
     last = published("ddp", 1, parameter_groups=[{"pattern": "layers.31.*"}])
     assert last["optimizer"] < full["optimizer"] / 30

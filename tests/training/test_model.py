@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from helpers.models import tiny_transformer
+from helpers.models import ragged_batch, randomise, tiny_transformer
 from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import ParameterGroup, TrainOptions, trained_names
@@ -55,6 +57,38 @@ def test_weights_are_those_that_the_options_ask_for(tmp_path: Path) -> None:
     message = rf"model\.arch_opt\.num_layers: {layers + 1} is not what the weights have: {layers}$"
     with pytest.raises(ValueError, match=message):
         build(num_layers=layers + 1)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"lora_ft": True, "lora_rank": 2},
+        {"lora_ft": True, "lora_rank": 2, "lora_use_dora": True},
+        {"parameter_groups": [{"pattern": "layers.1.*"}]},
+    ],
+    ids=["lora", "dora", "groups"],
+)
+def test_frozen_matrices_in_bf16_change_no_number(tmp_path: Path, train: dict[str, Any]) -> None:
+    tiny_transformer().save_pretrained(tmp_path)
+
+    def learnt(precision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        content = {"name": "x", "data": {"data_path": "mix.yml"}, "train": {"mixed_precision": "bf16", **train}}
+        content["model"] = {"pretrained_model_path": "demo", "frozen_precision": precision}
+        model = build_model(ExperimentOptions.model_validate(content), tmp_path).model
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        randomise(nn.ParameterList(trained.values()))  # an adapter that predicts something
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(**ragged_batch(), return_dict=False)[0]
+        torch.cat([part.flatten() for part in output]).float().square().sum().backward()
+        return model, {name: p.grad for name, p in trained.items() if p.grad is not None}
+
+    (held, found), (whole, expected) = learnt("bf16"), learnt("fp32")
+    assert found.keys() == expected.keys() and found
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    for name, parameter in held.named_parameters():
+        matrix = parameter.ndim > 1 and not parameter.requires_grad
+        assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
 
 
 def test_parameters_that_groups_name() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers.trainings import TRAINED, difference, rows, tensors, train, write_options
+from helpers.trainings import TRAINED, difference, largest_difference, rows, tensors, train, write_options
 from helpers.workplace import Workplace
 from omnitune.config import ExperimentOptions, starting_weights
 from omnitune.training.inputs import TrainingFiles
@@ -313,3 +313,32 @@ def test_full_disk_in_the_background(mixed: Workplace) -> None:
         assert whole and "checkpoint-12" not in whole
     finally:
         os.system(f"umount --lazy {folder}")
+
+
+def test_adapters_on_matrices_in_bf16(mixed: Workplace) -> None:
+    """Where frozen matrices and adapters have other dtypes: on shards, on copies, stopped and gone on, converted."""
+    keys = {"mixed_precision": "bf16", "lora_ft": True, "lora_rank": 4, "max_train_steps": 6, "batch_size": 4}
+    logger = {"checkpointing_steps": 3}
+    for name, more in (
+        ("bf16_fsdp", {}),
+        ("bf16_ddp", {"parallelism": "ddp"}),
+        ("bf16_parts", {"max_train_steps": 3}),
+        ("bf16_parts", {}),
+    ):
+        output = train(mixed, name, start=TRAINED, train={**keys, **more}, logger=logger)
+        assert f"strategy {'ddp' if name == 'bf16_ddp' else 'fsdp'}, 2 processes" in output
+    assert difference(rows(mixed, "bf16_fsdp"), rows(mixed, "bf16_ddp")) < 0.01
+    whole, parts = (mixed.root / f"experiments/{name}/checkpoint-6" for name in ("bf16_fsdp", "bf16_parts"))
+    assert largest_difference(whole, parts) == 0
+    trained = {name: tensor for name, tensor in tensors(whole).items() if name.startswith("pytorch_model")}
+    assert trained and all(tensor.dtype == torch.float32 for tensor in trained.values())
+
+    words = ["--config_path", "config/options/bf16_fsdp.yml", "--model_path", str(whole), "--save_path", "bf16_adapter"]
+    done = mixed.run("omnitune", "convert", *words)
+    assert done.returncode == 0, done.stderr
+    weights = load_file(mixed.root / "bf16_adapter/pytorch_lora_weights.safetensors")
+    assert sorted(map(_digest, weights.values())) == sorted(map(_digest, trained.values()))
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().numpy())

@@ -1,8 +1,12 @@
 """Attention within the sequences of a packed batch: the kernels that there are, and which of them is fast where.
 
-On Hopper (compute capability 9.0) cuDNN's kernels train 1.7 to 2.3 times as fast as flash attention 2; on other GPUs they
-are as fast or slower. `fastest` goes by what is known of a GPU, and where that leaves several kernels within 20 %, or where
-nothing is known, by a trial of both.
+On Hopper (compute capability 9.0) cuDNN's kernels train nearly twice as fast as flash attention 2; on other GPUs they are as
+fast or slower. `fastest` goes by what is known of a GPU, and where that leaves several kernels within 20 %, or where nothing is
+known, by a trial of both.
+
+cuDNN makes a plan for each length that is new, three in a training step (a forward with and one without gradients, a backward),
+each of some 60 ms: with texts of any length this took longer than it won. So sequences are padded to multiples of 128 tokens,
+for which there is soon a plan each.
 """
 
 import functools
@@ -16,17 +20,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from .packing import Packing
+from .packing import MULTIPLE, Packing
 
 logger = logging.getLogger("omnitune")
 
 HALF = (torch.bfloat16, torch.float16)
 # cuDNN's speed in training, flash attention 2 being 1, by compute capability
-CUDNN_SPEED = {(8, 0): 0.82, (8, 6): 0.93, (8, 9): 1.0, (9, 0): 2.0, (12, 0): 0.88}
+CUDNN_SPEED = {(8, 0): 0.82, (8, 6): 0.93, (8, 9): 1.0, (9, 0): 1.8, (12, 0): 0.88}
 FLASH3_SPEED = {(9, 0): 2.0}
 CLOSE = 0.8  # of the fastest: what is known is no better than that
-TRIAL_LENGTHS = ((4096, 4352), (4160, 4416), (4224, 4480))  # tokens of two sequences: to warm up, then two rounds
-TRIAL_LAYERS = 32  # share a plan that cuDNN makes for a length that is new
+TRIAL_LENGTHS = (4224, 4480)  # tokens of two sequences
+MARKS = 8  # channels more that tell padding from tokens; cuDNN's heads are multiples of 8, up to 128
+PADDING = -(2.0**15)  # of a key in these channels: the exponential of such a score is zero in any precision
 
 Shape = tuple[int, int, int]  # heads of queries, heads of keys and values, channels of a head
 
@@ -47,10 +52,33 @@ def attend_per_sample(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 
 def attend_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """The same by cuDNN; sequences that it does not take, such as those of one token, by the kernels after it."""
+    """The same by cuDNN, each sequence padded to a multiple of 128 tokens; exact, as padding gets no weight at all.
+
+    A mask would take cuDNN's fast kernel away. Instead heads are widened by channels in which queries are 1 and keys 0, or
+    far below 0 where they are padding.
+    """
+    head_dim = query.shape[-1]
+    wide = (
+        _padded(query, packing, marks=1.0),
+        _padded(key, packing, marks=0.0, padding=PADDING),
+        _padded(value, packing, marks=0.0),
+    )
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    outputs = []
     with sdpa_kernel(order, set_priority=True):
-        return attend_per_sample(query, key, value, packing)
+        for length, *parts in zip(packing.lengths, *(t.split(packing.padded) for t in wide), strict=True):
+            q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+            grouped = k.shape[1] != q.shape[1]
+            attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped, scale=head_dim**-0.5)
+            outputs.append(attended[0, :, :length, :head_dim].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _padded(states: torch.Tensor, packing: Packing, *, marks: float, padding: float = 0.0) -> torch.Tensor:
+    """Packed states [tokens, heads, head_dim] with padding between sequences: [padded tokens, heads, head_dim + MARKS]."""
+    empty = states.new_zeros(sum(packing.padded), *states.shape[1:])
+    wide = (F.pad(empty, (0, MARKS), value=padding), F.pad(states, (0, MARKS), value=marks))
+    return wide[0].index_copy(0, packing.slots, wide[1])
 
 
 def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -112,7 +140,7 @@ def candidates(capability: tuple[int, int], shape: Shape, *, flash3: bool) -> di
     speeds: dict[str, float] = {}
     if capability >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256:
         speeds["varlen"] = FLASH3_SPEED[capability] if flash3 else 1.0
-        if head_dim <= 128:
+        if head_dim <= 128 - MARKS:
             speeds["cudnn"] = CUDNN_SPEED.get(capability, 1.0)
     return speeds or {"per_sample": 1.0}
 
@@ -139,10 +167,13 @@ def _engage_flash3() -> bool:
 
 def _cudnn_takes(device: torch.device, dtype: torch.dtype, shape: Shape) -> bool:
     """Whether cuDNN computes such heads at all, grouped as they are."""
-    q, k, v = (torch.zeros(1, heads, 64, shape[2], device=device, dtype=dtype) for heads in (shape[0], *shape[1:2] * 2))
+    heads, kv_heads, head_dim = shape
+    q, k, v = (
+        torch.zeros(1, n, MULTIPLE, head_dim + MARKS, device=device, dtype=dtype) for n in (heads, kv_heads, kv_heads)
+    )
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            F.scaled_dot_product_attention(q, k, v, enable_gqa=shape[0] != shape[1])
+            F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads)
     except RuntimeError as error:
         logger.info("cuDNN's attention does not take %s: %s", shape, str(error).splitlines()[0])
         return False
@@ -150,28 +181,21 @@ def _cudnn_takes(device: torch.device, dtype: torch.dtype, shape: Shape) -> bool
 
 
 def _trial(name: str, device: torch.device, dtype: torch.dtype, shape: Shape) -> float:
-    """Seconds of a layer's attention, forward and backward, in a model of which lengths are new at each step."""
-    rounds = [_first_and_second(name, lengths, device, dtype, shape) for lengths in TRIAL_LENGTHS]
-    return min(second + max(first - second, 0.0) / TRIAL_LAYERS for first, second in rounds[1:])
-
-
-def _first_and_second(
-    name: str, lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype, shape: Shape
-) -> tuple[float, float]:
-    """Seconds of the first and of the second run at these lengths."""
+    """Seconds of a layer's attention, forward and backward, once it is warm."""
     generator = torch.Generator(device).manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        positions = [(number, torch.zeros(length, 3, dtype=torch.int64)) for number, length in enumerate(lengths)]
+        positions = [(number, torch.zeros(length, 3, dtype=torch.int64)) for number, length in enumerate(TRIAL_LENGTHS)]
         packing = Packing(positions, (2, 2, 2), device, name)
         query, key, value = (
-            torch.randn(sum(lengths), heads, shape[2], device=device, dtype=dtype, generator=generator).requires_grad_()
+            torch.randn(sum(TRIAL_LENGTHS), heads, shape[2], device=device, dtype=dtype, generator=generator)
             for heads in (shape[0], shape[1], shape[1])
         )
+        inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
         seconds = []
-        for _ in range(2):
+        for _ in range(4):
             torch.cuda.synchronize(device)
             started = time.perf_counter()
-            attend(query, key, value, packing).sum().backward()
+            attend(*inputs, packing).sum().backward()
             torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - started)
-    return seconds[0], seconds[1]
+    return min(seconds[1:])
