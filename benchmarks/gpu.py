@@ -36,7 +36,7 @@ TEXT_TOKENS = (300, 280)  # not equal, as in training: equal sequences would sha
 WARM_UP, STEPS = 2, 4
 DTYPE = torch.bfloat16
 SECONDS = {"attention": 40, "step": 110, "full": 60, "generate": 30, "compile": 120}
-FP32_LORA = {"lora_ft": True, "lora_rank": 8, "mixed_precision": "bf16"}
+LORA = {"lora_ft": True, "lora_rank": 8, "mixed_precision": "bf16"}
 
 Row = dict[str, Any]
 
@@ -102,28 +102,31 @@ class Steps:
         update(self.optimizers, self.train.learning_rate)
         clear_gradients(self.optimizers)
 
-    def measured(self, new_lengths: bool = False) -> Row:
-        """Seconds of a step, share of the GPU's peak, memory; `new_lengths`: each step has texts of another length."""
+    def measured(self, texts: list[tuple[int, ...]] | None = None) -> Row:
+        """Seconds of a step, share of the GPU's peak, memory; `texts`: tokens of the texts of each step."""
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        shift = iter(range(1, 100))
+        texts = texts or STEPS * [TEXT_TOKENS]
         started = synchronized()
         for _ in range(WARM_UP):
             self.step(TEXT_TOKENS)
-        warm = synchronized() - started
-
-        def once() -> None:
-            self.step(tuple(text + next(shift) for text in TEXT_TOKENS) if new_lengths else TEXT_TOKENS)
-
-        seconds = timed(once, STEPS)
-        tokens = (SIDE // self.model.config.patch_size) ** 2
-        flops = ModelFlops(self.model).training([SampleTokens(text, (tokens,), tokens) for text in TEXT_TOKENS])
+        warm, started = synchronized() - started, time.perf_counter()
+        for lengths in texts:
+            self.step(lengths)
+        seconds = (synchronized() - started) / len(texts)
+        tokens, counted = (SIDE // self.model.config.patch_size) ** 2, ModelFlops(self.model)
+        flops = [counted.training([SampleTokens(text, (tokens,), tokens) for text in lengths]) for lengths in texts]
         peak = peak_flops(torch.cuda.get_device_name(), DTYPE) if DEVICE == "cuda" else None
         memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
-        row = {"s/step": round(seconds, 3), "samples/s": round(len(TEXT_TOKENS) / seconds, 2)}
-        row["MFU"] = round(flops / seconds / peak, 3) if peak else None
+        row: Row = {"s/step": round(seconds, 3), "samples/s": round(len(TEXT_TOKENS) / seconds, 2)}
+        row["MFU"] = round(sum(flops) / len(texts) / seconds / peak, 3) if peak else None
         return row | {"GiB": round(memory, 1), "s of the first two": round(warm, 1)}
+
+
+def lengths_of_no_step_before(first: int) -> list[tuple[int, ...]]:
+    """Texts of eight steps, of lengths that are all different."""
+    return [tuple(text + first + 37 * number for text in TEXT_TOKENS) for number in range(8)]
 
 
 def attention() -> Iterator[Row]:
@@ -175,18 +178,20 @@ def attention() -> Iterator[Row]:
 
 def step() -> Iterator[Row]:
     """LoRA steps by kernel and by the precision of frozen weights, and what a step's time goes into."""
-    train = TrainOptions(**FP32_LORA)
+    train = TrainOptions(**LORA)
     model = build(train, torch.float32)
     steps = Steps(model, train, autocast=True)
     hold_frozen(model, DTYPE)
-    for kernel in ("auto",) if DEVICE == "cpu" else ("cudnn", "varlen", "per_sample"):
+    row = {"trained": "LoRA", "frozen": "bf16"}
+    for kernel in ("auto",) if DEVICE == "cpu" else ("cudnn", "varlen"):
         model.attention = kernel
-        yield {"trained": "LoRA", "frozen": "bf16", "attention": kernel} | steps.measured()
-    model.attention = "per_sample" if DEVICE == "cpu" else "cudnn"
-    yield {"trained": "LoRA", "frozen": "bf16", "attention": "cudnn, new lengths"} | steps.measured(new_lengths=True)
+        yield row | {"attention": kernel} | steps.measured()
+        yield row | {"attention": f"{kernel}, new lengths"} | steps.measured(lengths_of_no_step_before(1))
+        yield row | {"attention": f"{kernel}, more of them"} | steps.measured(lengths_of_no_step_before(4))
+    model.attention = "auto"
     yield from profiled(steps)
     hold_frozen(model, torch.float32)
-    yield {"trained": "LoRA", "frozen": "fp32", "attention": "cudnn"} | steps.measured()
+    yield {"trained": "LoRA", "frozen": "fp32", "attention": "auto"} | steps.measured()
 
 
 KINDS = {  # of kernels, by parts of their names
@@ -233,7 +238,7 @@ def full() -> Iterator[Row]:
 
 def compile_() -> Iterator[Row]:
     """LoRA steps with compiled blocks; with the seconds of the first two steps, which compile."""
-    train = TrainOptions(**FP32_LORA)
+    train = TrainOptions(**LORA)
     for kernel in ("auto",) if DEVICE == "cpu" else ("cudnn", "varlen"):
         torch.compiler.reset()
         model = build(train, torch.float32)

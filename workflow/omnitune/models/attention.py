@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -87,7 +88,7 @@ def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, p
     return varlen_attn(query, key, value, starts, starts, longest, longest, **_grouped(query, key))  # type: ignore[return-value]
 
 
-def _grouped(query: torch.Tensor, key: torch.Tensor) -> dict[str, bool]:
+def _grouped(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
     """Says that heads are grouped, where varlen_attn wants to know: before torch 2.12 it takes them as they are."""
     return {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GROUPS else {}
 
@@ -190,12 +191,13 @@ def _trial(name: str, device: torch.device, dtype: torch.dtype, shape: Shape) ->
             torch.randn(sum(TRIAL_LENGTHS), heads, shape[2], device=device, dtype=dtype, generator=generator)
             for heads in (shape[0], shape[1], shape[1])
         )
-        inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+        for tensor in (query, key, value):
+            tensor.requires_grad_()
         seconds = []
         for _ in range(4):
             torch.cuda.synchronize(device)
             started = time.perf_counter()
-            attend(*inputs, packing).sum().backward()
+            attend(query, key, value, packing).sum().backward()
             torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

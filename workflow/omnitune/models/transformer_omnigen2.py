@@ -177,8 +177,10 @@ class OmniGen2TimeTextEmbedding(nn.Module):
         )
 
     def forward(self, timestep: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        temb = self.timestep_embedder(self.time_proj(timestep.float()).to(self.timestep_embedder.linear_1.weight.dtype))
-        return temb, self.caption_embedder(text.to(self.caption_embedder[0].weight.dtype))
+        time_dtype: torch.dtype = self.timestep_embedder.linear_1.weight.dtype
+        text_dtype: torch.dtype = self.caption_embedder[0].weight.dtype  # type: ignore[assignment]
+        temb = self.timestep_embedder(self.time_proj(timestep.float()).to(time_dtype))
+        return temb, self.caption_embedder(text.to(text_dtype))
 
 
 class OmniGen2OutputNorm(nn.Module):
