@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from omnitune.models import attention
-from omnitune.models.attention import KERNELS, attend, candidates, close_to_best, fastest
+from omnitune.models.attention import KERNELS, attend, candidates, fastest
 from omnitune.models.packing import Packing
 
 pytestmark = pytest.mark.unit
 
 PUBLISHED = (21, 7, 120)
-HOPPER, ADA, UNKNOWN = (9, 0), (8, 9), (10, 3)
+HOPPER = (9, 0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -23,20 +23,17 @@ def packing_of(lengths: list[int], device: str, kernel: str) -> Packing:
 
 
 @pytest.mark.parametrize(
-    ("capability", "shape", "flash3", "close"),
+    ("capability", "shape", "expected"),
     [
-        (HOPPER, PUBLISHED, False, ["cudnn"]),
-        (HOPPER, PUBLISHED, True, ["varlen", "cudnn"]),
-        (HOPPER, (8, 8, 128), False, ["varlen"]),  # no channel left to mark padding in cuDNN's heads
-        (HOPPER, (3, 1, 20), False, ["per_sample"]),  # no multiple of 8
-        (ADA, PUBLISHED, False, ["varlen", "cudnn"]),
-        ((8, 0), PUBLISHED, False, ["varlen", "cudnn"]),
-        (UNKNOWN, PUBLISHED, False, ["varlen", "cudnn"]),
-        ((7, 5), PUBLISHED, False, ["per_sample"]),
+        (HOPPER, PUBLISHED, ["varlen", "cudnn"]),
+        (HOPPER, (8, 8, 128), ["varlen"]),  # no channel left to mark padding in cuDNN's heads
+        (HOPPER, (3, 1, 20), ["per_sample"]),  # no multiple of 8
+        ((8, 0), PUBLISHED, ["varlen", "cudnn"]),
+        ((7, 5), PUBLISHED, ["per_sample"]),
     ],
 )
-def test_candidates_of_a_gpu(capability: Any, shape: Any, flash3: bool, close: list[str]) -> None:
-    assert close_to_best(candidates(capability, shape, flash3=flash3)) == close
+def test_candidates_of_a_gpu(capability: Any, shape: Any, expected: list[str]) -> None:
+    assert candidates(capability, shape) == expected
 
 
 @pytest.fixture
@@ -59,21 +56,14 @@ def choose(dtype: torch.dtype = torch.bfloat16, shape: Any = PUBLISHED) -> str:
     return fastest(torch.device("cuda", 0), dtype, shape)
 
 
-def test_what_is_known_needs_no_trial_and_the_log_says_it(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
-    tried = gpu(HOPPER, {})
-    with caplog.at_level(logging.INFO, "omnitune"):
-        assert choose() == "cudnn"
-    assert not tried and "attention by cudnn, known to be fast at compute capability 9.0" in caplog.text
-
-
 @pytest.mark.parametrize("faster", ["varlen", "cudnn"])
-def test_close_kernels_are_tried_once(faster: str, gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trial_decides_once_and_the_log_says_it(faster: str, gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
     seconds = {"varlen": 0.002, "cudnn": 0.002} | {faster: 0.001}
-    tried = gpu(ADA, seconds)
+    tried = gpu(HOPPER, seconds)
     with caplog.at_level(logging.INFO, "omnitune"):
         assert [choose(), choose()] == [faster, faster]
     assert tried == ["varlen", "cudnn"]
-    assert f"{faster} 1.0 ms" in caplog.text
+    assert f"attention by {faster}, by a trial" in caplog.text and f"{faster} 1.0 ms" in caplog.text
 
 
 def test_what_cudnn_does_not_take_is_left_to_flash_attention(gpu: Any) -> None:

@@ -62,8 +62,8 @@ def test_weights_are_those_that_the_options_ask_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "train",
     [
-        {"lora_ft": True, "lora_rank": 2},
-        {"lora_ft": True, "lora_rank": 2, "lora_use_dora": True},
+        {"lora_ft": True, "lora_rank": 2, "lora_target_modules": ["to_q"]},
+        {"lora_ft": True, "lora_rank": 2, "lora_target_modules": ["to_q"], "lora_use_dora": True},
         {"parameter_groups": [{"pattern": "layers.1.*"}]},
     ],
     ids=["lora", "dora", "groups"],

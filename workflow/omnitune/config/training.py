@@ -162,7 +162,8 @@ class TrainOptions(Section):
     mixed_precision: Annotated[
         Literal["bf16", "fp16", "fp32", "no"],
         Field(
-            description="Precision of forward and backward; weights, optimizer and the sums of gradients stay float32. "
+            description="Precision of forward and backward; trained weights, optimizer and sums of gradients stay float32, "
+            "frozen matrices are in model.frozen_precision. "
             "fp16 scales the loss. `fp32` is another name of `no`."
         ),
         Affects("weights"),
@@ -177,8 +178,8 @@ class TrainOptions(Section):
         Literal["auto", "cudnn", "varlen", "per_sample"],
         Field(
             description="Kernel of attention. `varlen`: flash attention over all sequences at once. `cudnn`: cuDNN, sequence "
-            "by sequence. `per_sample`: torch's own choice, sequence by sequence. `auto`: the fastest by what is known of the "
-            "GPU, or by a trial; the log says which."
+            "by sequence, padded to multiples of 128 tokens. `per_sample`: torch's own choice, sequence by sequence. `auto`: "
+            "the faster of the first two on this GPU, by a trial; the log says which."
         ),
         NOTHING,
     ] = "auto"

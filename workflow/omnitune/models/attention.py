@@ -1,8 +1,7 @@
 """Attention within the sequences of a packed batch: the kernels that there are, and which of them is fast where.
 
-On Hopper (compute capability 9.0) cuDNN's kernels train nearly twice as fast as flash attention 2; on other GPUs they are as
-fast or slower. `fastest` goes by what is known of a GPU, and where that leaves several kernels within 20 %, or where nothing is
-known, by a trial of both.
+On Hopper (compute capability 9.0) cuDNN's kernel trains nearly twice as fast as flash attention 2, on other GPUs as fast or
+slower. `fastest` finds out by a trial of both.
 
 cuDNN makes a plan for each length that is new, three in a training step (a forward with and one without gradients, a backward),
 each of some 60 ms: with texts of any length this took longer than it won. So sequences are padded to multiples of 128 tokens,
@@ -26,10 +25,7 @@ from .packing import MULTIPLE, Packing
 logger = logging.getLogger("omnitune")
 
 HALF = (torch.bfloat16, torch.float16)
-# cuDNN's speed in training, flash attention 2 being 1, by compute capability
-CUDNN_SPEED = {(8, 0): 0.82, (8, 6): 0.93, (8, 9): 1.0, (9, 0): 1.8, (12, 0): 0.88}
-FLASH3_SPEED = {(9, 0): 2.0}
-CLOSE = 0.8  # of the fastest: what is known is no better than that
+FLASH3 = (9, 0)  # the compute capability that flash-attn 3 is for
 TRIAL_LENGTHS = (4224, 4480)  # tokens of two sequences
 MARKS = 8  # channels more that tell padding from tokens; cuDNN's heads are multiples of 8, up to 128
 PADDING = -(2.0**15)  # of a key in these channels: the exponential of such a score is zero in any precision
@@ -120,50 +116,39 @@ def fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> str:
     if device.type != "cuda" or dtype not in HALF:
         return "per_sample"
     capability = torch.cuda.get_device_capability(device)
-    known = candidates(capability, shape, flash3=capability in FLASH3_SPEED and _engage_flash3())
-    if "cudnn" in known and not _cudnn_takes(device, dtype, shape):
-        del known["cudnn"]
-    close = close_to_best(known)
-    if len(close) > 1:
-        seconds = {name: _trial(name, device, dtype, shape) for name in close}
-        name = min(seconds, key=seconds.__getitem__)
-        reason = ", ".join(f"{each} {1000 * value:.1f} ms" for each, value in seconds.items())
-        reason = f"by a trial of a layer's forward and backward: {reason}"
-    else:
-        name, reason = close[0], f"known to be fast at compute capability {capability[0]}.{capability[1]}"
-    logger.info("attention by %s, %s", name, reason)
+    names = candidates(capability, shape)
+    if "varlen" in names and capability == FLASH3:
+        _engage_flash3()
+    if "cudnn" in names and not _cudnn_takes(device, dtype, shape):
+        names.remove("cudnn")
+    if len(names) == 1:
+        logger.info("attention by %s, which alone takes %s on this GPU", names[0], shape)
+        return names[0]
+    seconds = {name: _trial(name, device, dtype, shape) for name in names}
+    found = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items())
+    name = min(seconds, key=seconds.__getitem__)
+    logger.info("attention by %s, by a trial of a layer's forward and backward: %s", name, found)
     return name
 
 
-def candidates(capability: tuple[int, int], shape: Shape, *, flash3: bool) -> dict[str, float]:
-    """The kernels that a GPU has for such heads, each with its speed in training, as far as it is known."""
+def candidates(capability: tuple[int, int], shape: Shape) -> list[str]:
+    """The kernels that a GPU has for such heads."""
     head_dim = shape[2]
-    speeds: dict[str, float] = {}
-    if capability >= (8, 0) and head_dim % 8 == 0 and head_dim <= 256:
-        speeds["varlen"] = FLASH3_SPEED[capability] if flash3 else 1.0
-        if head_dim <= 128 - MARKS:
-            speeds["cudnn"] = CUDNN_SPEED.get(capability, 1.0)
-    return speeds or {"per_sample": 1.0}
+    if capability < (8, 0) or head_dim % 8 or head_dim > 256:
+        return ["per_sample"]
+    return ["varlen", "cudnn"] if head_dim <= 128 - MARKS else ["varlen"]
 
 
-def close_to_best(speeds: dict[str, float]) -> list[str]:
-    """The names of those whose speed is within 20 % of the best."""
-    best = max(speeds.values())
-    return [name for name, speed in speeds.items() if speed >= CLOSE * best]
-
-
-def _engage_flash3() -> bool:
-    """Lets torch's calls of flash attention run flash-attn 3, where that is installed; whether they do."""
+def _engage_flash3() -> None:
+    """Lets torch's calls of flash attention run flash-attn 3, where that is installed."""
     if importlib.util.find_spec("flash_attn_interface") is None:
-        return False
+        return
     try:
         from torch.nn.attention import activate_flash_attention_impl
 
         activate_flash_attention_impl("FA3")
     except (ImportError, RuntimeError, ValueError) as error:
         logger.warning("flash-attn 3 is installed, but does not load: %s", error)
-        return False
-    return True
 
 
 def _cudnn_takes(device: torch.device, dtype: torch.dtype, shape: Shape) -> bool:
