@@ -59,6 +59,7 @@ def test_weights_are_those_that_the_options_ask_for(tmp_path: Path) -> None:
         build(num_layers=layers + 1)
 
 
+@pytest.mark.slow  # bf16 on a CPU that has none
 @pytest.mark.parametrize(
     "train",
     [
