@@ -84,9 +84,7 @@ def measured(strategy: str, train: dict[str, Any], processes: int = 1) -> list[i
         ("single", 1, {"gradient_checkpointing": True, "mixed_precision": "no"}),
         ("single", 1, {"gradient_checkpointing": False, "mixed_precision": "bf16"}),
         ("single", 1, {"gradient_checkpointing": False, "mixed_precision": "no", "lora_ft": True}),
-        ("single", 1, {"gradient_checkpointing": False, "mixed_precision": "bf16", "lora_ft": True}),
         ("fsdp", 2, {"gradient_checkpointing": True, "mixed_precision": "no"}),
-        ("fsdp", 2, {"gradient_checkpointing": True, "mixed_precision": "bf16", "lora_ft": True}),
     ],
 )
 def test_estimates_are_what_processes_take(strategy: str, processes: int, train: dict[str, Any]) -> None:
