@@ -1,10 +1,12 @@
 """Which kernel of attention is taken where; and, on a GPU, that all of them compute the same."""
 
 import logging
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from omnitune.models import attention
 from omnitune.models.attention import KERNELS, attend, candidates, fastest
@@ -22,59 +24,103 @@ def packing_of(lengths: list[int], device: str, kernel: str) -> Packing:
     return Packing(ids, (2, 2, 2), torch.device(device), kernel)
 
 
-@pytest.mark.parametrize(
-    ("capability", "shape", "expected"),
-    [
-        (HOPPER, PUBLISHED, ["varlen", "cudnn"]),
-        (HOPPER, (8, 8, 128), ["varlen"]),  # no channel left to mark padding in cuDNN's heads
-        (HOPPER, (3, 1, 20), ["per_sample"]),  # no multiple of 8
-        ((8, 0), PUBLISHED, ["varlen", "cudnn"]),
-        ((7, 5), PUBLISHED, ["per_sample"]),
-    ],
-)
-def test_candidates_of_a_gpu(capability: Any, shape: Any, expected: list[str]) -> None:
-    assert candidates(capability, shape) == expected
+@pytest.fixture
+def padded_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torch's plain form stand in for cuDNN."""
+    monkeypatch.setattr(attention, "PADDED_BACKEND", SDPBackend.MATH)
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A GPU that this machine need not have: its capability, what cuDNN takes there, and how long kernels take."""
+    """Sets the compute capability of a GPU that this machine need not have."""
+    return lambda capability: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    def put(capability: tuple[int, int], seconds: dict[str, float], takes: bool = True) -> list[str]:
-        tried: list[str] = []
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(attention, "_cudnn_takes", lambda *_: takes)
-        monkeypatch.setattr(attention, "_trial", lambda name, *_: tried.append(name) or seconds[name])
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "shape", "expected"),
+    [
+        (HOPPER, torch.bfloat16, PUBLISHED, ["varlen", "cudnn", "per_sample"]),
+        (HOPPER, torch.bfloat16, (8, 8, 128), ["varlen", "per_sample"]),  # no channel left to mark padding in
+        (HOPPER, torch.bfloat16, (3, 1, 20), ["per_sample"]),  # no multiple of 8
+        (HOPPER, torch.float32, PUBLISHED, ["per_sample"]),
+        ((8, 0), torch.float16, PUBLISHED, ["varlen", "cudnn", "per_sample"]),
+        ((7, 5), torch.float16, PUBLISHED, ["per_sample"]),
+    ],
+)
+def test_candidates_of_a_gpu(gpu: Any, capability: Any, dtype: torch.dtype, shape: Any, expected: list[str]) -> None:
+    gpu(capability)
+    assert candidates(torch.device("cuda", 0), dtype, shape) == expected
+    assert candidates(torch.device("cpu"), dtype, shape) == ["per_sample"]
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
+    """The choice where a device, here the CPU, has the kernels that are given; their times, where these are, too."""
+
+    def choose(kernels: dict[str, Any], seconds: dict[str, float] | None = None) -> str:
+        calls = Counter[str]()
+        for name, kernel in kernels.items():
+            monkeypatch.setitem(KERNELS, name, lambda *a, k=kernel, n=name: calls.update([n]) or k(*a))
+        monkeypatch.setattr(attention, "TRIAL_LENGTHS", (10, 13))
+        monkeypatch.setattr(attention, "candidates", lambda *_: [*kernels, "per_sample"])
+        if seconds:
+            monkeypatch.setattr(attention, "_seconds", lambda function, device: seconds[function.args[0]])
         fastest.cache_clear()
-        return tried
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "omnitune"):
+            found = {fastest(torch.device("cpu"), torch.float32, (4, 2, 8)) for _ in range(2)}
+        fastest.cache_clear()
+        assert set(calls) == set(kernels)
+        return found.pop() + "; " + "; ".join(record.message for record in caplog.records)
 
-    yield put
-    fastest.cache_clear()
-
-
-def choose(dtype: torch.dtype = torch.bfloat16, shape: Any = PUBLISHED) -> str:
-    return fastest(torch.device("cuda", 0), dtype, shape)
-
-
-@pytest.mark.parametrize("faster", ["varlen", "cudnn"])
-def test_a_trial_decides_once_and_the_log_says_it(faster: str, gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
-    seconds = {"varlen": 0.002, "cudnn": 0.002} | {faster: 0.001}
-    tried = gpu(HOPPER, seconds)
-    with caplog.at_level(logging.INFO, "omnitune"):
-        assert [choose(), choose()] == [faster, faster]
-    assert tried == ["varlen", "cudnn"]
-    assert f"attention by {faster}, by a trial" in caplog.text and f"{faster} 1.0 ms" in caplog.text
+    return choose
 
 
-def test_what_cudnn_does_not_take_is_left_to_flash_attention(gpu: Any) -> None:
-    assert not gpu(HOPPER, {}, takes=False)
-    assert choose() == "varlen"
+def fails(*_: Any) -> Any:
+    raise RuntimeError("no execution plan\nand much more")
 
 
-def test_float32_and_other_devices_take_torchs_choice(gpu: Any) -> None:
-    gpu(HOPPER, {})
-    assert choose(torch.float32) == "per_sample"
-    assert fastest(torch.device("cpu"), torch.bfloat16, PUBLISHED) == "per_sample"
+def right(*inputs: Any) -> torch.Tensor:
+    return attention.attend_per_sample(*inputs)
+
+
+def wrong(*inputs: Any) -> torch.Tensor:
+    return 1.1 * right(*inputs)
+
+
+def no_number(*inputs: Any) -> torch.Tensor:
+    return torch.nan * right(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("varlen", "cudnn", "taken"),
+    [(0.02, 0.01, "cudnn"), (0.01, 0.02, "varlen"), (0.011, 0.01, "varlen")],
+    ids=["cudnn", "varlen", "nearly the same: the first, in each process and after each restart"],
+)
+def test_a_trial_decides_once_and_the_log_says_it(trial: Any, varlen: float, cudnn: float, taken: str) -> None:
+    said = trial({"varlen": right, "cudnn": right}, {"varlen": varlen, "cudnn": cudnn})
+    figures = f"varlen {1000 * varlen:.1f} ms, cudnn {1000 * cudnn:.1f} ms"
+    assert said == f"{taken}; attention by {taken}, by a trial of a layer's forward and backward: {figures}"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (fails, "(no execution plan)"),
+        (wrong, "(its result is 0.1 of the norm"),
+        (no_number, "(its result is nan of the norm"),
+    ],
+)
+def test_a_kernel_that_fails_or_is_wrong_is_left_out(trial: Any, kernel: Any, reason: str) -> None:
+    said = trial({"varlen": right, "cudnn": kernel})
+    assert said.startswith(f"varlen; attention: cudnn does not run here and is left out {reason}")
+    assert "attention by varlen, by a trial" in said
+    said = trial({"varlen": kernel, "cudnn": kernel})
+    assert said.startswith("per_sample; ") and said.endswith("; attention by per_sample, as nothing else runs here")
+
+
+def test_the_padded_kernel_passes_the_trial_where_its_backend_is_there(trial: Any, padded_on_cpu: None) -> None:
+    assert trial({"cudnn": KERNELS["cudnn"]}).startswith("cudnn; attention by cudnn")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -91,7 +137,7 @@ def test_padding_gets_no_weight(dtype: torch.dtype) -> None:
     torch.testing.assert_close(weights[..., :5], torch.full((2, 5, 5), 0.2))
 
 
-def test_lengths_share_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_share_plans(monkeypatch: pytest.MonkeyPatch, padded_on_cpu: None) -> None:
     """Whatever the lengths and their order are, cuDNN is asked for few shapes."""
     shapes = set()
     real = torch.nn.functional.scaled_dot_product_attention
@@ -104,7 +150,7 @@ def test_lengths_share_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shapes == {(1, 2, 128, 16), (1, 2, 384, 16)}
 
 
-def test_grouped_heads_are_not_copied() -> None:
+def test_grouped_heads_are_not_copied(padded_on_cpu: None) -> None:
     """Keys and values come to the kernel as they are: the gradient of a head is that of its group.
 
     Lengths below, at and above the multiple to which cuDNN's sequences are padded.
@@ -150,6 +196,6 @@ def results(inputs: list[torch.Tensor], grad: torch.Tensor, packing: Packing) ->
 @needs_gpu
 def test_the_choice_on_this_gpu_runs() -> None:
     fastest.cache_clear()
-    assert choose() in KERNELS
+    assert fastest(torch.device("cuda", 0), torch.bfloat16, PUBLISHED) in KERNELS
     for name in ("varlen", "cudnn"):
         assert 0 < attention._trial(name, torch.device("cuda", 0), torch.bfloat16, PUBLISHED) < 1

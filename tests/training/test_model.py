@@ -12,7 +12,7 @@ from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import ParameterGroup, TrainOptions, trained_names
 from omnitune.models import lora_state_dict
-from omnitune.training.model import Trained, build_model, select_trained
+from omnitune.training.model import Trained, build_model, require_kernel, select_trained
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +42,7 @@ def test_weights_are_those_that_the_options_ask_for(tmp_path: Path) -> None:
         model = {"pretrained_model_path": "demo", "arch_opt": {**TRANSFORMER, **arch}}
         train = {"lora_ft": True, "lora_rank": 2, "lora_target_modules": ["norm_out.linear_1"]}
         content = {"name": "x", "data": {"data_path": "mix.yml"}, "model": model, "train": train}
-        return build_model(ExperimentOptions.model_validate(content), tmp_path)
+        return build_model(ExperimentOptions.model_validate(content), tmp_path, torch.device("cpu"))
 
     found = build()
     assert found.learning_rates == {} and found.dropout is None
@@ -69,27 +69,35 @@ def test_weights_are_those_that_the_options_ask_for(tmp_path: Path) -> None:
     ],
     ids=["lora", "dora", "groups"],
 )
-def test_frozen_matrices_in_bf16_change_no_number(tmp_path: Path, train: dict[str, Any]) -> None:
-    tiny_transformer().save_pretrained(tmp_path)
-
-    def learnt(precision: str) -> tuple[Any, dict[str, torch.Tensor]]:
-        content = {"name": "x", "data": {"data_path": "mix.yml"}, "train": {"mixed_precision": "bf16", **train}}
-        content["model"] = {"pretrained_model_path": "demo", "frozen_precision": precision}
-        model = build_model(ExperimentOptions.model_validate(content), tmp_path).model
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        randomise(nn.ParameterList(trained.values()))  # an adapter that predicts something
+def test_frozen_matrices_in_the_dtype_of_products_change_no_number(train: dict[str, Any]) -> None:
+    def learnt(mixed_precision: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        model = tiny_transformer()
+        torch.manual_seed(0)
+        select_trained(model, TrainOptions(mixed_precision=mixed_precision, **train))
+        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        randomise(nn.ParameterList(learning.values()))  # an adapter that predicts something
         with torch.autocast("cpu", torch.bfloat16):
             output = model(**ragged_batch(), return_dict=False)[0]
         torch.cat([part.flatten() for part in output]).float().square().sum().backward()
-        return model, {name: p.grad for name, p in trained.items() if p.grad is not None}
+        return model, {name: p.grad for name, p in learning.items() if p.grad is not None}
 
-    (held, found), (whole, expected) = learnt("bf16"), learnt("fp32")
+    (held, found), (whole, expected) = learnt("bf16"), learnt("no")
     assert found.keys() == expected.keys() and found
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
     for name, parameter in held.named_parameters():
         matrix = parameter.ndim > 1 and not parameter.requires_grad
         assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
+
+
+def test_a_kernel_that_the_device_lacks_is_refused() -> None:
+    cpu, heads = torch.device("cpu"), (21, 7, 120)
+    for kernel in ("auto", "per_sample"):
+        require_kernel(TrainOptions(attention=kernel), heads, cpu)
+    for kernel in ("cudnn", "varlen"):
+        message = rf"train\.attention: '{kernel}' does not run on device 'cpu' .* what does: per_sample\. Take 'auto'"
+        with pytest.raises(ValueError, match=message):
+            require_kernel(TrainOptions(attention=kernel), heads, cpu)
 
 
 def test_parameters_that_groups_name() -> None:

@@ -248,14 +248,6 @@ class ModelOptions(Section):
         Field(description="Architecture that the weights must have; a difference is an error. null: not checked."),
         NOTHING,
     ] = None
-    frozen_precision: Annotated[
-        Literal["fp32", "bf16"] | None,
-        Field(
-            description="Precision in which matrices that are not trained are held. null: bf16 with train.mixed_precision: "
-            "bf16, which is what products are computed in, and half the memory; fp32 otherwise."
-        ),
-        Affects("weights"),
-    ] = None
 
     @model_validator(mode="after")
     def _base_is_not_an_adapter(self) -> Self:
@@ -397,20 +389,6 @@ class ExperimentOptions(Section):
         ),
         NOTHING,
     ] = "latest"
-
-    @model_validator(mode="after")
-    def _frozen_precision_fits(self) -> Self:
-        if self.model.frozen_precision == "bf16" and self.train.mixed_precision != "bf16":
-            raise ValueError(
-                f"model.frozen_precision: 'bf16' needs train.mixed_precision: 'bf16', not {self.train.mixed_precision!r}; "
-                "take 'fp32' or null"
-            )
-        return self
-
-    @property
-    def frozen_precision(self) -> str:
-        """In which precision frozen matrices are held: bf16 or fp32."""
-        return self.model.frozen_precision or ("bf16" if self.train.mixed_precision == "bf16" else "fp32")
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

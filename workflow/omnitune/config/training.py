@@ -163,8 +163,7 @@ class TrainOptions(Section):
         Literal["bf16", "fp16", "fp32", "no"],
         Field(
             description="Precision of forward and backward; trained weights, optimizer and sums of gradients stay float32, "
-            "frozen matrices are in model.frozen_precision. "
-            "fp16 scales the loss. `fp32` is another name of `no`."
+            "matrices that are not trained are held in this precision. fp16 scales the loss. `fp32` is another name of `no`."
         ),
         Affects("weights"),
     ] = "bf16"
@@ -178,8 +177,8 @@ class TrainOptions(Section):
         Literal["auto", "cudnn", "varlen", "per_sample"],
         Field(
             description="Kernel of attention. `varlen`: flash attention over all sequences at once. `cudnn`: cuDNN, sequence "
-            "by sequence, padded to multiples of 128 tokens. `per_sample`: torch's own choice, sequence by sequence. `auto`: "
-            "the faster of the first two on this GPU, by a trial; the log says which."
+            "by sequence, padded to multiples of 128 tokens. `per_sample`: torch's own choice, sequence by sequence, on "
+            "any device. `auto`: the faster of the first two on a GPU that runs them, by a trial; the log says which."
         ),
         NOTHING,
     ] = "auto"
@@ -368,6 +367,10 @@ class TrainOptions(Section):
             raise ValueError(
                 f"optimizer: {self.optimizer_name!r} is not allowed with parallelism: {self.parallelism!r} over several "
                 "processes: it computes over whole parameters, which are cut there; take 'adamw' or 'muon', or parallelism: 'ddp'"
+            )
+        if self.attention in {"cudnn", "varlen"} and self.mixed_precision == "no":
+            raise ValueError(
+                f"attention: {self.attention!r} computes in bf16 or fp16; set mixed_precision to one of these, or take 'auto'"
             )
         lora = [key for key in ("lora_target_modules", "lora_path") if getattr(self, key)]
         if lora and not self.lora_ft:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from omnitune.config.training import TrainOptions
 from omnitune.distributed.layout import SHARDED, Layout
 
-COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32, "fp32": torch.float32}
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
 class SharedError(ValueError):

@@ -1,7 +1,7 @@
 """Attention within the sequences of a packed batch: the kernels that there are, and which of them is fast where.
 
 On Hopper (compute capability 9.0) cuDNN's kernel trains nearly twice as fast as flash attention 2, on other GPUs as fast or
-slower. `fastest` finds out by a trial of both.
+slower. `fastest` finds out by a trial of both, in which a kernel that fails or computes something else is left out.
 
 cuDNN makes a plan for each length that is new, three in a training step (a forward with and one without gradients, a backward),
 each of some 60 ms: with texts of any length this took longer than it won. So sequences are padded to multiples of 128 tokens,
@@ -9,7 +9,6 @@ for which there is soon a plan each.
 """
 
 import functools
-import importlib.util
 import logging
 import time
 from collections.abc import Callable
@@ -20,17 +19,20 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from .packing import MULTIPLE, Packing
+from .packing import Packing
 
 logger = logging.getLogger("omnitune")
 
 HALF = (torch.bfloat16, torch.float16)
-FLASH3 = (9, 0)  # the compute capability that flash-attn 3 is for
-TRIAL_LENGTHS = (4224, 4480)  # tokens of two sequences
+TRIAL_LENGTHS = (4200, 4500)  # tokens of two sequences, which cuDNN's kernel pads
+TRIAL_TOLERANCE = 0.02  # of the norm of a result; rounding to bfloat16 is below 0.01
+MARGIN = 1.2  # how much faster a kernel must be than the first: by less, trials of two processes could differ
 MARKS = 8  # channels more that tell padding from tokens; cuDNN's heads are multiples of 8, up to 128
 PADDING = -(2.0**15)  # of a key in these channels: the exponential of such a score is zero in any precision
+PADDED_BACKEND = SDPBackend.CUDNN_ATTENTION  # and no other: what is called cudnn runs it or fails
 
 Shape = tuple[int, int, int]  # heads of queries, heads of keys and values, channels of a head
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]
 
 
 def attend_per_sample(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -60,9 +62,8 @@ def attend_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pa
         _padded(key, packing, marks=0.0, padding=PADDING),
         _padded(value, packing, marks=0.0),
     )
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     outputs = []
-    with sdpa_kernel(order, set_priority=True):
+    with sdpa_kernel(PADDED_BACKEND):
         for length, *parts in zip(packing.lengths, *(t.split(packing.padded) for t in wide), strict=True):
             q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in parts)
             grouped = k.shape[1] != q.shape[1]
@@ -91,7 +92,7 @@ def _grouped(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
 
 ASKS_FOR_GROUPS = "enable_gqa" in (varlen_attn.__kwdefaults__ or {})
 
-KERNELS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing], torch.Tensor]] = {
+KERNELS: dict[str, Kernel] = {
     # torch.compile would compile these anew for each list of runs
     "per_sample": torch.compiler.disable(attend_per_sample),
     "cudnn": torch.compiler.disable(attend_cudnn),
@@ -104,85 +105,71 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing:
     return KERNELS[packing.kernel](query, key, value, packing)
 
 
+def candidates(device: torch.device, dtype: torch.dtype, shape: Shape) -> list[str]:
+    """The kernels for such heads on a device, the one that `auto` takes where none is much faster first."""
+    head_dim = shape[2]
+    if device.type != "cuda" or dtype not in HALF or head_dim % 8 or head_dim > 256:
+        return ["per_sample"]
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return ["per_sample"]
+    return ["varlen", *(["cudnn"] if head_dim <= 128 - MARKS else []), "per_sample"]
+
+
 @functools.cache
 def fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> str:
-    """The kernel of `auto`: found once per process for a device, a dtype and heads; the log says it.
+    """The kernel of `auto`: found once per process for a device, a dtype and heads; where there is a choice, the log says it.
 
     Args:
         device: of the states.
         dtype: of the products.
         shape: heads of queries, heads of keys and values, channels of a head.
     """
-    if device.type != "cuda" or dtype not in HALF:
+    tried = candidates(device, dtype, shape)[:-1]  # the last one runs everywhere
+    seconds: dict[str, float] = {}
+    for name in tried:
+        try:
+            seconds[name] = _trial(name, device, dtype, shape)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("attention: %s does not run here and is left out (%s)", name, reason)
+    if not seconds:
+        if tried:
+            logger.info("attention by per_sample, as nothing else runs here")
         return "per_sample"
-    capability = torch.cuda.get_device_capability(device)
-    names = candidates(capability, shape)
-    if "varlen" in names and capability == FLASH3:
-        _engage_flash3()
-    if "cudnn" in names and not _cudnn_takes(device, dtype, shape):
-        names.remove("cudnn")
-    if len(names) == 1:
-        logger.info("attention by %s, which alone takes %s on this GPU", names[0], shape)
-        return names[0]
-    seconds = {name: _trial(name, device, dtype, shape) for name in names}
     found = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items())
-    name = min(seconds, key=seconds.__getitem__)
+    name = min(seconds, key=lambda name: seconds[name] * (1 if name == tried[0] else MARGIN))
     logger.info("attention by %s, by a trial of a layer's forward and backward: %s", name, found)
     return name
 
 
-def candidates(capability: tuple[int, int], shape: Shape) -> list[str]:
-    """The kernels that a GPU has for such heads."""
-    head_dim = shape[2]
-    if capability < (8, 0) or head_dim % 8 or head_dim > 256:
-        return ["per_sample"]
-    return ["varlen", "cudnn"] if head_dim <= 128 - MARKS else ["varlen"]
-
-
-def _engage_flash3() -> None:
-    """Lets torch's calls of flash attention run flash-attn 3, where that is installed."""
-    if importlib.util.find_spec("flash_attn_interface") is None:
-        return
-    try:
-        from torch.nn.attention import activate_flash_attention_impl
-
-        activate_flash_attention_impl("FA3")
-    except (ImportError, RuntimeError, ValueError) as error:
-        logger.warning("flash-attn 3 is installed, but does not load: %s", error)
-
-
-def _cudnn_takes(device: torch.device, dtype: torch.dtype, shape: Shape) -> bool:
-    """Whether cuDNN computes such heads at all, grouped as they are."""
-    heads, kv_heads, head_dim = shape
-    q, k, v = (
-        torch.zeros(1, n, MULTIPLE, head_dim + MARKS, device=device, dtype=dtype) for n in (heads, kv_heads, kv_heads)
-    )
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != kv_heads)
-    except RuntimeError as error:
-        logger.info("cuDNN's attention does not take %s: %s", shape, str(error).splitlines()[0])
-        return False
-    return True
-
-
 def _trial(name: str, device: torch.device, dtype: torch.dtype, shape: Shape) -> float:
-    """Seconds of a layer's attention, forward and backward, once it is warm."""
+    """Seconds of a layer's attention, forward and backward, once it is warm; RuntimeError where it fails or is wrong."""
     generator = torch.Generator(device).manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         positions = [(number, torch.zeros(length, 3, dtype=torch.int64)) for number, length in enumerate(TRIAL_LENGTHS)]
         packing = Packing(positions, (2, 2, 2), device, name)
-        query, key, value = (
+        query, key, value, gradient = (
             torch.randn(sum(TRIAL_LENGTHS), heads, shape[2], device=device, dtype=dtype, generator=generator)
-            for heads in (shape[0], shape[1], shape[1])
+            for heads in (shape[0], shape[1], shape[1], shape[0])
         )
-        for tensor in (query, key, value):
-            tensor.requires_grad_()
-        seconds = []
-        for _ in range(4):
-            torch.cuda.synchronize(device)
-            started = time.perf_counter()
-            attend(query, key, value, packing).sum().backward()
-            torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+        states = [tensor.requires_grad_() for tensor in (query, key, value)]
+
+        def learnt(name: str) -> list[torch.Tensor]:
+            output = KERNELS[name](*states, packing)
+            return [output.detach(), *torch.autograd.grad(output, states, gradient)]
+
+        for found, expected in zip(learnt(name), learnt("per_sample"), strict=True):
+            error = float((found.float() - expected.float()).norm() / expected.float().norm())
+            if not error < TRIAL_TOLERANCE:  # nor is it a number
+                raise RuntimeError(f"its result is {error:.2g} of the norm from that of per_sample")
+        return min(_seconds(functools.partial(learnt, name), device) for _ in range(3))
+
+
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

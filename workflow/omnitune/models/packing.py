@@ -1,5 +1,6 @@
 """How the tokens of a packed batch fall into sequences."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -20,8 +21,6 @@ class Packing:
         lengths: tokens of each sequence.
         runs: (number of sequences, length) of neighbours of equal length; they may share one attention call.
         cu_seqlens: int32 [sequences + 1], where each sequence starts, and the number of tokens.
-        padded: lengths, rounded up to multiples of 128.
-        slots: int64 [tokens], where each token is among sequences of these lengths.
         longest: tokens of the longest sequence.
         samples: int64 [tokens], the sample each token belongs to.
         rotation: float32 [tokens, 1, head_dim / 2, 2], cosine and sine of the rotary angles.
@@ -40,11 +39,19 @@ class Packing:
         self.lengths = [len(ids) for _, ids in sequences]
         self.runs = [(len(list(group)), length) for length, group in itertools.groupby(self.lengths)]
         self.cu_seqlens = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(device)
-        self.padded = [length + -length % MULTIPLE for length in self.lengths]
-        gaps = [0, *itertools.accumulate(more - length for more, length in zip(self.padded, self.lengths, strict=True))]
-        sizes = torch.tensor(self.lengths)
-        self.slots = (torch.arange(sum(self.lengths)) + torch.tensor(gaps[:-1]).repeat_interleave(sizes)).to(device)
         self.longest = max(self.lengths)
         owners = torch.tensor([sample for sample, _ in sequences])
-        self.samples = owners.repeat_interleave(sizes).to(device)
+        self.samples = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
         self.rotation = rotary_frequencies(torch.cat([ids for _, ids in sequences]), axes_dim_rope, device)
+
+    @functools.cached_property
+    def padded(self) -> list[int]:
+        """Lengths, rounded up to multiples of 128."""
+        return [length + -length % MULTIPLE for length in self.lengths]
+
+    @functools.cached_property
+    def slots(self) -> torch.Tensor:
+        """int64 [tokens], where each token is among sequences of the lengths `padded`."""
+        starts = torch.tensor([0, *itertools.accumulate(self.padded)][:-1])
+        within = torch.cat([torch.arange(length) for length in self.lengths])
+        return (starts.repeat_interleave(torch.tensor(self.lengths)) + within).to(self.samples.device)

@@ -290,6 +290,12 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 nn.init.zeros_(parameter)
         nn.init.normal_(self.image_index_embedding, std=0.02)
 
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Heads of queries, heads of keys and values, channels of a head."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_kv_heads
+        return heads, kv_heads, self.config.hidden_size // heads
+
     def compile_blocks(self) -> None:
         """Compile each block in place, for any number of tokens; names of parameters stay. Before FSDP2's fully_shard."""
         # torch 2.11 knows the limit as a setting only
@@ -409,8 +415,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """The name of the kernel that attends: `auto` goes by the device and the dtype of states."""
         if self.attention != "auto":
             return self.attention
-        heads, kv_heads = self.config.num_attention_heads, self.config.num_kv_heads
-        return fastest(states.device, states.dtype, (heads, kv_heads, self.config.hidden_size // heads))
+        return fastest(states.device, states.dtype, self.heads)
 
     def _packings(
         self,

@@ -17,7 +17,7 @@ from omnitune.flops import SampleTokens, Unit, gradient_reaches, is_trained
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.files import read_header
 from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
-from omnitune.training.model import hold_frozen, select_trained
+from omnitune.training.model import select_trained
 
 FITS = 0.85  # of a device's memory; the rest is for CUDA, NCCL and what the allocator cannot use
 SMALL_8BIT = 4096  # elements below which bitsandbytes keeps 32-bit moments
@@ -29,7 +29,7 @@ class MemoryEstimate:
     """Bytes of one process at the moment when it needs most.
 
     Attributes:
-        weights: those of this process, frozen matrices in model.frozen_precision, all else in float32.
+        weights: those of this process, frozen matrices in the dtype of products, all else in float32.
         optimizer: its state.
         average: of the weights (train.ema_decay).
         encoders: VAE and text encoder, where training encodes.
@@ -61,15 +61,12 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def planned_model(
-    config: Mapping[str, Any], train: TrainOptions, frozen: torch.dtype = torch.float32
-) -> OmniGen2Transformer2DModel:
+def planned_model(config: Mapping[str, Any], train: TrainOptions) -> OmniGen2Transformer2DModel:
     """The transformer on the meta device, with adapters and `requires_grad` as the options say.
 
     Args:
         config: as in the transformer's config.json, or model.arch_opt.
         train: decides what is trained.
-        frozen: dtype of matrices that are not.
 
     Raises:
         ValueError: for parameters or layers that it does not have.
@@ -77,7 +74,6 @@ def planned_model(
     with torch.device("meta"):
         model = OmniGen2Transformer2DModel.from_config(dict(config))
         select_trained(model, train)
-        hold_frozen(model, frozen)
     return model.train()
 
 
@@ -111,7 +107,7 @@ class _Process:
         self.sharded = strategy in SHARDED
         self.offloaded = self.sharded and self.train.cpu_offload
         self.shards = shard_size if self.sharded else 1
-        self.model = planned_model(config, self.train, COMPUTE_DTYPES[options.frozen_precision])
+        self.model = planned_model(config, self.train)
         dtype = COMPUTE_DTYPES[self.train.mixed_precision]
         self.compute = Compute(dtype, dtype if self.sharded else None, device)
         self.blocks = _blocks(self.model, batch, self.compute, self.train)

@@ -115,7 +115,7 @@ class Trainer:
         with together():
             check_weights(self.files.weights(self.options), self.accelerator.process_index, self.layout.world_size)
         with together():
-            trained = build_model(self.options, self.files.transformer)
+            trained = build_model(self.options, self.files.transformer, self.device)
         self.patch_size = trained.model.config.patch_size
         self.flops = ModelFlops(trained.model)
         self.peak = device_peak(self.device, COMPUTE_DTYPES[self.train.mixed_precision])

@@ -11,6 +11,7 @@ from omnitune.config import ExperimentOptions
 from omnitune.config.training import TrainOptions, trained_names
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.models import read_transformer
+from omnitune.models.attention import candidates
 from omnitune.models.lora_dropout import DropoutSeeds, use_sample_dropout
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
 from omnitune.training.architecture import require_architecture
@@ -33,10 +34,11 @@ class Trained:
     dropout: DropoutSeeds | None
 
 
-def build_model(options: ExperimentOptions, folder: Path) -> Trained:
-    """Loads the starting weights and makes of them what is trained; the same on every process.
+def build_model(options: ExperimentOptions, folder: Path, device: torch.device) -> Trained:
+    """Loads the starting weights and makes of them what is trained on a device; the same on every process.
 
-    Raises ValueError where the weights are not those of the options, or names in these fit nothing.
+    Raises ValueError where the weights are not those of the options, names in these fit nothing, or the device lacks what
+    they ask for.
     """
     train = options.train
     torch.manual_seed(options.seed)  # adapters start equal on every process
@@ -44,7 +46,7 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
     require_architecture(model.config, options, folder)
     learning_rates = select_trained(model, train)
     lora, dropout = _prepare_adapter(model, train) if train.lora_ft else (None, None)
-    hold_frozen(model, COMPUTE_DTYPES[options.frozen_precision])
+    require_kernel(train, model.heads, device)
     model.attention = train.attention
     model.runs_all_modules = True
     if train.gradient_checkpointing:
@@ -62,6 +64,8 @@ def build_model(options: ExperimentOptions, folder: Path) -> Trained:
 def select_trained(model: Any, train: TrainOptions) -> dict[str, float | None]:
     """Sets requires_grad on what the options train and on nothing else; where that is an adapter, adds it.
 
+    Frozen matrices are then held in the dtype of products, see `hold_frozen`.
+
     Args:
         model: the transformer, on any device, the meta device included.
         train: decides what is trained.
@@ -78,10 +82,12 @@ def select_trained(model: Any, train: TrainOptions) -> dict[str, float | None]:
         for module in model.modules():
             if isinstance(module, LoraLayer):  # a copy of the states in float32, which autocast would undo
                 module.cast_input_dtype_enabled = False
-        return {}
-    rates = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in rates)
+        rates = {}
+    else:
+        rates = trained_names([name for name, _ in model.named_parameters()], train.parameter_groups)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in rates)
+    hold_frozen(model, COMPUTE_DTYPES[train.mixed_precision])
     return rates
 
 
@@ -93,6 +99,17 @@ def hold_frozen(model: Any, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim > 1:
             parameter.data = parameter.data.to(dtype)
+
+
+def require_kernel(train: TrainOptions, heads: tuple[int, int, int], device: torch.device) -> None:
+    """Raises ValueError where train.attention names a kernel that a device does not have for such heads."""
+    names = candidates(device, COMPUTE_DTYPES[train.mixed_precision], heads)
+    if train.attention not in {"auto", *names}:
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"device {device.type!r}"
+        raise ValueError(
+            f"train.attention: {train.attention!r} does not run on {where} with heads of {heads[2]} channels and "
+            f"mixed_precision: {train.mixed_precision!r}; what does: {', '.join(names)}. Take 'auto'."
+        )
 
 
 def _prepare_adapter(model: Any, train: TrainOptions) -> tuple[dict[str, Any], DropoutSeeds | None]:
