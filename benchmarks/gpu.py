@@ -181,7 +181,6 @@ def step() -> Iterator[Row]:
     train = TrainOptions(**LORA)
     model = build(train, torch.float32)
     steps = Steps(model, train, autocast=True)
-    hold_frozen(model, DTYPE)
     row = {"trained": "LoRA", "frozen": "bf16"}
     for kernel in ("auto",) if DEVICE == "cpu" else ("cudnn", "varlen"):
         model.attention = kernel
@@ -242,7 +241,6 @@ def compile_() -> Iterator[Row]:
     for kernel in ("auto",) if DEVICE == "cpu" else ("cudnn", "varlen"):
         torch.compiler.reset()
         model = build(train, torch.float32)
-        hold_frozen(model, DTYPE)
         model.attention = kernel
         model.compile_blocks()
         yield {"trained": "LoRA", "frozen": "bf16", "attention": f"{kernel}, compiled"} | Steps(
