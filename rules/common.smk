@@ -25,6 +25,7 @@ from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, key_params
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.yaml_file import read_yaml
+from omnitune.distributed.gpus import shared_gpus
 from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
@@ -41,6 +42,13 @@ try:
         PROJECT.read_files()
 except ValueError as error:  # ConfigError among them
     raise WorkflowError(str(error))
+
+
+# Jobs of this machine share its GPUs: Snakemake counts them, and each job takes its own (reserved_gpus). Executors of
+# clusters have a number of jobs (nodes), and what they run is in GPUs what their scheduler gives.
+GPUS = shared_gpus(workflow.resource_settings.nodes is None and not workflow.remote_exec)
+if GPUS and "gpus_per_node" not in workflow.global_resources:
+    workflow.register_resource("gpus_per_node", len(GPUS))
 
 
 def one_of(names):

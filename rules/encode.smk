@@ -21,8 +21,8 @@ rule encode_dataset:
     resources:
         mem_mb=8000,
         runtime=1440,
-        # With GPUs: gpus_per_node=N, one process for each, and on SLURM gres="gpu:N" as well.
-        gpus_per_node=0,
+        # One process for each. On SLURM, with GPUs: gpus_per_node=N and gres="gpu:N".
+        gpus_per_node=get_encoding_gpus,
     params:
         **key_params(DataOptions, get_data, "encodings", prefix="data."),
         format=f"format: {omnitune.encoding.FORMAT}",

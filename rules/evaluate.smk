@@ -48,6 +48,7 @@ rule generate_images:
     resources:
         mem_mb=4000,
         runtime=480,
+        gpus_per_node=min(len(GPUS), 1),
     params:
         **key_params(Benchmark, get_benchmark, "parts"),
         transformer=get_starting_transformer,

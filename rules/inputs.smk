@@ -79,6 +79,22 @@ def get_validated_sources(wildcards):
     )
 
 
+# ------------------------------------------------------------------ GPUs
+# Those of this machine that a job takes; on a cluster none, unless its resources are set.
+
+
+def get_encoding_gpus(wildcards):
+    """One for each tar, if there are as many."""
+    group = wildcards.source, int(wildcards.group)
+    tars = PROJECT.groups(wildcards.dataset).get(group, [])
+    return min(len(GPUS), max(len(tars), 1))
+
+
+def get_training_gpus(wildcards):
+    """One for each process. On a machine with fewer, the job says so."""
+    return get_options(wildcards).train.num_processes if GPUS else 0
+
+
 # ------------------------------------------------------------------ shard
 
 

@@ -55,7 +55,7 @@ checkpoint train_experiment:
         # `mpi` lets the job run in the batch step, from where it starts one launcher per node itself.
         nodes=1,
         tasks=1,
-        gpus_per_node=0,
+        gpus_per_node=get_training_gpus,
         mpi="",
     params:
         **key_params(ExperimentOptions, get_options, "checkpoints"),

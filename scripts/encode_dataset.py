@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from omnitune.console import job
+from omnitune.distributed.gpus import reserved_gpus
 from omnitune.distributed.processes import Topology
 from omnitune.project import Project
 from omnitune.stages import Experiment
 
-with job(snakemake.log[0]):
+with job(snakemake.log[0]), reserved_gpus(snakemake.resources.gpus_per_node):
     project, wildcards = Project.load(snakemake.config), snakemake.wildcards
     experiment = Experiment.of(project, project.encoder(wildcards.dataset, wildcards.model))
     shards = [Path(path).parents[1] / f"{Path(path).stem}.parquet" for path in snakemake.input.digests]

@@ -15,13 +15,17 @@ from typer.testing import CliRunner
 from helpers.tiny import TRANSFORMER
 from omnitune.cli import app
 from omnitune.config import ExperimentOptions
+from omnitune.config.options import ArchOptions, ModelOptions
 from omnitune.config.sources import read_mixture
-from omnitune.errors import ConfigError
 from omnitune.flops import SampleTokens
 from omnitune.loading.loader import TrainingBatches
 from omnitune.loading.order import MixtureOrder
+from omnitune.planning.disk import data_space
 from omnitune.planning.inputs import Machine, PlanInputs
+from omnitune.planning.measured import measured_hours
 from omnitune.planning.plan import TrainingPlan, measured_rate, plan_training
+from omnitune.planning.published import download_bytes, encoder_bytes, pipeline_bytes
+from omnitune.planning.samples import AssumedSamples, planned_samples
 from omnitune.planning.workload import histogram, longest_batch, read_workload
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import IndexRow
@@ -216,11 +220,8 @@ def test_mistakes_are_named(project: Path) -> None:
     result = run("--nodes", "3")
     assert isinstance(result.exception, ValueError)
     assert "--nodes: 3 is not allowed, as the 2 processes" in str(result.exception)
-    assert "snakemake --cores 2 shard" in str(run("--index", "none.parquet").exception)
+    assert "none.parquet is not there" in str(run("--index", "none.parquet").exception)
     (project / "mix.yml").write_text(yaml.safe_dump({"data": [{"path": "other.jsonl", "type": "t2i"}]}))
-    error = run().exception
-    assert isinstance(error, ConfigError)
-    assert "no samples of 'other'" in str(error)
     write_options(project, parallelism="hsdp")
     (project / "mix.yml").write_text(yaml.safe_dump({"data": [{"path": "t2i.jsonl", "type": "t2i"}]}))
     assert "train.hsdp_shard_size: 2 is not allowed with 2 processes on 1 node(s)" in str(run().exception)
@@ -240,3 +241,105 @@ def test_histograms_count_everything() -> None:
     assert counted[0] == ("1 - 50", 5)
     assert histogram(np.asarray([7, 7])) == [("7", 2)]
     assert sum(count for _, count in histogram(np.asarray([1, 2]))) == 2
+
+
+LIMITS = {"max_output_pixels": 1048576, "max_input_pixels": [1048576, 1048576, 589824, 262144], "max_side_length": 2048}
+
+
+def write_limits(folder: Path, **others: Any) -> Path:
+    """Lets the index say under which limits its shards were made."""
+    path = folder / "prepared/mix/shards/index.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"limits": json.dumps({**LIMITS, **others})}), path)
+    return path
+
+
+def samples_of(project: Path, asked: bool = False) -> ShardIndex | AssumedSamples:
+    data = ExperimentOptions.load(project / "options.yml").data
+    return planned_samples(data, read_mixture("mix.yml"), Path("prepared/mix/shards/index.parquet"), asked)
+
+
+def test_shards_of_other_limits_are_not_planned_from(project: Path) -> None:
+    write_limits(project)
+    assert isinstance(samples_of(project), ShardIndex)
+    write_limits(project, max_output_pixels=4096)
+    found = samples_of(project)
+    assert isinstance(found, AssumedSamples)
+    assert "other limits (data.max_output_pixels: 4096 there, 1048576 in the options)" in found.reason
+    assert found.counts == ROWS
+    edit, t2i = found.row("edit", 0), found.row("t2i", 0)
+    assert (edit.widths, t2i.heights) == ([1024, 1024], [1024])
+    assert (edit.output_tokens, edit.input_tokens, t2i.input_tokens) == (4096, 4096, 0)
+
+
+def test_before_there_are_shards_the_limits_are_planned_from(project: Path) -> None:
+    Path("prepared/mix/shards/index.parquet").unlink()
+    Path("t2i.jsonl").write_text("{}\n\n{}\n{}")
+    found = samples_of(project)
+    assert isinstance(found, AssumedSamples)
+    assert "there are no shards yet" in found.reason
+    assert found.counts == {"edit": None, "t2i": 3}
+    with pytest.raises(ValueError, match="--index: .* is not there"):
+        samples_of(project, asked=True)
+    entry = {"path": "other.jsonl", "type": "mixed"}
+    Path("mix.yml").write_text(yaml.safe_dump({"data": [entry]}))
+    write_options(project, data={"max_input_pixels": [1048576, 262144]})
+    assert samples_of(project).row("other", 0).widths == [512] * 5 + [1024]  # type: ignore[attr-defined]
+    write_index(project, counted=True)
+    found = samples_of(project)
+    assert isinstance(found, AssumedSamples)
+    assert "has no samples of 'other'" in found.reason
+
+
+@pytest.mark.slow
+def test_a_plan_without_shards_says_so(project: Path) -> None:
+    Path("prepared/mix/shards/index.parquet").unlink()
+    text = re.sub(r"[ \n│]+", " ", run("--gpu_memory_gb", "80").output)
+    assert "8 x 1,024" not in text
+    for part in ("edit not known 50.00% not known", "planned from the limits of the options", "tars not known"):
+        assert part in text, part
+
+
+def test_disk_of_data_is_counted(project: Path) -> None:
+    options = ExperimentOptions.load(project / "options.yml")
+    index, sources = ShardIndex.load("prepared/mix/shards/index.parquet"), read_mixture("mix.yml")
+    tars, encodings = data_space(options, TRANSFORMER, index, sources)
+    assert tars.size == 2 * 10  # two tars
+    rows = [index.row(name, number) for name, count in ROWS.items() for number in range(count)]
+    latents = sum(row.output_tokens + row.input_tokens for row in rows) * 4 * TRANSFORMER["in_channels"] * 2
+    texts = sum(row.text_tokens or 0 for row in rows) * TRANSFORMER["text_feat_dim"]
+    assert encodings.size == 2 * (latents + texts)
+    Path("prepared/mix/shards/index.parquet").unlink()
+    assert [space.size for space in data_space(options, TRANSFORMER, samples_of(project), sources)] == [None, None]
+
+
+def test_published_weights_are_known_before_they_are_there(tmp_path: Path) -> None:
+    published = ModelOptions(
+        pretrained_model_path="OmniGen2/OmniGen2",
+        pretrained_vae_model_name_or_path="black-forest-labs/FLUX.1-dev",
+        pretrained_text_encoder_model_name_or_path="Qwen/Qwen2.5-VL-3B-Instruct",
+    )
+    assert encoder_bytes(published, 2) == 4 * 83_819_683 + 2 * 3_085_938_688
+    downloads = download_bytes(published)
+    folder = pipeline_bytes(published, tmp_path / "none")
+    assert downloads and folder
+    assert 31e9 < downloads < 32e9  # the base with its own VAE and text encoder, and those in their place
+    assert 23e9 < folder < 24e9
+    other = published.model_copy(update={"pretrained_text_encoder_model_name_or_path": "somebody/else"})
+    assert (encoder_bytes(other, 2), download_bytes(other), pipeline_bytes(other, tmp_path / "none")) == (0, None, None)
+    (tmp_path / "weights").write_bytes(b"12345")
+    assert pipeline_bytes(other, tmp_path) == 5
+    assert download_bytes(ModelOptions(pretrained_model_path="demo")) == 0
+
+
+def test_hours_are_foretold_of_measured_gpus_alone() -> None:
+    published = ArchOptions().model_dump()
+    options = ExperimentOptions.model_validate(
+        {"name": "x", "data": {"data_path": "mix.yml"}, "model": {"pretrained_model_path": "demo"}}
+    )
+    [found] = measured_hours(options, published, step_flops=989e12 * 0.236, processes=1)
+    assert found.gpu == "H200"
+    assert found.hours == pytest.approx(options.train.max_train_steps / 3600)  # a step a second
+    assert measured_hours(options, {**published, **TRANSFORMER}, 1e15, 1) == []
+    faster = options.model_copy(update={"train": options.train.model_copy(update={"gradient_checkpointing": False})})
+    assert measured_hours(faster, published, 1e15, 1) == []

@@ -22,7 +22,7 @@ from omnitune.errors import ConfigError
 from omnitune.images.prepare import PreparedImage
 from omnitune.io import storage
 from omnitune.sharding import sample_images
-from omnitune.sharding.digests import read_sources, write_shard_digests
+from omnitune.sharding.digests import read_limits, read_sources, write_shard_digests
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.shard import ImageLimits, shard_dataset, write_shard
 from omnitune.sharding.write_index import write_index
@@ -115,6 +115,15 @@ def test_the_index_says_what_each_source_comes_to_however_it_is_cut(validated: P
         assert reader.schema.metadata == pq.read_schema(tmp_path / "one" / "index.parquet").metadata
     shard_dataset(validated, tmp_path / "three", ImageLimits(32 * 32, 32 * 32, 80), progress=False)
     assert read_sources(tmp_path / "three" / "index.parquet")["a"]["sha256"] != one["a"]["sha256"]
+
+
+def test_the_index_says_under_which_limits_its_shards_were_made(validated: Path, tmp_path: Path) -> None:
+    parts = shard_dataset(validated, tmp_path / "out", LIMITS, progress=False)
+    limits = read_limits(tmp_path / "out" / "index.parquet")
+    assert limits == json.loads(json.dumps(vars(LIMITS)))
+    write_shard(validated / "shards/a-00001.jsonl", parts[1].with_suffix(".tar"), parts[1], ImageLimits(1024, 1024, 80))
+    write_index(parts, tmp_path / "out" / "index.parquet")
+    assert read_limits(tmp_path / "out" / "index.parquet") is None
 
 
 def test_an_index_that_says_nothing_of_its_sources_is_named(validated: Path, tmp_path: Path) -> None:

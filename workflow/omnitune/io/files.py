@@ -132,10 +132,14 @@ class Lock:
         self._file.close()
 
 
+class Held(ValueError):
+    """Another process holds a lock."""
+
+
 def lock(path: Path, message: str) -> Lock:
     """Holds a lock file until it is closed. What is in the file stays; a link in its place is not followed.
 
-    Raises ValueError with the message where another process holds it, and with a reason where it cannot be locked.
+    Raises Held with the message where another process holds it, and ValueError with a reason where it cannot be locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -148,7 +152,7 @@ def lock(path: Path, message: str) -> Lock:
         except OSError as error:
             os.close(handle)
             if isinstance(error, BlockingIOError):
-                raise ValueError(message) from None
+                raise Held(message) from None
             raise ValueError(f"{path}: cannot be locked ({error.strerror}).") from None
 
 

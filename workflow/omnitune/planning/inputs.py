@@ -8,7 +8,9 @@ from omnitune.config import ExperimentOptions
 from omnitune.config.sources import Source
 from omnitune.distributed.layout import shard_size_of
 from omnitune.flops import SampleTokens
+from omnitune.planning.disk import DiskSpace
 from omnitune.planning.memory import MemoryEstimate, estimate_memory
+from omnitune.planning.samples import AssumedSamples
 from omnitune.planning.workload import Workload, read_workload
 from omnitune.sharding.index import ShardIndex
 
@@ -37,22 +39,24 @@ class PlanInputs:
     Attributes:
         options: of the experiment.
         config: of the transformer.
-        index: of the shards.
+        samples: those of the shards, or assumed ones.
         sources: of the mixture.
         machine: where it is to run.
         encoder_bytes: of VAE and text encoder, where training encodes.
+        weights: what is downloaded and copied before training.
     """
 
     options: ExperimentOptions
     config: dict[str, Any]
-    index: ShardIndex
+    samples: ShardIndex | AssumedSamples
     sources: Sequence[Source]
     machine: Machine
     encoder_bytes: int
+    weights: Sequence[DiskSpace] = ()
 
     def workload(self, options: ExperimentOptions, processes: int) -> Workload:
         """What the data asks of a training with these options, which may differ from the experiment's."""
-        return read_workload(options, self.index, self.sources, processes=processes)
+        return read_workload(options, self.samples, self.sources, processes=processes)
 
     def memory(
         self, options: ExperimentOptions, strategy: str, batch: Sequence[SampleTokens], processes: int

@@ -7,10 +7,14 @@ from statistics import median
 
 import torch
 
-from omnitune.config import ExperimentOptions, starting_weights
+from omnitune.config import ExperimentOptions, StartingWeights, starting_weights
 from omnitune.config.sources import sources_of
 from omnitune.flops import ModelFlops
+from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.paths import INDEX
+from omnitune.planning.disk import DiskSpace, data_space, weights_space
 from omnitune.planning.inputs import Machine, PlanInputs
+from omnitune.planning.measured import GpuHours, measured_hours
 from omnitune.planning.memory import (
     FITS,
     FLOAT,
@@ -18,12 +22,14 @@ from omnitune.planning.memory import (
     cheapest_strategy,
     device_memory,
     encoder_bytes_of,
+    gigabytes,
     optimizer_state,
     planned_model,
 )
+from omnitune.planning.published import encoder_bytes
 from omnitune.planning.remedies import Remedy, find_remedies
+from omnitune.planning.samples import AssumedSamples, planned_samples
 from omnitune.planning.workload import Kinds, Workload, count_kinds
-from omnitune.sharding.index import ShardIndex
 from omnitune.training.architecture import expected_architecture
 
 
@@ -41,17 +47,17 @@ class SourcePlan:
 
     Attributes:
         name: of the source.
-        samples: it has.
+        samples: it has; None where that is not known, as of what follows from it.
         share: of the draws.
         steps_per_epoch: steps in which each of its samples is drawn once.
         epochs: passes through it in the whole training.
     """
 
     name: str
-    samples: int
+    samples: int | None
     share: float
-    steps_per_epoch: float
-    epochs: float
+    steps_per_epoch: float | None
+    epochs: float | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,9 @@ class TrainingPlan:
         step_flops: of an average step, forward and backward, over all processes.
         checkpoint_bytes, checkpoints: of one, and how many are kept.
         rate: measured or stated; None where there is none.
+        gpu_hours: where there is none, of GPUs that were measured.
+        disk: bytes by purpose.
+        assumed: why samples are assumed to be as large as they may be; empty where they are those of shards.
         remedies: where it does not fit.
     """
 
@@ -84,6 +93,9 @@ class TrainingPlan:
     checkpoint_bytes: int
     checkpoints: int
     rate: Rate | None
+    gpu_hours: list[GpuHours]
+    disk: list[DiskSpace]
+    assumed: str
     remedies: list[Remedy]
 
     @property
@@ -117,22 +129,32 @@ def plan_training(inputs: PlanInputs, rate: Rate | None) -> TrainingPlan:
     fits = memory.total <= FITS * machine.device_bytes
     model = planned_model(inputs.config, options.train)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averaged = 2 if options.train.ema_decay else 1
+    parameters = sum(p.numel() for p in model.parameters())
+    step_flops = ModelFlops(model).training(workload.samples) / workload.steps
+    checkpoint_bytes, checkpoints = _checkpoint_bytes(model, trained, options), _kept_checkpoints(options)
     return TrainingPlan(
         options=options,
         machine=machine,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         trained=trained,
         strategy=strategy,
         reason=reason,
         memory=memory,
         workload=workload,
-        kinds=count_kinds(inputs.index, inputs.sources),
+        kinds=count_kinds(inputs.samples, inputs.sources),
         sources=_source_plans(inputs),
-        step_flops=ModelFlops(model).training(workload.samples) / workload.steps,
-        checkpoint_bytes=FLOAT * trained * averaged + optimizer_state(model, options.train),
-        checkpoints=_kept_checkpoints(options),
+        step_flops=step_flops,
+        checkpoint_bytes=checkpoint_bytes,
+        checkpoints=checkpoints,
         rate=rate,
+        gpu_hours=[] if rate else measured_hours(options, inputs.config, step_flops, machine.processes),
+        disk=[
+            *inputs.weights,
+            *data_space(options, inputs.config, inputs.samples, inputs.sources),
+            DiskSpace("checkpoints", checkpoints * checkpoint_bytes, f"{checkpoints} kept"),
+            _converted(options, trained if options.train.lora_ft else parameters),
+        ],
+        assumed=inputs.samples.reason if isinstance(inputs.samples, AssumedSamples) else "",
         remedies=[] if fits else find_remedies(inputs, strategy, workload, memory.total),
     )
 
@@ -144,19 +166,19 @@ def plan_experiment(
 
     Args:
         config: options file.
-        index: of the shards; None: the workflow's.
+        index: of the shards; None: the workflow's. Where they do not fit the options, or there are none, samples are assumed
+            to be as large as the options allow.
         nodes: on which the processes run.
         gpu_memory_gb: of each GPU, in 10^9 bytes; None: this machine's, or a process's share of it without GPUs.
         rate: None: that of the experiment's steps so far.
 
     Raises:
-        ValueError: where the index is missing, the model's size is not known, or processes and nodes do not fit.
+        ValueError: where an index that is named is missing, the model's size is not known, or processes and nodes do not fit.
     """
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})
-    index = index or Path("prepared") / options.data.dataset / "shards" / "index.parquet"
-    if not index.is_file():
-        raise ValueError(f"{index} is missing. Make it with `snakemake --cores 2 shard`, or name another with --index.")
+    sources = sources_of(options.data)
+    own = Path(INDEX.format(dataset=options.data.dataset))
     processes = options.train.num_processes
     if processes % nodes:
         raise ValueError(f"--nodes: {nodes} is not allowed, as the {processes} processes must be spread equally.")
@@ -165,12 +187,31 @@ def plan_experiment(
     inputs = PlanInputs(
         options,
         expected_architecture(options, start.transformer),
-        ShardIndex.load(index),
-        sources_of(options.data),
+        planned_samples(options.data, sources, index or own, asked=index is not None),
+        sources,
         Machine(processes, nodes, device, memory),
-        encoder_bytes_of(start.base, options),
+        encoder_bytes_of(start.base, options) or _published_encoders(options, start),
+        weights_space(start),
     )
     return plan_training(inputs, rate or measured_rate(Path("experiments") / options.name))
+
+
+def _published_encoders(options: ExperimentOptions, start: StartingWeights) -> int:
+    """Bytes of VAE and text encoder before they are there; 0 where they are not known."""
+    if options.data.encode or start.base.is_dir():
+        return 0
+    return encoder_bytes(start.source, 2 if options.train.mixed_precision == "bf16" else FLOAT)
+
+
+def _checkpoint_bytes(model: OmniGen2Transformer2DModel, trained: int, options: ExperimentOptions) -> int:
+    averaged = 2 if options.train.ema_decay else 1
+    return FLOAT * trained * averaged + optimizer_state(model, options.train)
+
+
+def _converted(options: ExperimentOptions, parameters: int) -> DiskSpace:
+    """Of the checkpoints, and averages, that are evaluated; a conversion holds all weights, or an adapter's."""
+    number = len(options.evaluated)
+    return DiskSpace("conversions", number * FLOAT * parameters, f"{number} of {gigabytes(FLOAT * parameters)}")
 
 
 def _strategy(inputs: PlanInputs, workload: Workload) -> tuple[str, str]:
@@ -189,9 +230,15 @@ def _strategy(inputs: PlanInputs, workload: Workload) -> tuple[str, str]:
 
 def _source_plans(inputs: PlanInputs) -> list[SourcePlan]:
     train = inputs.options.train
-    sizes = inputs.index.sizes([source.name for source in inputs.sources])
+    samples, names = inputs.samples, [source.name for source in inputs.sources]
+    sizes = (
+        [samples.counts[name] for name in names] if isinstance(samples, AssumedSamples) else list(samples.sizes(names))
+    )
     plans = []
     for source, size in zip(inputs.sources, sizes, strict=True):
+        if size is None:
+            plans.append(SourcePlan(source.name, None, source.ratio, None, None))
+            continue
         steps = size / (source.ratio * train.global_batch_size)
         plans.append(SourcePlan(source.name, size, source.ratio, steps, train.max_train_steps / steps))
     return plans

@@ -26,8 +26,10 @@ MOMENTS = {
 
 
 def plan_tables(plan: TrainingPlan) -> list[Table]:
-    """A plan as tables: the whole, memory, sources, microbatches, samples, and changes where it does not fit."""
-    tables = [_whole(plan), _memory(plan), _sources(plan), _microbatches(plan), _samples(plan)]
+    """A plan as tables: the whole, memory, disk, sources, microbatches, samples, and changes where it does not fit."""
+    tables = [_whole(plan), _memory(plan), _disk(plan), _sources(plan), _microbatches(plan)]
+    if plan.kinds.task_types:
+        tables.append(_samples(plan))
     return [*tables, _remedies(plan)] if plan.remedies else tables
 
 
@@ -39,12 +41,23 @@ def plan_warnings(plan: TrainingPlan) -> Iterator[str]:
             f"does not fit: a process needs {gigabytes(needed)}, and {FITS:.0%} of {gigabytes(device)} is "
             f"{gigabytes(FITS * device)}. The last table says what each change alone would need."
         )
-    if not plan.workload.text_counted:
+    if plan.assumed:
+        yield (
+            f"{plan.assumed}. So it is planned from the limits of the options: square images as large as they may be, texts of "
+            f"{plan.options.data.maximum_text_tokens} tokens, and as many references as the type of a source has, or as take "
+            "most. After `snakemake --cores 2 shard` it is planned from the samples."
+        )
+    elif not plan.workload.text_counted:
         longest = plan.options.data.maximum_text_tokens
         yield f"the index has no text tokens of some samples; {longest} (data.maximum_text_tokens) are assumed for each."
     if not plan.options.data.encode and not plan.memory.encoders:
-        yield "VAE and text encoder are not in it: their files are not there yet (`snakemake --cores 2 train` makes them)."
-    if plan.rate is None:
+        yield "VAE and text encoder are not in it: their files are not there yet, and their sizes not known."
+    if plan.gpu_hours:
+        yield (
+            "the hours are of steps that were measured on one GPU of that kind (benchmarks/RESULTS.md); saving, evaluation"
+            f"{'' if plan.options.data.encode else ', encoding'} and the exchange between processes are not in them."
+        )
+    elif plan.rate is None:
         yield "hours are not known: give --samples_per_second, or train some steps first."
 
 
@@ -71,6 +84,9 @@ def _whole(plan: TrainingPlan) -> Table:
         table.add_row("rate", f"{plan.rate.samples_per_second:.4g} samples/s ({plan.rate.origin})")
         reached = plan.step_flops * plan.rate.samples_per_second / train.global_batch_size / machine.processes
         table.add_row("at that rate", f"{plan.hours:,.1f} hours, {_trillions(reached)} FLOPs/s per process")
+    for found in plan.gpu_hours:
+        measured = f"{found.gpu} (measured: {found.share:.1%} of its peak)"
+        table.add_row(f"on {machine.processes} x {found.gpu}", f"{found.hours:,.1f} hours; {measured}")
     return table
 
 
@@ -94,17 +110,30 @@ def _memory(plan: TrainingPlan) -> Table:
     return table
 
 
+def _disk(plan: TrainingPlan) -> Table:
+    table = _table("Disk", "for", "bytes", "where, how sure")
+    for space in plan.disk:
+        table.add_row(space.purpose, "not known" if space.size is None else gigabytes(space.size), space.note)
+    known = sum(space.size for space in plan.disk if space.size is not None)
+    table.add_row("all that is known", gigabytes(known), "")
+    return table
+
+
 def _sources(plan: TrainingPlan) -> Table:
     table = _table("Sources", "source", "samples", "share", "steps per epoch", "epochs")
     for source in plan.sources:
         figures = (
-            f"{source.samples:,}",
+            _known(source.samples, ","),
             f"{source.share:.2%}",
-            f"{source.steps_per_epoch:,.1f}",
-            f"{source.epochs:,.2f}",
+            _known(source.steps_per_epoch, ",.1f"),
+            _known(source.epochs, ",.2f"),
         )
         table.add_row(source.name, *figures)
     return table
+
+
+def _known(number: float | None, form: str) -> str:
+    return "not known" if number is None else format(number, form)
 
 
 def _microbatches(plan: TrainingPlan) -> Table:

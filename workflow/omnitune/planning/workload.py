@@ -13,6 +13,7 @@ from omnitune.config.sources import Source, sources_of
 from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixtureOrder
+from omnitune.planning.samples import AssumedRow, AssumedSamples
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.index_row import IndexRow
 from omnitune.validation.summary import size_class
@@ -44,21 +45,21 @@ class Workload:
     text_counted: bool
 
 
-def sample_tokens(row: IndexRow, longest_text: int) -> SampleTokens:
-    """Tokens of a row of the index; `longest_text` stands for those of an instruction that were not counted."""
+def sample_tokens(row: IndexRow | AssumedRow, longest_text: int) -> SampleTokens:
+    """Tokens of a sample; `longest_text` stands for those of an instruction that were not counted."""
     images = [width * height // PIXELS_PER_TOKEN for width, height in zip(row.widths, row.heights, strict=True)]
     text = longest_text if row.text_tokens is None else row.text_tokens
     return SampleTokens(text, tuple(images[:-1]), images[-1])
 
 
 def read_workload(
-    options: ExperimentOptions, index: ShardIndex, sources: Sequence[Source], *, processes: int
+    options: ExperimentOptions, index: ShardIndex | AssumedSamples, sources: Sequence[Source], *, processes: int
 ) -> Workload:
     """Deals the first steps of a training to its processes.
 
     Args:
         options: of the experiment.
-        index: of its shards.
+        index: of its shards, or assumed samples.
         sources: of its mixture.
         processes: on all nodes.
 
@@ -103,9 +104,11 @@ class Kinds:
     sizes: Counter[str]
 
 
-def count_kinds(index: ShardIndex, sources: Sequence[Source]) -> Kinds:
-    """Counts all rows of the mixture's sources, column by column: seconds for tens of millions."""
+def count_kinds(index: ShardIndex | AssumedSamples, sources: Sequence[Source]) -> Kinds:
+    """Counts all rows of the mixture's sources, column by column: seconds for tens of millions. Nothing of assumed ones."""
     kinds = Kinds(Counter(), Counter(), Counter())
+    if isinstance(index, AssumedSamples):
+        return kinds
     for source in sources:
         for part in index.parts(source.name):
             for counter, column in (

@@ -16,6 +16,7 @@ from omnitune.paths import parse_shard
 
 SHARDS = "shards"  # keys in the metadata of index.parquet and index.arrow
 SOURCES = "sources"
+LIMITS = "limits"  # also in that of each shard's index: of images, as JSON
 
 
 def index_metadata(parts: Sequence[Path]) -> dict[str, str]:
@@ -26,20 +27,24 @@ def index_metadata(parts: Sequence[Path]) -> dict[str, str]:
 
     Returns:
         `shards`, which two files of the same tars share, and `sources`: by name the number of samples and a hash over all of
-        them in order, which neither depends on how they are cut into tars nor on where these lie.
+        them in order, which neither depends on how they are cut into tars nor on where these lie. `limits` of images, where
+        all shards were made under the same.
     """
     tars = hashlib.sha256()
     samples: dict[str, int] = {}
     hashes: dict[str, Any] = {}
+    limits: set[bytes | None] = set()
     for part in parts:
         source, _ = parse_shard(part)
         rows = pq.read_table(part, columns=["tar", "tar_sha256", "key", "sha256"])
+        limits.add((rows.schema.metadata or {}).get(LIMITS.encode()))
         tars.update(f"{part.stem} {rows.select(['tar', 'tar_sha256']).slice(0, 1).to_pylist()}\n".encode())
         samples[source] = samples.get(source, 0) + rows.num_rows
         digest = hashes.setdefault(source, hashlib.sha256())
         update_digest(digest, rows)
     sources = {name: {"samples": samples[name], "sha256": hashes[name].hexdigest()} for name in sorted(samples)}
-    return {SHARDS: tars.hexdigest(), SOURCES: json.dumps(sources)}
+    [common] = limits if len(limits) == 1 else [None]
+    return {SHARDS: tars.hexdigest(), SOURCES: json.dumps(sources), **({LIMITS: common.decode()} if common else {})}
 
 
 def update_digest(digest: Any, rows: pa.Table | pa.RecordBatch) -> None:
@@ -60,6 +65,12 @@ def read_sources(index: Path) -> dict[str, dict[str, Any]]:
             "snakemake --cores 2 shard --forcerun index_dataset"
         ) from None
     return found
+
+
+def read_limits(index: Path) -> dict[str, Any] | None:
+    """The limits of images, by the names of their keys, that shards were made under; None where they do not say so."""
+    found = (pq.read_schema(index).metadata or {}).get(LIMITS.encode())
+    return json.loads(found) if found else None
 
 
 def write_shard_digests(parts: Iterable[Path], folder: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from omnitune.io.parquet import ParquetRows
 from omnitune.io.url_limits import USUAL, UrlLimits
 from omnitune.io.workers import ordered_map
 from omnitune.paths import parse_shard
+from omnitune.sharding.digests import LIMITS
 from omnitune.sharding.index_row import INDEX_SCHEMA
 from omnitune.sharding.sample_images import named, prepared_images
 from omnitune.sharding.tar_writer import MemberWriter
@@ -83,7 +85,8 @@ def write_shard(
             name = str(tar) if storage.is_url(tar) else Path(tar).name
             facts = {"source": source, "shard": shard, "tar": name}
             facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
-        with atomic_path(Path(index)) as temporary, ParquetRows(temporary, INDEX_SCHEMA) as index_rows:
+        schema = INDEX_SCHEMA.with_metadata({LIMITS: json.dumps(asdict(limits))})
+        with atomic_path(Path(index)) as temporary, ParquetRows(temporary, schema) as index_rows:
             for sample in samples:
                 index_rows.append({**sample, **facts})
     return len(rows)
