@@ -279,7 +279,7 @@ def test_before_there_are_shards_the_limits_are_planned_from(project: Path) -> N
     assert isinstance(found, AssumedSamples)
     assert "there are no shards yet" in found.reason
     assert found.counts == {"edit": None, "t2i": 3}
-    with pytest.raises(ValueError, match="--index: .* is not there"):
+    with pytest.raises(ValueError, match=r"--index: .* is not there"):
         samples_of(project, asked=True)
     entry = {"path": "other.jsonl", "type": "mixed"}
     Path("mix.yml").write_text(yaml.safe_dump({"data": [entry]}))

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from helpers.projects import sha256, write
+from omnitune.config.options import ModelOptions
+from omnitune.config.starts import model_name
+from omnitune.pretrained.files import PARTS
+from omnitune.pretrained.prepare import prepare_pretrained
 from omnitune.pretrained.weights import check_weights
 
 pytestmark = pytest.mark.unit
@@ -44,3 +48,26 @@ def test_a_damaged_manifest_is_named(converted: Path) -> None:
     write(converted / "conversion.json", "{")
     with pytest.raises(ValueError, match=r"conversion\.json: cannot be read .*\. Convert again: snakemake "):
         check_weights([converted])
+
+
+def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = {}
+
+    def fetch(name: str, revision: str | None, **_: object) -> str:
+        fetched[name] = revision
+        folder = tmp_path / name
+        for file in ("model_index.json", "config.json", "model.safetensors", *(f"{part}/config.json" for part in PARTS)):
+            write(folder / file, "{}")
+        return str(folder)
+
+    monkeypatch.setattr("omnitune.pretrained.prepare.snapshot_download", fetch)
+    sources = {"pretrained_vae_model_name_or_path": "b/vae", "pretrained_text_encoder_model_name_or_path": "c/text"}
+    revisions = {"pretrained_vae_revision": "2", "pretrained_text_encoder_revision": "3"}
+    options = ModelOptions(pretrained_model_path="a/base", pretrained_revision="1", **sources, **revisions)
+    prepare_pretrained(options, tmp_path / "made")
+    assert fetched == {"a/base": "1", "b/vae": "2", "c/text": "3"}
+    names = {model_name(ModelOptions(pretrained_model_path="a/base", **sources, **revisions, pretrained_revision=None))}
+    names |= {model_name(ModelOptions(pretrained_model_path="a/base", **sources)), model_name(options)}
+    assert len(names) == 3
+    with pytest.raises(ValueError, match="pretrained_vae_revision: has no effect, as pretrained_vae_model_name_or_path"):
+        ModelOptions(pretrained_model_path="a/base", pretrained_vae_revision="2")

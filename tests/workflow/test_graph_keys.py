@@ -78,6 +78,8 @@ NOT_HERE = {
     "model.pretrained_revision",
     "model.pretrained_vae_model_name_or_path",
     "model.pretrained_text_encoder_model_name_or_path",
+    "model.pretrained_vae_revision",
+    "model.pretrained_text_encoder_revision",
     "model.arch_opt",
     "train.lora_path",
     "train.lr_step_rules",

@@ -226,7 +226,9 @@ def plan(
 ) -> None:
     """Say what a training will take, from its options and the shards' index: memory, epochs, disk, hours.
 
-    Needs neither a GPU nor weights nor, for a first estimate from the limits of the options, shards. Where it does not fit, says what to change.
+    Needs neither a GPU nor weights nor, for a first estimate from the limits of the options, shards.
+
+    Where it does not fit, says what to change.
     """
     from rich.console import Console
 

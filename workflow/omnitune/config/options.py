@@ -243,6 +243,16 @@ class ModelOptions(Section):
         Field(description="Take text encoder and tokenizer from here. null: the pipeline's own."),
         Affects("base", "weights"),
     ] = None
+    pretrained_vae_revision: Annotated[
+        str | None,
+        Field(description="The same as pretrained_revision for the repository of the VAE."),
+        Affects("base", "weights"),
+    ] = None
+    pretrained_text_encoder_revision: Annotated[
+        str | None,
+        Field(description="The same as pretrained_revision for the repository of the text encoder."),
+        Affects("base", "weights"),
+    ] = None
     arch_opt: Annotated[
         ArchOptions | None,
         Field(description="Architecture that the weights must have; a difference is an error. null: not checked."),
@@ -261,9 +271,15 @@ class ModelOptions(Section):
             "pretrained_revision",
             "pretrained_vae_model_name_or_path",
             "pretrained_text_encoder_model_name_or_path",
+            "pretrained_vae_revision",
+            "pretrained_text_encoder_revision",
         )
         for key in filter(lambda key: converted and getattr(self, key), ignored):
             raise ValueError(f"{key}: has no effect, as pretrained_model_path names another experiment; set it there")
+        for part in ("vae", "text_encoder"):
+            revision, source = f"pretrained_{part}_revision", f"pretrained_{part}_model_name_or_path"
+            if getattr(self, revision) and not getattr(self, source):
+                raise ValueError(f"{revision}: has no effect, as {source} names no repository; set that, or remove this")
         return self
 
     @property

@@ -44,6 +44,8 @@ def model_name(model: ModelOptions) -> str:
         model.pretrained_vae_model_name_or_path,
         model.pretrained_text_encoder_model_name_or_path,
     ]
+    if model.pretrained_vae_revision or model.pretrained_text_encoder_revision:
+        extra += [model.pretrained_vae_revision, model.pretrained_text_encoder_revision]
     if any(extra):
         name += "-" + hashlib.sha256(json.dumps(extra).encode()).hexdigest()[:8]
     return name

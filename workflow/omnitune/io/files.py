@@ -132,7 +132,7 @@ class Lock:
         self._file.close()
 
 
-class Held(ValueError):
+class Held(ValueError):  # noqa: N818  (a state, beside Lock)
     """Another process holds a lock."""
 
 

@@ -46,12 +46,13 @@ def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> No
     _copy(source / INDEX, temporary / INDEX, source)
     vae = model.pretrained_vae_model_name_or_path
     if vae:
-        found = _local(vae, None, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*")
+        found = _local(vae, model.pretrained_vae_revision, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*")
         _require(found, ["vae"], "model.pretrained_vae_model_name_or_path")
         _replace(found / "vae", temporary / "vae", found)
     encoder = model.pretrained_text_encoder_model_name_or_path
     if encoder:
-        found = _local(encoder, None, "model.pretrained_text_encoder_model_name_or_path", cache_dir)
+        revision = model.pretrained_text_encoder_revision
+        found = _local(encoder, revision, "model.pretrained_text_encoder_model_name_or_path", cache_dir)
         _require(found, ["config.json"], "model.pretrained_text_encoder_model_name_or_path")
         _replace(found, temporary / "mllm", found)
         _replace(found, temporary / "processor", found, weights=False)
