@@ -46,7 +46,9 @@ except ValueError as error:  # ConfigError among them
 
 # Jobs of this machine share its GPUs: Snakemake counts them, and each job takes its own (reserved_gpus). Executors of
 # clusters have a number of jobs (nodes), and what they run is in GPUs what their scheduler gives.
-GPUS = shared_gpus(workflow.resource_settings.nodes is None and not workflow.remote_exec)
+GPUS = shared_gpus(
+    workflow.resource_settings.nodes is None and not workflow.remote_exec
+)
 if GPUS and "gpus_per_node" not in workflow.global_resources:
     workflow.register_resource("gpus_per_node", len(GPUS))
 

@@ -15,6 +15,7 @@ from omnitune.paths import (
     group_name,
     parse_converted,
     parse_shard,
+    path_hint,
     shard_name,
     weights_name,
 )
@@ -82,3 +83,12 @@ def test_an_adapter_is_named_by_its_file_or_folder() -> None:
     file = Path("here/pytorch_lora_weights.safetensors")
     assert adapter_file("here") == adapter_file("here/") == adapter_file(str(file)) == file
     assert adapter_file("my/adapter.safetensors") == Path("my/adapter.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [("a.jpg", ""), ("~/a.jpg", "~ is not expanded"), ("$HOME/a", "$HOME is"), ("a\\b", "not by"), ("a.jpg ", "space")],
+)
+def test_what_is_likely_wrong_with_a_path_is_told(path: str, hint: str) -> None:
+    assert hint in path_hint(path)
+    assert bool(path_hint(path)) == bool(hint)

@@ -67,6 +67,16 @@ def test_a_folder_is_one_source_of_all_its_files_in_order(tmp_path: Path) -> Non
     assert (source.name, source.files) == ("many", (files[1], files[2], files[0]))
 
 
+def test_hidden_files_of_a_folder_are_none_of_its_files(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "._a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "b/.c.jsonl", "b/d.jsonl"):
+        path = tmp_path / ".data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (tmp_path / "mix.yml").write_text("data: [{path: .data}]")
+    [source] = read_mixture(tmp_path / "mix.yml")
+    assert [Path(file).name for file in source.files] == ["a.jsonl", "d.jsonl"]
+
+
 def test_the_same_file_twice_is_one_source_with_the_sum(tmp_path: Path) -> None:
     a = touch(tmp_path / "a.jsonl")
     inner = write_mixture(tmp_path / "inner.yml", {"path": str(a), "type": "edit"})

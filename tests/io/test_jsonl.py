@@ -39,6 +39,16 @@ def test_lines_are_refused_with_a_reason(line: bytes, reason: str) -> None:
     assert error.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"), [(b"[", "jq -c"), (b'[{"a": 1}]', "jq -c"), (b'{"a": 1},', "a comma stands behind"), (b"{", "")]
+)
+def test_what_is_json_but_no_lines_is_told(line: bytes, hint: str) -> None:
+    with pytest.raises(Refused) as caught:
+        decode_line(Line("a.jsonl", 1, 1, line))
+    assert hint in caught.value.message
+    assert ("jq" in caught.value.message) == ("jq" in hint)
+
+
 def test_objects_come_with_the_number_of_their_line(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(BOM + b'{"a": 1}\r\n\n  \n{"a": "\xe2\x80\xa8"}')

@@ -56,7 +56,12 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
     def fetch(name: str, revision: str | None, **_: object) -> str:
         fetched[name] = revision
         folder = tmp_path / name
-        for file in ("model_index.json", "config.json", "model.safetensors", *(f"{part}/config.json" for part in PARTS)):
+        for file in (
+            "model_index.json",
+            "config.json",
+            "model.safetensors",
+            *(f"{part}/config.json" for part in PARTS),
+        ):
             write(folder / file, "{}")
         return str(folder)
 
@@ -69,5 +74,7 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
     names = {model_name(ModelOptions(pretrained_model_path="a/base", **sources, **revisions, pretrained_revision=None))}
     names |= {model_name(ModelOptions(pretrained_model_path="a/base", **sources)), model_name(options)}
     assert len(names) == 3
-    with pytest.raises(ValueError, match="pretrained_vae_revision: has no effect, as pretrained_vae_model_name_or_path"):
+    with pytest.raises(
+        ValueError, match="pretrained_vae_revision: has no effect, as pretrained_vae_model_name_or_path"
+    ):
         ModelOptions(pretrained_model_path="a/base", pretrained_vae_revision="2")

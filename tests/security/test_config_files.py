@@ -47,6 +47,16 @@ def test_honest_aliases_merges_and_a_byte_order_mark_are_read(tmp_path: Path) ->
     assert read_yaml(path) == {"a": both, "b": {"x": 1, "y": 3}, "c": [both, both]}
 
 
+@pytest.mark.parametrize("number", ["0400", "-010", "10:00", "1:30.5"])
+def test_numbers_of_other_bases_are_refused(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text(f"a: 1\nb: [1, {number}]\n")
+    with pytest.raises(ConfigError, match=rf"a\.yml, line 2: {number} would be read as"):
+        read_yaml(path)
+    path.write_text(f"b: ['{number}', 0, 0.5, 4_000, 0x10, 08]\n")
+    assert read_yaml(path)["b"][0] == number
+
+
 def test_mixtures_that_multiply_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for level in range(8):

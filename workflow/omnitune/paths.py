@@ -115,6 +115,15 @@ def require_safe(path: Path | str, where: str) -> None:
         )
 
 
+def path_hint(path: str) -> str:
+    """What is likely wrong with a path that leads to nothing, for the end of a message; empty where nothing shows."""
+    if path != path.strip():
+        return " (it begins or ends with a space or a line's end)"
+    if path.startswith(("~", "$")):
+        return f" ({path.partition('/')[0]} is not expanded: write the folder itself)"
+    return " (folders are separated by /, not by \\)" if "\\" in path else ""
+
+
 def shard_name(source: str, shard: int) -> str:
     """Stem of a shard's manifest, which validation names, and of its tar and indexes, which are named after it."""
     return f"{source}-{shard:05d}"

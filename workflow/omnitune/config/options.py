@@ -279,7 +279,9 @@ class ModelOptions(Section):
         for part in ("vae", "text_encoder"):
             revision, source = f"pretrained_{part}_revision", f"pretrained_{part}_model_name_or_path"
             if getattr(self, revision) and not getattr(self, source):
-                raise ValueError(f"{revision}: has no effect, as {source} names no repository; set that, or remove this")
+                raise ValueError(
+                    f"{revision}: has no effect, as {source} names no repository; set that, or remove this"
+                )
         return self
 
     @property

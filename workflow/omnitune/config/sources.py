@@ -215,10 +215,17 @@ def _tried(entry: MixtureEntry, mixture: Path) -> str:
 
 
 def _folder_files(folder: Path, where: str) -> tuple[Path, ...]:
-    files = _sorted_files((file for file in folder.rglob("*.jsonl") if file.is_file()), where)
+    files = _sorted_files(
+        (file for file in folder.rglob("*.jsonl") if file.is_file() and not _is_hidden(file, folder)), where
+    )
     if not files:
         raise ConfigError(f"{where}: the folder {folder} holds no .jsonl file. Put one there or take the entry out.")
     return files
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """What file browsers and editors leave: ._a.jsonl, .ipynb_checkpoints/a-checkpoint.jsonl. Patterns pass these over, too."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _sorted_files(found: Iterable[Path], where: str) -> tuple[Path, ...]:

@@ -1,5 +1,6 @@
 """The one reader of YAML: small files, whose aliases and merge keys cannot grow beyond a limit, with each key once."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from omnitune.errors import ConfigError
 
 MAX_BYTES = 4 << 20
 MAX_NODES = 100_000  # keys and values once aliases and merge keys are written out
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]*[0-7][0-7_]*|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 MAX_DEPTH = 64  # mappings and lists inside each other
 
 
@@ -93,7 +95,7 @@ def _check_size(root: yaml.Node, path: Path) -> None:
 
 
 def _check_keys(root: yaml.Node, path: Path) -> None:
-    """Refuses a key that stands twice in one mapping, of which the last would win without a word."""
+    """Refuses what YAML would read as something else without a word: a key that stands twice, numbers of other bases."""
     pending, done = [root], set()
     while pending:
         node = pending.pop()
@@ -103,6 +105,19 @@ def _check_keys(root: yaml.Node, path: Path) -> None:
         pending += _children(node)
         if isinstance(node, yaml.MappingNode):
             _check_mapping(node, path)
+        if isinstance(node, yaml.ScalarNode):
+            _check_number(node, path)
+
+
+def _check_number(node: yaml.ScalarNode, path: Path) -> None:
+    """Refuses 0400, which is 256 in YAML 1.1, and 10:00, which is 600."""
+    number = node.tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+    if number and OTHER_BASE.fullmatch(node.value):
+        base = "a number of base 60" if ":" in node.value else "octal"
+        raise ConfigError(
+            f"{path}, line {node.start_mark.line + 1}: {node.value} would be read as {base}. Write it without leading zeros "
+            "and colons, or in quotes if it is a text."
+        )
 
 
 def _check_mapping(node: yaml.MappingNode, path: Path) -> None:

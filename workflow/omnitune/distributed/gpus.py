@@ -76,7 +76,7 @@ def _wait_for(names: Sequence[str], number: int, held: ExitStack) -> list[str]:
     waits = False
     while True:
         with ExitStack() as stack:
-            taken = []
+            taken: list[str] = []
             for name in names:
                 if len(taken) == number:
                     break

@@ -148,14 +148,22 @@ def decode_line(line: Line) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Refused("not_utf8", f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}") from None
+        hint = _json_hint(text)
+        raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}{hint}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise Refused("bad_json", f"not readable as JSON: {error}") from None
     if _is_deeper(content, MAX_NESTING):
         raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
     if not isinstance(content, dict):
-        raise Refused("not_an_object", f"a line must be a JSON object, found {json_kind(content)}")
+        raise Refused("not_an_object", f"a line must be a JSON object, found {json_kind(content)}{_json_hint(text)}")
     return content
+
+
+def _json_hint(text: str) -> str:
+    """Of what is JSON, but not one object a line."""
+    if text.lstrip().startswith("["):
+        return "; in a list of JSON? Write each sample on a line of its own: jq -c '.[]' FILE"
+    return "; a comma stands behind the object" if text.rstrip().endswith("},") else ""
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -46,7 +46,9 @@ def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> No
     _copy(source / INDEX, temporary / INDEX, source)
     vae = model.pretrained_vae_model_name_or_path
     if vae:
-        found = _local(vae, model.pretrained_vae_revision, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*")
+        found = _local(
+            vae, model.pretrained_vae_revision, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*"
+        )
         _require(found, ["vae"], "model.pretrained_vae_model_name_or_path")
         _replace(found / "vae", temporary / "vae", found)
     encoder = model.pretrained_text_encoder_model_name_or_path

@@ -25,6 +25,7 @@ from omnitune.io.storage import is_url, redact
 from omnitune.io.url_limits import USUAL, UrlLimits, fetching
 from omnitune.io.workers import ordered_map
 from omnitune.models.prompts import count_tokens, load_tokenizer
+from omnitune.paths import path_hint
 from omnitune.validation.image_places import image_places
 from omnitune.validation.row import KNOWN_KEYS, Row, check_row
 from omnitune.validation.sample import SCHEMA, ValidatedSample
@@ -290,7 +291,7 @@ def _inspect(image: str, samples: str, checks: Checks) -> tuple[str, ImageFacts]
         except ImageRefused as error:
             if error.reason != "missing":
                 raise
-    raise ImageRefused("missing", f"{image} does not exist; tried {' and '.join(places)}")
+    raise ImageRefused("missing", f"{image} does not exist; tried {' and '.join(places)}{path_hint(image)}")
 
 
 def check_files(source: Source) -> None:
@@ -298,7 +299,9 @@ def check_files(source: Source) -> None:
     for file in source.files:
         if not is_url(file) and not Path(file).is_file():
             tried = " and ".join(str(place) for place in source.places(file))
-            raise ConfigError(f"{source.mixture}: source {source.name!r}: no such file of samples; tried {tried}.")
+            raise ConfigError(
+                f"{source.mixture}: source {source.name!r}: no such file of samples; tried {tried}{path_hint(str(file))}."
+            )
 
 
 def validate_mixture(
