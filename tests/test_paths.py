@@ -24,11 +24,17 @@ pytestmark = pytest.mark.unit
 
 
 def test_shards_are_named_and_read_back() -> None:
-    for source, shard, name in (("a", 3, "a-00003"), ("a_b_1", 123456, "a_b_1-123456")):
+    names = (
+        ("a", 3, "a-00003"),
+        ("a_b_1", 123456, "a_b_1-123456"),
+        ("数据", 1, "数据-00001"),
+        ("हिन्दी", 2, "हिन्दी-00002"),
+    )
+    for source, shard, name in names:
         assert shard_name(source, shard) == name
         for path in (f"{name}.tar", Path("x") / f"{name}.parquet", f"s3://bucket/x-00001/{name}.jsonl"):
             assert parse_shard(path) == (source, shard)
-    for wrong in ("a-3.tar", "a.tar", "-00001.tar", "a-00001", "a b-00001.tar"):
+    for wrong in ("a-3.tar", "a.tar", "-00001.tar", "a-00001", "a b-00001.tar", "a-٠٠٠٠١.tar"):
         with pytest.raises(ValueError, match="shards are named"):
             parse_shard(wrong)
 

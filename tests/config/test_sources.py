@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -99,11 +100,69 @@ def test_names_are_stems_lengthened_until_unique(tmp_path: Path, paths: list[str
     assert [source.name for source in read_mixture(write_mixture(tmp_path / "mix.yml", *entries))] == names
 
 
-def test_names_that_no_folder_tells_apart_still_differ(tmp_path: Path) -> None:
-    entries = [{"path": str(tmp_path / name)} for name in ("a-b.jsonl", "a_b.jsonl", "数据.jsonl", "A_B.jsonl")]
-    names = [source.name for source in read_mixture(write_mixture(tmp_path / "mix.yml", *entries))]
-    assert len({name.lower() for name in names}) == 4
-    assert all(name.replace("_", "").isalnum() and name.isascii() for name in names)
+def names_of(folder: Path, *paths: str) -> list[str]:
+    """Of sources that a mixture in `folder`, the working directory, names by these paths; in the order of the paths."""
+    sources = read_mixture(write_mixture(folder / "mix.yml", *({"path": path} for path in paths)))
+    by_files = {tuple(map(str, source.files)): source.name for source in sources}
+    assert len(by_files) == len(sources) == len({source.name.casefold() for source in sources})
+    return [source.name for source in sources]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x.jsonl", "p/x.jsonl"], ["p_x", "x"]),
+        (["p/x.jsonl", "q/p/x.jsonl"], ["p_x", "q_p_x"]),
+        (["数据.jsonl", "图片.jsonl"], ["图片", "数据"]),
+        (["größe.jsonl", "हिन्दी.jsonl", "a b/数 据.jsonl"], ["größe", "हिन्दी", "数_据"]),
+        (["a__b.jsonl", "_c.jsonl"], ["a__b", "c"]),
+        (["."], ["source"]),
+    ],
+)
+def test_names_hold_nothing_of_where_the_project_lies(tmp_path: Path, monkeypatch, paths: list, names: list) -> None:
+    """Two projects of the same files come to the same names."""
+    for folder in (tmp_path / "one", tmp_path / "else" / "two"):
+        for path in (p for p in (*paths, "own.jsonl") if p.endswith(".jsonl")):
+            touch(folder / path)
+        monkeypatch.chdir(folder)
+        assert names_of(Path(), *paths) == names
+
+
+# x.jsonl beside x.json, and two versions of a URL, had one name: one of them was lost without a word.
+ALIKE = ["d/a-b.jsonl", "d/a_b.jsonl", "A_B.jsonl", "x.jsonl", "x.json", "straße.jsonl", "STRASSE.jsonl", "--.jsonl"]
+URLS = ["https://host/y.jsonl?version=1", "https://host/y.jsonl?version=2"]
+
+
+def test_names_that_no_folder_tells_apart_still_differ_and_move_along(tmp_path: Path, monkeypatch) -> None:
+    found = []
+    for folder in (tmp_path / "one", tmp_path / "else" / "two"):
+        for path in ALIKE:
+            touch(folder / path)
+        monkeypatch.chdir(folder)
+        found.append(names_of(Path(), *ALIKE, *URLS))
+    assert found[0] == found[1]
+    for start in ("x_", "y_", "strasse_", "a_b_"):
+        assert sum(name.casefold().startswith(start) for name in found[0]) == 2
+
+
+def test_patterns_beside_two_mixtures_are_two_sources(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("p", "q"):
+        touch(tmp_path / folder / "train_1.jsonl")
+        write_mixture(Path(folder) / "mix.yml", {"path": "train_*.jsonl"})
+    assert names_of(Path(), "p/mix.yml", "q/mix.yml") == ["p_train", "q_train"]
+
+
+def test_a_name_is_the_same_however_an_accent_is_written(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert names_of(Path(), unicodedata.normalize("NFD", "Größe é.jsonl")) == [unicodedata.normalize("NFC", "Größe_é")]
+
+
+def test_long_names_leave_room_for_what_is_appended(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert names_of(Path(), f"{'a' * 150}.jsonl") == ["a" * 150]
+    (name,) = names_of(Path(), f"{'数' * 80}.jsonl")
+    assert name.startswith("数" * 40 + "_") and len(name.encode()) < 160
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from helpers.projects import changed, project, write
 from omnitune.config.options import ModelOptions
 from omnitune.config.starts import model_name
 from omnitune.errors import ConfigError
-from omnitune.paths import FILE_NAME, SAFE_SIGNS, require_safe
+from omnitune.paths import SAFE_SIGNS, names_folder, require_safe
 from omnitune.pretrained.files import PARTS
 from omnitune.pretrained.prepare import prepare_pretrained
 
@@ -97,7 +97,7 @@ def test_names_that_are_allowed_come_through_two_shells_unchanged(
     except ValueError:
         return
     folder = tmp_path_factory.mktemp("slurm")
-    wildcard = "".join(letter for letter in name if letter.isascii() and FILE_NAME.fullmatch(f"a{letter}")) or "a"
+    wildcard = "".join(letter for letter in name if names_folder(f"a{letter}")) or "a"
     assert submitted([name, "b"], wildcard, folder) == [
         "--target-jobs", f"validate_source:dataset={wildcard}", "--wait-for-files", name, "b"
     ]  # fmt: skip
@@ -134,10 +134,15 @@ def test_sources_of_a_mixture_are_refused_by_name(place: Path) -> None:
     assert not (place / "appeared").exists()
 
 
-@pytest.mark.parametrize("path", ["...yml", "$(touch appeared).yml", "a b.yml", "..yml", "-x.yml"])
+@pytest.mark.parametrize("path", ["...yml", "$(touch appeared).yml", "a b.yml", "..yml", "-x.yml", "a\u200bb.yml"])
 def test_a_mixture_names_a_folder_of_its_own(place: Path, path: str) -> None:
     with pytest.raises(ConfigError, match="names folders"):
         project(place, changed(data={"data_path": path}))
+
+
+def test_a_data_set_is_named_in_any_script(place: Path) -> None:
+    write(place / "數據-1.yml", {"data": [{"path": "猫.jsonl"}]})
+    assert list(project(place, changed(data={"data_path": "數據-1.yml"})).sources["數據-1"]) == ["猫"]
 
 
 def test_images_of_prompts_are_refused_by_name(place: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from omnitune.config import Benchmark, load_config
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.console import job
-from omnitune.paths import INDEX, EvaluatedStep
+from omnitune.paths import INDEX, EvaluatedStep, file_stem
 from omnitune.stages import Experiment
 
 app = typer.Typer(
@@ -362,7 +362,7 @@ def evaluate(
     if ema and not step:
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
     protocol = load_config(benchmark, Benchmark)
-    evaluation = Experiment.alone(config).evaluation(benchmark.stem, protocol, EvaluatedStep(step, ema))
+    evaluation = Experiment.alone(config).evaluation(file_stem(benchmark), protocol, EvaluatedStep(step, ema))
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
     evaluation.score()
@@ -380,7 +380,7 @@ def report(
     ] = None,
 ) -> None:
     """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
-    protocols = {path.stem: load_config(path, Benchmark) for path in benchmark or []}
+    protocols = {file_stem(path): load_config(path, Benchmark) for path in benchmark or []}
     Experiment.alone(config).report(protocols, output)
 
 

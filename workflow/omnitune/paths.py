@@ -52,11 +52,9 @@ SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of what names folders and wildcards
-SAFE_SIGNS = " .,:=+@%~()[]_-/"  # beside letters and digits, with their marks, of any script
-SOURCE_NAME = r"[A-Za-z0-9_]+"
-SHARD_NUMBER = r"\d{5}\d*"  # Snakemake would not understand {5,}
-SHARD_NAME = re.compile(rf"(?P<source>{SOURCE_NAME})-(?P<shard>{SHARD_NUMBER})")
+SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters
+SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}
+SHARD_NAME = re.compile(rf"(?P<source>[^-/\s]+)-(?P<shard>{SHARD_NUMBER})")
 WEIGHTS_NAME = r"transformer(_lora)?(_ema)?"
 CONVERTED_PATH = re.compile(
     r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
@@ -98,6 +96,22 @@ class EvaluatedStep(NamedTuple):
 BASE = EvaluatedStep(0)
 
 
+def is_letter(sign: str) -> bool:
+    """Whether it is a letter or digit of any script, or a mark that stands with one: plain in a shell, quoted or not."""
+    return sign.isalnum() or unicodedata.category(sign).startswith("M")
+
+
+def file_stem(path: Path | str) -> str:
+    """The name of a file without its extension, as it names what is made of it: in one form, whoever has written it."""
+    return unicodedata.normalize("NFC", Path(path).stem)
+
+
+def names_folder(name: str) -> bool:
+    """Whether it may name folders and wildcards: letters and digits of any script, `_`, `-` and `.`."""
+    first = name[:1]
+    return (first == "_" or first.isalnum()) and all(is_letter(sign) or sign in "_.-" for sign in name)
+
+
 def require_safe(path: Path | str, where: str) -> None:
     """Raises ValueError for a path that may not become an input of a job, which executors of clusters put into a shell.
 
@@ -106,7 +120,7 @@ def require_safe(path: Path | str, where: str) -> None:
         where: what names it, for the message.
     """
     text = str(path)
-    found = sorted({sign for sign in text if sign not in SAFE_SIGNS and unicodedata.category(sign)[0] not in "LMN"})
+    found = sorted({sign for sign in text if not is_letter(sign) and sign not in SAFE_SIGNS})
     if found or text.startswith("-"):
         signs = " ".join(map(repr, found)) or "'-' at its beginning"
         raise ValueError(

@@ -20,12 +20,13 @@ from omnitune.paths import (
     BASE,
     DEMO,
     ENCODED_GROUP,
-    FILE_NAME,
     MANIFESTS,
     EvaluatedStep,
     adapter_file,
     conversion_file,
+    file_stem,
     group_name,
+    names_folder,
     require_safe,
     weights_name,
 )
@@ -89,12 +90,13 @@ class Project:
                 )
             experiments[options.name], files[options.name] = options, path
         benchmarks: dict[str, Benchmark] = {}
-        for path in sorted(map(Path, workflow.benchmarks), key=lambda path: path.stem):
-            if path.stem in benchmarks:
+        for path in sorted(map(Path, workflow.benchmarks), key=file_stem):
+            name = file_stem(path)
+            if name in benchmarks:
                 raise ConfigError(
-                    f"{where}: benchmarks: two files are called {path.stem!r}; a benchmark's name is its file's."
+                    f"{where}: benchmarks: two files are called {name!r}; a benchmark's name is its file's."
                 )
-            benchmarks[path.stem] = load_config(path, Benchmark)
+            benchmarks[name] = load_config(path, Benchmark)
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         project = cls(experiments, files, benchmarks, starts, workflow.shards_url)
         project._check_names()
@@ -107,7 +109,7 @@ class Project:
     def _check_names(self) -> None:
         """Those that become names of files and wildcards."""
         for name in self.benchmarks:
-            if not FILE_NAME.fullmatch(name):
+            if not names_folder(name):
                 raise ConfigError(
                     f"benchmark {name}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone."
                 )

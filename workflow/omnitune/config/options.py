@@ -11,7 +11,7 @@ from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
 from omnitune.errors import ConfigError
-from omnitune.paths import FILE_NAME, EvaluatedStep, parse_converted
+from omnitune.paths import EvaluatedStep, file_stem, names_folder, parse_converted
 
 
 def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None:
@@ -147,7 +147,7 @@ class DataOptions(Section):
     @field_validator("data_path")
     @classmethod
     def _stem_names_a_folder(cls, path: str) -> str:
-        if not FILE_NAME.fullmatch(Path(path).stem):  # `...yml` has the stem `..`
+        if not names_folder(file_stem(path)):  # `...yml` has the stem `..`
             raise ValueError(
                 f"its stem {Path(path).stem!r} names folders; take letters, digits, `_`, `-` and `.` alone, "
                 "and one of the first three at its beginning"
@@ -170,7 +170,7 @@ class DataOptions(Section):
     @property
     def dataset(self) -> str:
         """Name of the prepared data set."""
-        return Path(self.data_path).stem
+        return file_stem(self.data_path)
 
     @property
     def image_limits(self) -> dict[str, Any]:

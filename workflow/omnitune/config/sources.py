@@ -4,6 +4,7 @@ import glob
 import hashlib
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from omnitune.config.options import DataOptions
 from omnitune.errors import ConfigError, Refused
 from omnitune.io.places import check_url, require_below
 from omnitune.io.storage import is_url, redact
+from omnitune.paths import is_letter
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
@@ -23,6 +25,7 @@ PATTERN = re.compile(r"[*?\[]")
 MAX_ENTRIES = 10_000  # of all mixtures together, each counted as often as it is named
 MAX_DEPTH = 32  # mixtures that name each other in a row
 MAX_FILES = 100_000  # .jsonl files of one folder or pattern
+MAX_NAME_BYTES = 160  # of a source's name: file systems allow 255 with what is appended to it
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Source:
     """One leaf of a nested mixture.
 
     Attributes:
-        name: letters, digits and `_`; unique in the mixture.
+        name: letters and digits of any script and `_`; unique in the mixture.
         files: .jsonl files in the order in which their lines count, a Path each or, at a URL, a str; several for a folder
             or pattern. They need not exist yet.
         ratio: share of the whole mixture; over all sources the ratios sum to 1.
@@ -53,8 +56,14 @@ class Source:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A source before it has its name, which is made from `origin`: a file without its extension, a folder or a pattern."""
+    """A source before it has its name, which does not depend on where the project lies.
 
+    Attributes:
+        written: the path as the mixture has it, beside the mixture where it was found there, or the URL.
+        origin: what the name is made from: that without its extension, query or wildcards.
+    """
+
+    written: str
     origin: PurePosixPath
     source: Source
 
@@ -136,10 +145,10 @@ class _Reading:
                 raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
             self.descend(found, ratio, [*above, path])
             return
-        origin, files = _sample_files(found, entry, path, where)
+        found, origin, files = _sample_files(found, entry, path, where)
         for file in files:
             self._require_allowed(file, where)
-        self.leaves.append(_Leaf(origin, Source("", files, ratio, entry.type, path)))
+        self.leaves.append(_Leaf(str(found), origin, Source("", files, ratio, entry.type, path)))
 
     def _require_allowed(self, place: Path | str, where: str) -> None:
         """Raises ConfigError for a URL that is not read, and for what lies, links followed, outside the roots."""
@@ -170,21 +179,22 @@ def _fixed(found: Path) -> Path:
 
 def _sample_files(
     found: Path | str, entry: MixtureEntry, mixture: Path, where: str
-) -> tuple[PurePosixPath, tuple[Path | str, ...]]:
-    """What names a source, and its .jsonl files."""
+) -> tuple[Path | str, PurePosixPath, tuple[Path | str, ...]]:
+    """What was found, what of it names a source, and its .jsonl files."""
     if isinstance(found, str):
         place = PurePosixPath(found.partition("?")[0])
         if place.suffix not in SAMPLE_SUFFIXES:
             raise ConfigError(f"{where}: a URL names one .jsonl file; folders, patterns and mixtures are read locally.")
-        return place.with_suffix(""), (found,)
+        return found, place.with_suffix(""), (found,)
     if found.is_dir():
-        return PurePosixPath(found.absolute()), _folder_files(found, where)
+        return found, PurePosixPath(found), _folder_files(found, where)
     if PATTERN.search(entry.path) and not found.exists():
         # `data/*.jsonl` is named after `data`, and `data/train_*.jsonl` after `train_`.
-        parts = [part for part in found.absolute().with_suffix("").parts if part.strip("*?")]
-        return PurePosixPath(*parts), _matching_files(entry, mixture, where)
+        found, files = _matching_files(entry, mixture, where)
+        parts = [part for part in found.with_suffix("").parts if part.strip("*?")]
+        return found, PurePosixPath(*parts), files
     if found.suffix in SAMPLE_SUFFIXES:
-        return PurePosixPath(found.absolute().with_suffix("")), (found,)
+        return found, PurePosixPath(found.with_suffix("")), (found,)
     raise ConfigError(
         f"{where}: is neither a .jsonl file, a .yml mixture, an existing folder nor a pattern; "
         f"tried {_tried(entry, mixture)}."
@@ -235,19 +245,26 @@ def _sorted_files(found: Iterable[Path], where: str) -> tuple[Path, ...]:
     return files
 
 
-def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, ...]:
-    """The .jsonl files that a pattern matches from the working directory, or else beside the mixture."""
-    for pattern in (entry.path, str(Path(glob.escape(str(mixture.parent))) / entry.path)):
+def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, tuple[Path, ...]]:
+    """Where a pattern matches, from the working directory or else beside the mixture, and the .jsonl files there."""
+    beside = Path(glob.escape(str(mixture.parent))) / entry.path
+    for found, pattern in ((Path(entry.path), entry.path), (mixture.parent / entry.path, str(beside))):
         matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
         files = _sorted_files((file for file in matches if file.suffix == ".jsonl" and file.is_file()), where)
         if files:
-            return files
+            return found, files
     raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
 
 
 def _order(leaf: _Leaf) -> tuple[Any, ...]:
     """In which order leaves of the same files become one: not that of the mixture, which is to change nothing."""
-    return str(leaf.origin), list(map(str, leaf.source.files)), leaf.source.type, leaf.source.ratio
+    return (
+        leaf.origin.is_absolute(),
+        leaf.written,
+        list(map(str, leaf.source.files)),
+        leaf.source.type,
+        leaf.source.ratio,
+    )
 
 
 def _merged(leaves: list[_Leaf]) -> list[_Leaf]:
@@ -266,23 +283,31 @@ def _merged(leaves: list[_Leaf]) -> list[_Leaf]:
 
 
 def _named(leaves: list[_Leaf]) -> list[Source]:
-    """Gives each source its stem as name, lengthened by parent folders until no two are equal."""
+    """Gives each source its stem as name, lengthened by the folders that are written before it until no two are equal."""
     depths = [1] * len(leaves)
     while True:
         names = [_name(leaf.origin, depth) for leaf, depth in zip(leaves, depths, strict=True)]
         # Compared without case: the names become file names, also on file systems that ignore case.
-        counts = Counter(name.lower() for name in names)
-        clashing = [k for k, name in enumerate(names) if counts[name.lower()] > 1]
-        growing = [k for k in clashing if depths[k] < len(leaves[k].origin.parts)]
+        counts = Counter(name.casefold() for name in names)
+        clashing = [k for k, name in enumerate(names) if counts[name.casefold()] > 1]
+        growing = [k for k in clashing if depths[k] < len(_named_parts(leaves[k].origin))]
         if not growing:
             break
         for k in growing:
             depths[k] += 1
-    for k in clashing:  # `a-b.jsonl` beside `a_b.jsonl`: no folder tells them apart
-        names[k] += "_" + hashlib.sha256(str(leaves[k].origin).encode()).hexdigest()[:8]
+    # `a-b.jsonl` beside `a_b.jsonl`, or x.jsonl beside x.json: no folder tells them apart.
+    for k in {*clashing, *(k for k, name in enumerate(names) if len(name.encode()) > MAX_NAME_BYTES)}:
+        digest = hashlib.sha256(os.fsencode(unicodedata.normalize("NFC", leaves[k].written))).hexdigest()[:8]
+        names[k] = f"{_name(leaves[k].origin, 1)[: MAX_NAME_BYTES // 4]}_{digest}"
     return [replace(leaf.source, name=name) for leaf, name in zip(leaves, names, strict=True)]
 
 
+def _named_parts(origin: PurePosixPath) -> list[str]:
+    return [part for part in origin.parts if part not in (origin.anchor, "..")]
+
+
 def _name(origin: PurePosixPath, depth: int) -> str:
-    parts = [part for part in origin.parts[-depth:] if part != origin.anchor]
-    return re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(parts)).strip("_") or "source"
+    """The last parts of a path, of letters and digits alone; in one form, as some systems write an accent on its own."""
+    text = unicodedata.normalize("NFC", "_".join(_named_parts(origin)[-depth:]))
+    plain = "".join(sign if sign == "_" or is_letter(sign) else "\0" for sign in text)
+    return re.sub("\0+", "_", plain).strip("_") or "source"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omnitune.config.options import ExperimentOptions, ModelOptions
 from omnitune.errors import ConfigError
-from omnitune.paths import BASE, FILE_NAME, EvaluatedStep, weights_name
+from omnitune.paths import BASE, EvaluatedStep, names_folder, weights_name
 
 PRETRAINED_ROOT = Path("resources/pretrained")
 EXPERIMENTS_ROOT = Path("experiments")
@@ -37,7 +37,7 @@ class StartingWeights:
 def model_name(model: ModelOptions) -> str:
     """A file name for a base pipeline, distinct for each combination of its sources."""
     name = re.sub(r"[^A-Za-z0-9_.]+", "--", model.pretrained_model_path.strip("/"))
-    if not FILE_NAME.fullmatch(name):  # `..` must not name the folder above
+    if not names_folder(name):  # `..` must not name the folder above
         name = f"base-{hashlib.sha256(model.pretrained_model_path.encode()).hexdigest()[:8]}"
     extra = [
         model.pretrained_revision,
