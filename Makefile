@@ -50,4 +50,4 @@ bench: install
 	python -m benchmarks
 
 clean:
-	rm -rf experiments prepared resources logs .snakemake
+	rm -rf experiments comparisons prepared resources logs .snakemake

@@ -31,6 +31,10 @@ CONVERTED = [
 ]
 LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
 EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored())]
+REPORTED = [
+    *expand(paths.REPORT, experiment=PROJECT.experiments),
+    *expand(paths.COMPARISON, sweep=filter(None, [PROJECT.swept])),
+]
 
 
 rule all:
@@ -38,7 +42,7 @@ rule all:
     input:
         *VALIDATED,
         *EVALUATED,
-        expand(paths.REPORT, experiment=PROJECT.experiments),
+        *REPORTED,
 
 
 rule validate:
@@ -74,4 +78,4 @@ rule evaluate:
 rule report:
     input:
         *EVALUATED,
-        expand(paths.REPORT, experiment=PROJECT.experiments),
+        *REPORTED,

@@ -327,6 +327,26 @@ def get_evaluation_folders(wildcards):
     }
 
 
+def get_variant_trainings(wildcards):
+    trained = behind(*map(PROJECT.trained, PROJECT.variants))
+    return [output.manifest for output in trained]
+
+
+def get_variant_scores(wildcards):
+    """Scores and generations of all variants, and once those of their base."""
+    evaluations = {
+        found
+        for name in PROJECT.variants
+        for found in PROJECT.evaluations(name).values()
+    }
+    scored = [
+        PROJECT.scored(*found, name)
+        for found in sorted(evaluations)
+        for name in PROJECT.benchmarks
+    ]
+    return [path for output in behind(*scored) for path in output]
+
+
 # ------------------------------------------------------------------ targets
 
 

@@ -1,4 +1,4 @@
-"""The report of an experiment: one HTML file."""
+"""The report of an experiment, and the comparison of a sweep's variants: an HTML file each."""
 
 import omnitune.report
 
@@ -33,3 +33,33 @@ rule build_report:
         format=f"format: {omnitune.report.FORMAT}",
     script:
         "../scripts/build_report.py"
+
+
+rule compare_variants:
+    input:
+        trainings=get_variant_trainings,
+        protocols=get_protocols,
+        scores=get_variant_scores,
+    output:
+        html=report(
+            paths.COMPARISON,
+            caption="../workflow/report/comparison.rst",
+            category="Comparisons",
+            labels={"sweep": "{sweep}"},
+        ),
+        table=paths.COMPARISON_TABLE,
+    log:
+        "logs/compare_variants/{sweep}.log",
+    benchmark:
+        "logs/benchmarks/compare_variants/{sweep}.tsv"
+    conda:
+        "../envs/evaluate.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        variants=lambda wildcards: PROJECT.variants,
+        format=f"format: {omnitune.report.FORMAT}",
+    script:
+        "../scripts/compare_variants.py"

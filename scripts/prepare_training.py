@@ -9,8 +9,9 @@ from omnitune.project import Project
 from omnitune.stages import Experiment
 
 with job(snakemake.log[0]):
-    experiment = Experiment.of(Project.load(snakemake.config), snakemake.wildcards.experiment)
+    project, name = Project.load(snakemake.config), snakemake.wildcards.experiment
+    experiment = Experiment.of(project, name)
     files, output = experiment.training_files(), Path(snakemake.output.identity)
     identity = identity_of(experiment.options, files.base, files.transformer, files.index)
-    require_same(experiment.options, identity, files.output, str(files.config))
+    require_same(experiment.options, identity, files.output, str(project.options_files[name]))
     write_json(output, identity)

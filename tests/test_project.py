@@ -273,7 +273,7 @@ def test_an_evaluated_start_is_not_evaluated_again(tmp_path: Path, monkeypatch: 
     last, average = EvaluatedStep(10), EvaluatedStep(10, ema=True)
     assert loaded.evaluations("second") == {BASE: ("first", average), last: ("second", last)}
     assert loaded.evaluations("first") == {
-        BASE: ("first", BASE),
+        BASE: ("adapter", BASE),
         last: ("first", last),
         average: ("first", average),
     }

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.projects import changed, project
-from omnitune.config import Benchmark
+from helpers.projects import changed, project, write
+from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.paths import BASE, EvaluatedStep
+from omnitune.project import Project
 from omnitune.stages import Experiment
 from omnitune.training.inputs import TrainingFiles
 
@@ -52,3 +53,29 @@ def test_an_evaluation_draws_with_the_converted_weights_of_its_step(experiment: 
 def test_an_options_file_is_an_experiment_by_itself(experiment: Experiment) -> None:
     with pytest.raises(ValueError, match=r"experiment 'second': .* names the experiment 'first', which is neither"):
         Experiment.alone(experiment.config)
+
+
+def test_a_variant_has_its_options_in_a_file_that_its_processes_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("mix.yml"), {"data": [{"path": "a.jsonl"}]})
+    write(Path("base.yml"), changed())
+    found = Project.load({"sweep": {"options": "base.yml", "set": {"train.learning_rate": [0.5]}}})
+    name = "x-learning_rate-0.5"
+    files = Experiment.of(found, name).training_files()
+    assert files.config == Path(f"experiments/{name}/variant.yml")
+    assert ExperimentOptions.load(files.config) == found.experiments[name]
+    written = files.config.stat().st_mtime_ns
+    Experiment.of(found, name)
+    assert files.config.stat().st_mtime_ns == written
+
+
+def test_a_base_that_another_experiment_has_evaluated_is_found(experiment: Experiment) -> None:
+    """By `omnitune report`, which knows no other experiments than those that lie beside it."""
+    for name, content in (("a", changed(model={"pretrained_model_path": "other"})), ("b", changed())):
+        write(Path(f"experiments/{name}/options.yml"), content)
+        write(Path(f"experiments/{name}/evaluation/0/bench/scores.json"), "{}")
+    alone = Experiment.alone(write(Path("c.yml"), changed(name="c")))
+    assert alone._evaluated_base() == Path("experiments/b/evaluation/0")
+    assert experiment._evaluated_base() is None

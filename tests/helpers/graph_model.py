@@ -208,6 +208,7 @@ class Graph:
         """Whose evaluation of which step each of an experiment's is."""
         start = start_of(self.lab, name)
         found = {step: (name, step) for step in (0, *evaluated_of(self.lab, name))}
+        found[0] = min(other for other in self.lab.experiments if start_of(self.lab, other) == start), 0
         if start and start[0] in self.lab.experiments and start[1] in evaluated_of(self.lab, start[0]):
             found[0] = start
         return found

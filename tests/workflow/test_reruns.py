@@ -190,6 +190,17 @@ def test_wrong_targets_are_one_sentence(workplace: Workplace) -> None:
         assert sentence in output and "Traceback" not in output, output[-2000:]
 
 
+def test_a_renamed_experiment_is_not_made_again_and_variants_share_what_is_there(workplace: Workplace) -> None:
+    """The report alone shows the name. The base of the variants is evaluated already."""
+    done = workplace.run("omnitune", "rename", "tiny", "first")
+    assert done.returncode == 0 and "name: tiny -> first" in done.stderr + done.stdout
+    assert workplace.planned() == {"build_report": 1}
+    sweep = {"options": OPTIONS, "set": {"train.learning_rate": [0.002, 0.003]}}
+    workplace.edit("config/config.yaml", lambda c: c.update(sweep=sweep))
+    own = ("prepare_training", "train_experiment", "convert_checkpoint", "generate_images", "score_images")
+    assert workplace.planned() == {**dict.fromkeys(own, 2), "build_report": 3, "compare_variants": 1}
+
+
 def test_snakemake_report_holds_ours(workplace: Workplace) -> None:
     workplace.snakemake("--report", "report.zip")
     assert (workplace.root / "report.zip").stat().st_size > 10_000

@@ -11,9 +11,11 @@ import typer
 
 from omnitune.config import Benchmark, load_config
 from omnitune.config.choices import IMAGE_FORMATS
+from omnitune.config.yaml_file import read_yaml
 from omnitune.console import job
-from omnitune.paths import INDEX, EvaluatedStep, file_stem
-from omnitune.stages import Experiment
+from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, EvaluatedStep, file_stem
+from omnitune.project import Project
+from omnitune.stages import Experiment, compare_variants
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +34,7 @@ PrivateOption = Annotated[
     ),
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="Options file of the experiment (config/options/*.yml).")]
+WorkflowConfigOption = Annotated[Path, typer.Option("--config", help="The workflow's config.")]
 
 
 def option(name: str, text: str, **settings: Any) -> Any:
@@ -382,6 +385,41 @@ def report(
     """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
     protocols = {file_stem(path): load_config(path, Benchmark) for path in benchmark or []}
     Experiment.alone(config).report(protocols, output)
+
+
+@app.command()
+def rename(
+    old: Annotated[str, typer.Argument(help="Name of an experiment in experiments/.")],
+    new: Annotated[str, typer.Argument(help="Another name.")],
+    config: WorkflowConfigOption = Path("config/config.yaml"),
+) -> None:
+    """Rename an experiment with all that it has made: nothing of it is made again but its report.
+
+    Changes its `name` in the options file as well, where the workflow's config names that.
+    """
+    from omnitune.upkeep import rename_experiment
+
+    rename_experiment(Project.load(read_yaml(config), str(config)), old, new)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Name of an experiment in experiments/.")],
+    config: WorkflowConfigOption = Path("config/config.yaml"),
+) -> None:
+    """Remove an experiment with all that it has made: checkpoints, weights, images, scores, reports."""
+    from omnitune.upkeep import remove_experiment
+
+    remove_experiment(Project.load(read_yaml(config), str(config)), name)
+
+
+@app.command()
+def compare(config: WorkflowConfigOption = Path("config/config.yaml")) -> None:
+    """Compare the trained and evaluated variants of a sweep: one HTML file and a table in comparisons/{name}/."""
+    project = Project.load(read_yaml(config), str(config))
+    if project.swept is None:
+        raise ValueError(f"{config}: sweep: is not set; there are no variants to compare.")
+    compare_variants(project, *(Path(path.format(sweep=project.swept)) for path in (COMPARISON, COMPARISON_TABLE)))
 
 
 @app.command()

@@ -31,6 +31,7 @@ ENCODED_GROUP = f"{ENCODED}/groups/{{source}}-{{group}}.parquet"
 EXPERIMENT = "experiments/{experiment}"
 IDENTITY = f"{EXPERIMENT}/identity.json"
 OPTIONS = f"{EXPERIMENT}/options.yml"
+VARIANT = f"{EXPERIMENT}/variant.yml"  # options of a variant that a sweep makes, which no file of the user's has
 TRAINED = f"{EXPERIMENT}/train.json"
 CHECKPOINT = f"{EXPERIMENT}/checkpoint-{{step}}"
 STATE_FILE = "trainer_state.json"  # in a checkpoint; written last
@@ -51,6 +52,7 @@ SCORES_FILE, GENERATIONS_FILE = "scores.json", "generations.jsonl"  # of an eval
 SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS_FILE}"
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
+COMPARISON, COMPARISON_TABLE = (f"comparisons/{{sweep}}/{name}" for name in ("index.html", "scores.csv"))
 
 SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters
 SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}

@@ -12,6 +12,7 @@ from omnitune.config.affects import keys_affecting
 from omnitune.config.base import check_config
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.sources import Source, sources_of
+from omnitune.config.variants import variants_of
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
@@ -67,6 +68,8 @@ class Project:
         options_files: options file by experiment name.
         benchmarks: protocols by benchmark name, sorted.
         starts: starting weights by experiment name.
+        variants: of a sweep, by experiment name: its keys and their values.
+        swept: name of the experiment that they are variants of; None without a sweep.
         shards_url: where tars are written, if not beside their index.
     """
 
@@ -74,16 +77,21 @@ class Project:
     options_files: dict[str, Path]
     benchmarks: dict[str, Benchmark]
     starts: dict[str, StartingWeights]
+    variants: dict[str, dict[str, Any]]
+    swept: str | None
     shards_url: str | None
 
     @classmethod
     def load(cls, config: Mapping[str, Any], where: str = "config/config.yaml") -> "Project":
         """Reads every file that the workflow's config names; raises ConfigError for whatever is wrong in any."""
         workflow = check_config(dict(config), WorkflowConfig, where)
+        found = [(ExperimentOptions.load(path), Path(path)) for path in workflow.experiments]
+        swept, made = variants_of(workflow.sweep, ExperimentOptions, where) if workflow.sweep else (None, {})
+        if workflow.sweep:
+            found += [(options, Path(workflow.sweep.options)) for options, _ in made.values()]
         experiments: dict[str, ExperimentOptions] = {}
         files: dict[str, Path] = {}
-        for path in map(Path, workflow.experiments):
-            options = ExperimentOptions.load(path)
+        for options, path in found:
             if options.name in experiments:
                 raise ConfigError(
                     f"{path}: name: {options.name!r} is also the name in {files[options.name]}. Rename one."
@@ -98,7 +106,8 @@ class Project:
                 )
             benchmarks[name] = load_config(path, Benchmark)
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
-        project = cls(experiments, files, benchmarks, starts, workflow.shards_url)
+        variants = {name: keys for name, (_, keys) in made.items()}
+        project = cls(experiments, files, benchmarks, starts, variants, swept, workflow.shards_url)
         project._check_names()
         project._check_models()
         project._check_datasets()
@@ -235,9 +244,11 @@ class Project:
         """Whose evaluation of which step each of an experiment's is: its own, but for a base that is evaluated already.
 
         BASE is what the experiment started from: where that is an evaluated checkpoint of another configured one, no second
-        evaluation is made.
+        evaluation is made. Of those that start from the same weights, the first by name evaluates them.
         """
         found = {step: (experiment, step) for step in (BASE, *self.experiments[experiment].evaluated)}
+        start = self.starts[experiment].transformer
+        found[BASE] = min(name for name in self.experiments if self.starts[name].transformer == start), BASE
         upstream = self.starts[experiment].upstream
         if upstream and upstream[0] in self.experiments and upstream[1] in self.experiments[upstream[0]].evaluated:
             found[BASE] = upstream

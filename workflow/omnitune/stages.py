@@ -8,17 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import yaml
+
 from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, evaluation_folders, starting_weights
+from omnitune.config.affects import keys_affecting
 from omnitune.distributed.processes import Topology
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
+from omnitune.io.files import write_text
 from omnitune.paths import (
+    BASE,
     ENCODED,
     EVALUATION,
+    EVALUATIONS,
     EXPERIMENT,
     INDEX,
     PART,
     PREPARED,
     REPORT,
+    VARIANT,
     EvaluatedStep,
     conversion_file,
 )
@@ -49,7 +56,8 @@ class Experiment:
     @classmethod
     def of(cls, project: Project, name: str) -> Self:
         """One of the workflow's."""
-        return cls(project.experiment(name), project.options_files[name], project.starts[name])
+        config = _variant_file(project, name) if name in project.variants else project.options_files[name]
+        return cls(project.experiment(name), config, project.starts[name])
 
     @classmethod
     def alone(cls, config: Path) -> Self:
@@ -121,10 +129,21 @@ class Experiment:
         if evaluations is None:
             shared = not (folder / "evaluation" / "0").is_dir()
             evaluations = evaluation_folders(folder, self.options, shared=shared)
+            if not evaluations[BASE].is_dir():
+                evaluations[BASE] = self._evaluated_base() or evaluations[BASE]
         entries = [
             BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in benchmarks.items()
         ]
         build_report(folder, self.path(PREPARED), entries, output or self.path(REPORT), evaluations=evaluations)
+
+    def _evaluated_base(self) -> Path | None:
+        """The evaluation of another experiment that starts from the same weights."""
+        ours = keys_affecting(self.options.model, "base")
+        for found in sorted(self.path(EXPERIMENT).parent.glob(f"*/evaluation/{BASE}")):
+            options = found.parents[1] / "options.yml"
+            if options.is_file() and keys_affecting(ExperimentOptions.load(options).model, "base") == ours:
+                return found
+        return None
 
 
 @dataclass(frozen=True)
@@ -189,6 +208,36 @@ def convert_checkpoint(output: Path, transformer: Path) -> None:
 
     options = ExperimentOptions.load(output.parents[1] / "options.yml")
     convert(options, output.parent, output, transformer, ema=output.name.endswith("_ema"))
+
+
+def compare_variants(project: Project, page: Path, table: Path) -> None:
+    """Compares the variants of the project's sweep, see omnitune.report.comparison."""
+    from omnitune.evaluation.prompts import read_prompts
+    from omnitune.report.build import BenchmarkEntry
+    from omnitune.report.collect import collect
+    from omnitune.report.comparison import Variant, build_comparison
+
+    entries = [BenchmarkEntry(name, found, read_prompts(found, Path())) for name, found in project.benchmarks.items()]
+    variants = []
+    for name, keys in project.variants.items():
+        experiment = Experiment.of(project, name)
+        folders = {
+            step: Path(EVALUATIONS.format(experiment=owner, step=evaluated))
+            for step, (owner, evaluated) in project.evaluations(name).items()
+        }
+        run = collect(experiment.path(EXPERIMENT), experiment.path(PREPARED), entries, folders)
+        variants.append(Variant(keys, run))
+    build_comparison(project.swept, variants, page, table)
+
+
+def _variant_file(project: Project, name: str) -> Path:
+    """The options of a variant as a file, which the processes of its jobs read; written where it is not there yet."""
+    path = Path(VARIANT.format(experiment=name))
+    origin = f"# Written from {project.options_files[name]} and the sweep of the workflow's config: change these.\n"
+    text = origin + yaml.safe_dump(project.experiment(name).model_dump(mode="json"), sort_keys=False)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return path
 
 
 def _given(others: Mapping[str, Path | None]) -> dict[str, Any]:

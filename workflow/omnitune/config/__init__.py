@@ -5,7 +5,7 @@ from omnitune.config.benchmark import Benchmark
 from omnitune.config.mixture import Mixture, MixtureEntry
 from omnitune.config.options import ExperimentOptions, require_processes
 from omnitune.config.starts import StartingWeights, evaluation_folders, starting_weights
-from omnitune.config.workflow import WorkflowConfig
+from omnitune.config.workflow import Sweep, WorkflowConfig
 
 __all__ = [
     "Benchmark",
@@ -13,6 +13,7 @@ __all__ = [
     "Mixture",
     "MixtureEntry",
     "StartingWeights",
+    "Sweep",
     "WorkflowConfig",
     "evaluation_folders",
     "load_config",

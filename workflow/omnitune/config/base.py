@@ -3,6 +3,7 @@
 import difflib
 import types
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,18 +31,33 @@ def load_config(path: Path | str, model: type[ModelT]) -> ModelT:
     return check_config(read_yaml(path), model, str(path))
 
 
-def check_config(content: dict[str, Any], model: type[ModelT], where: str) -> ModelT:
-    """Checks loaded content against a model; `where` is the file that the errors name."""
+WrittenIn = Callable[[Sequence[int | str]], str | None]
+
+
+def check_config(
+    content: dict[str, Any], model: type[ModelT], where: str, written_in: WrittenIn = lambda location: None
+) -> ModelT:
+    """Checks loaded content against a model.
+
+    Args:
+        content: what was loaded.
+        model: what it must be.
+        where: the file that the errors name.
+        written_in: of a key's place, the file that it stands in, where that is another one.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = [_describe(detail, model) for detail in error.errors()]
+        problems = []
+        for detail in error.errors():
+            other = written_in(_location(detail))
+            problems.append(_describe(detail, model) + (f" It stands in {other}." if other else ""))
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n".join([f"{where}: {count}", *(f"  - {problem}" for problem in problems)])) from None
 
 
 def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    location = [part for part in detail["loc"] if not _is_union_tag(part)]
+    location = _location(detail)
     key = ".".join(str(part) for part in location) or "(file)"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key. {_nearest(location, model)}"
@@ -53,6 +69,10 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of a section's keys against each other
         return f"{key}.{message}."
     return f"{key}: {detail['input']!r} is not allowed: {message[0].lower()}{message[1:]}."
+
+
+def _location(detail: ErrorDetails) -> list[int | str]:
+    return [part for part in detail["loc"] if not _is_union_tag(part)]
 
 
 def _is_union_tag(part: int | str) -> bool:

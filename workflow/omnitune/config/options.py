@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
-from omnitune.config.base import PositiveInt, Probability, Section, load_config
+from omnitune.config.base import PositiveInt, Probability, Section
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
+from omnitune.config.variants import check_layers, read_layers
 from omnitune.errors import ConfigError
 from omnitune.paths import EvaluatedStep, file_stem, names_folder, parse_converted
 
@@ -365,13 +366,24 @@ class LoggerOptions(Section):
         return [self.log_with] if isinstance(self.log_with, str) else list(self.log_with)
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of experiments
+
+
 class ExperimentOptions(Section):
     """Options of one experiment."""
 
+    extends: Annotated[
+        str | None,
+        Field(
+            description="Options file, relative to this one, whose keys hold where this file has none: section by section, "
+            "lists as a whole. It may itself extend another, and need not be complete. `name` is not taken from it."
+        ),
+        NAMES,
+    ] = None
     name: Annotated[
         str,
         Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+            pattern=NAME,
             description="Name of the experiment: experiments/{name}. Letters, digits, `_`, `.`, `-`.",
         ),
         NAMES,
@@ -410,8 +422,8 @@ class ExperimentOptions(Section):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Reads an options file; raises ConfigError."""
-        return load_config(path, cls)
+        """Reads an options file and those that it extends; raises ConfigError."""
+        return check_layers(read_layers(Path(path)), cls)
 
     @property
     def checkpoint_steps(self) -> list[int]:

@@ -46,6 +46,9 @@ def reference_files() -> dict[str, str]:
     files = {"config/README.md": _page()}
     for name, (model, _) in MODELS.items():
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(by_alias=True)}
+        if "extends" in model.model_fields:  # what a file lacks may stand in the one that it extends
+            for section in (schema, *schema["$defs"].values()):
+                section.pop("required", None)
         files[f"workflow/schemas/{name}.schema.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
     return files
 
@@ -97,13 +100,18 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(f"`{json.dumps(a)}`" for a in arguments)
     if origin in {typing.Union, types.UnionType}:
         return " or ".join(_type_name(a) for a in arguments)
-    if origin in {list, tuple}:
-        return f"list of {_type_name(arguments[0])}"
+    if origin in {list, tuple, dict}:
+        return f"list of {_type_name(arguments[0])}" if origin is not dict else f"{_type_name(arguments[1])} by key"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}.get(
-        annotation.__name__, str(annotation)
-    )
+    return {
+        "str": "text",
+        "int": "integer",
+        "float": "number",
+        "bool": "true or false",
+        "Any": "values",
+        "NoneType": "null",
+    }.get(annotation.__name__, str(annotation))
 
 
 def _default(field: FieldInfo) -> str:

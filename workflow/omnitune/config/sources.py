@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import math
+import os
 import re
 import unicodedata
 from collections import Counter

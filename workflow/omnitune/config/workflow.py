@@ -1,25 +1,39 @@
 """config/config.yaml: what the workflow runs."""
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, Affects
 from omnitune.config.base import Section
 
 
+class Sweep(Section):
+    """Variants of one experiment, and a comparison of them."""
+
+    options: Annotated[str, Field(description="Options file that the variants are of; alone, it is not run."), NAMES]
+    set: Annotated[
+        dict[str, Annotated[list[Any], Field(min_length=1)]],
+        Field(
+            min_length=1,
+            description="Values by key of the options (`train.learning_rate: [1e-5, 3e-5]`): an experiment for each, "
+            "`{name}-learning_rate-1e-05`. Of several keys, one for each combination.",
+        ),
+        NAMES,
+    ]
+
+
 class WorkflowConfig(Section):
-    """What to run. Both lists can be replaced on the command line: `snakemake --config 'experiments=[...]'`."""
+    """What to run. Each key can be replaced on the command line: `snakemake --config 'experiments=[..]' sweep=null`."""
 
     experiments: Annotated[
         list[str],
         Field(
-            min_length=1,
             description="Options files, one per experiment, relative to the project or absolute. "
             "An experiment's name is the `name` in its file.",
         ),
         NAMES,
-    ]
+    ] = []
     benchmarks: Annotated[
         list[str],
         Field(
@@ -28,6 +42,10 @@ class WorkflowConfig(Section):
         ),
         NAMES,
     ] = []
+    sweep: Sweep | None = Field(
+        None,
+        description="Variants of one experiment beside them, which share data, encodings and the base's evaluation.",
+    )
     shards_url: Annotated[
         str | None,
         Field(
@@ -37,3 +55,9 @@ class WorkflowConfig(Section):
         ),
         Affects("shards"),
     ] = None
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Self:
+        if not self.experiments and self.sweep is None:
+            raise ValueError("experiments: names nothing to run; name an options file, or set a sweep")
+        return self

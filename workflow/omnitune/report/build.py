@@ -62,6 +62,15 @@ def build_report(
     """
     experiment, output = Path(experiment), Path(output)
     run = collect(experiment, Path(prepared), benchmarks, evaluations)
+    page = page_environment().get_template("report.html.j2").render(**_context(run))
+    with lock_folder(output.parent):
+        write_tables(run, output.parent)
+        write_text(output, page)
+    return output
+
+
+def page_environment() -> Environment:
+    """For the templates of pages."""
     environment = Environment(
         loader=PackageLoader("omnitune.report"),
         autoescape=True,
@@ -71,11 +80,7 @@ def build_report(
     )
     environment.globals |= {"show": show, "show_change": show_change}
     environment.filters |= {"thousands": thousands, "short": short}
-    page = environment.get_template("report.html.j2").render(**_context(run))
-    with lock_folder(output.parent):
-        write_tables(run, output.parent)
-        write_text(output, page)
-    return output
+    return environment
 
 
 def _context(run: Run) -> dict[str, Any]:
