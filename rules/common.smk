@@ -29,7 +29,7 @@ from omnitune.distributed.gpus import shared_gpus
 from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.paths import EvaluatedStep
 from omnitune.project import Project
-from omnitune.refusals import refused_trainings
+from omnitune.refusals import refused_trainings, stretched_schedules
 from omnitune.io.url_limits import fetching
 from omnitune.io.storage import is_url, version_of
 from omnitune.survey import lost_files
@@ -69,6 +69,7 @@ wildcard_constraints:
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
     weights=paths.WEIGHTS_NAME,
+    sweep=one_of(filter(None, [PROJECT.swept])),
 
 
 CLOSED = set()  # phases, which stay closed
@@ -140,10 +141,14 @@ def is_run():
 
 @functools.cache
 def survey():
-    """Before there is any job: says which files are lost that Snakemake does not know of. Gives what is refused."""
-    for line in lost_files(PROJECT):
+    """Before there is any job: says which files are lost that Snakemake does not know of, and which learning rates change.
+
+    Gives what is refused.
+    """
+    refused = refused_trainings(PROJECT)
+    for line in [*lost_files(PROJECT), *stretched_schedules(PROJECT)]:
         logger.warning(line)
-    return refused_trainings(PROJECT)
+    return refused
 
 
 def look_ahead(chains):

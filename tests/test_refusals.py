@@ -12,7 +12,7 @@ from helpers.projects import changed, project, write, write_shards
 from omnitune.checkpoints.identity import identity_of
 from omnitune.checkpoints.states import TrainerState
 from omnitune.paths import STATE_FILE
-from omnitune.refusals import refused_trainings
+from omnitune.refusals import refused_trainings, stretched_schedules
 
 pytestmark = pytest.mark.unit
 
@@ -202,6 +202,29 @@ def test_a_training_that_may_start_over_is_not_refused() -> None:
     mix(a=1)
     assert refused(changed(seed=3, **OVER)) == {}
     assert reasons(changed(seed=3)) != []
+
+
+def test_a_schedule_that_is_stretched_is_said_before_it_goes_on() -> None:
+    def said(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        write(Path("experiments/x/options.yml"), changed(train=before))
+        return stretched_schedules(project(Path(), changed(train=now)))
+
+    cosine = {"lr_scheduler": "timm_cosine", "max_train_steps": 10}
+    assert said(cosine, {**cosine, "max_train_steps": 20}) == [], "there is nothing to go on from"
+    trained(changed(train=cosine))
+    (line,) = said(cosine, {**cosine, "max_train_steps": 20})
+    assert line.startswith(
+        "experiments/x: train.max_train_steps: 10 -> 20: its schedule timm_cosine ends with the last"
+    )
+    assert "Steps up to 10 were trained as part of 10" in line and "set train.t_initial." in line
+    assert said(cosine, cosine) == []
+    assert said(cosine, {**cosine, "max_train_steps": 20, "learning_rate": 0.5}) == [], "that is refused"
+    fixed = {**cosine, "t_initial": 10}
+    trained(changed(train=fixed))
+    assert said(fixed, {**fixed, "max_train_steps": 20}) == []
+    constant = {"max_train_steps": 10}
+    trained(changed(train=constant))
+    assert said(constant, {"max_train_steps": 20}) == []
 
 
 def full(name: str, start: str = "demo", **sections: Any) -> dict[str, Any]:

@@ -78,6 +78,35 @@ def test_checkpoints_of_another_training_are_set_aside(tmp_path: Path) -> None:
     assert steps(tmp_path / "superseded-2") == [5]
 
 
+ATTEMPT = ["logs/metrics.jsonl", "options.yml", "train.json", "report/index.html", "evaluation/20/b/scores.json"]
+ATTEMPT += ["evaluation/20-ema/b/images/k.png", "checkpoint-20/transformer/conversion.json"]
+
+
+def test_all_of_an_attempt_is_set_aside_together(tmp_path: Path) -> None:
+    """The evaluation of what it started from is not of the attempt; the new one's identity is there already."""
+    save(tmp_path, 20)
+    kept = ["evaluation/0/b/scores.json", "identity.json", "evaluation/.lock"]
+    for name in (*ATTEMPT, *kept):
+        write(tmp_path / name, name)
+    assert find_resumable(tmp_path, last_step=20, same=False) is None
+    old = tmp_path / "superseded-1"
+    assert all((old / name).read_text() == name and not (tmp_path / name).exists() for name in ATTEMPT)
+    assert all((tmp_path / name).is_file() for name in kept)
+    assert len([path for path in old.rglob("*") if path.is_file()]) == len(ATTEMPT) + 1
+
+
+def test_what_was_made_of_checkpoints_beyond_the_end_goes_with_them(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save(tmp_path, step)
+        write(tmp_path / f"evaluation/{step}/b/scores.json", "")
+    write(tmp_path / "evaluation/20-ema/b/scores.json", "")
+    write(tmp_path / "report/index.html", "")
+    assert find_resumable(tmp_path, last_step=10, same=True) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == ["10"]
+    assert sorted(path.name for path in (tmp_path / "superseded-1/evaluation").iterdir()) == ["20", "20-ema"]
+    assert (tmp_path / "superseded-1/report/index.html").is_file()
+
+
 def test_a_training_without_checkpoints_begins(tmp_path: Path) -> None:
     for same in (True, False):
         assert find_resumable(tmp_path, last_step=20, same=same) is None

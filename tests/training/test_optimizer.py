@@ -13,7 +13,7 @@ from omnitune.training.optimizer import (
     check_optimizer,
     update,
 )
-from omnitune.training.schedules import depends_on_length, learning_rate_schedule, peak_learning_rate
+from omnitune.training.schedules import learning_rate_schedule, peak_learning_rate
 
 pytestmark = pytest.mark.unit
 
@@ -127,5 +127,5 @@ def test_8bit_needs_a_gpu() -> None:
 def test_which_schedules_know_the_end() -> None:
     ends = {"timm_cosine", "linear", "cosine", "cosine_with_restarts", "polynomial"}
     for name in ("timm_cosine", "timm_constant_with_warmup", "constant", "linear", "cosine", "polynomial"):
-        assert depends_on_length(TrainOptions(lr_scheduler=name)) == (name in ends)
-    assert not depends_on_length(TrainOptions(lr_scheduler="timm_cosine", t_initial=5))
+        assert TrainOptions(lr_scheduler=name).schedule_stretches == (name in ends)
+    assert not TrainOptions(lr_scheduler="timm_cosine", t_initial=5).schedule_stretches

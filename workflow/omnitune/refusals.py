@@ -1,11 +1,15 @@
-"""Trainings that a run would refuse, looked up before there is any job: from the config and the user's own files alone."""
+"""Trainings that a run would refuse, or go on with otherwise, looked up before there is any job.
+
+From the config and the user's own files alone.
+"""
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omnitune.checkpoints.identity import changes, refusal
+from omnitune.checkpoints.identity import changes, refusal, stretched
 from omnitune.checkpoints.states import newest_state
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
@@ -34,6 +38,17 @@ def refused_trainings(project: Project) -> dict[str, str]:
             folder = Path(EXPERIMENT.format(experiment=name))
             refused[name] = refusal(options, differing, folder, str(project.options_files[name]))
     return refused
+
+
+def stretched_schedules(project: Project) -> list[str]:
+    """A sentence on each training that goes on with another number of steps under a schedule that this changes."""
+    found = []
+    for name, options in project.experiments.items():
+        with suppress(ValueError):  # a damaged state, which is refused
+            another = stretched(options, Path(EXPERIMENT.format(experiment=name)))
+            if another and not changed(project, name):
+                found.append(another)
+    return found
 
 
 def changed(project: Project, experiment: str) -> list[str]:

@@ -118,6 +118,32 @@ def require_same(options: ExperimentOptions, asked: Mapping[str, Any], folder: P
     return not differing
 
 
+def stretched(options: ExperimentOptions, folder: Path) -> str | None:
+    """What it means that a training goes on with another number of steps, where its schedule ends with the last one.
+
+    Args:
+        options: the experiment's.
+        folder: experiments/{experiment}, with the options that its checkpoints were trained with.
+
+    Returns:
+        A sentence; None where nothing is gone on from, or the learning rates of its steps stay as they were.
+    """
+    now, kept = options.train, folder / "options.yml"
+    done = max((step for step in list_checkpoints(folder) if step <= now.max_train_steps), default=0)
+    if not now.schedule_stretches or not done or not kept.is_file():
+        return None
+    before = ExperimentOptions.load(kept).train
+    if before.max_train_steps == now.max_train_steps or before.lr_scheduler != now.lr_scheduler:
+        return None
+    way_out = "set train.t_initial" if now.lr_scheduler == "timm_cosine" else "take one that does not, as `constant`"
+    return (
+        f"{folder}: train.max_train_steps: {before.max_train_steps} -> {now.max_train_steps}: its schedule "
+        f"{now.lr_scheduler} ends with the last step, so that it is another now. Steps up to {done} were trained as part of "
+        f"{before.max_train_steps}; the next ones go on at the learning rates of {now.max_train_steps}, from where these are "
+        f"after {done} steps. To keep to one schedule, start over with all steps, or {way_out}."
+    )
+
+
 def refusal(options: ExperimentOptions, differing: list[str], folder: Path, file: str) -> str:
     """The message on a training that would not go on from its checkpoints: what has changed, and what may be done."""
     last = max(list_checkpoints(folder), default=0)

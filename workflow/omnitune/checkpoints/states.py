@@ -14,6 +14,7 @@ from omnitune.paths import STATE_FILE
 logger = logging.getLogger("omnitune")
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+_EVALUATED = re.compile(r"(\d+)(-ema)?")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class TrainerState:
     scheduled: bool = True
     running: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
@@ -145,23 +151,35 @@ def remove_superfluous(folder: Path, limit: int | None, keep: set[int]) -> None:
 def find_resumable(folder: Path, last_step: int, same: bool) -> Path | None:
     """The newest checkpoint not beyond `last_step`. Those beyond it are set aside, into `superseded-{n}/`.
 
+    What was made of checkpoints goes with them: scores and images, and the report that shows them.
+
     Args:
         folder: experiments/{experiment}.
         last_step: of the training.
-        same: whether the checkpoints belong to it; if not, all are set aside. A training that starts over under the same
-            identity goes on: it would get to the same weights, and one that was preempted must not lose what it has done.
+        same: whether the checkpoints belong to it; if not, the whole attempt is set aside, but for the evaluation of what it
+            started from. A training that starts over under the same identity goes on: it would get to the same weights, and
+            one that was preempted must not lose what it has done.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return None
     if not same:
-        set_aside(folder, [*checkpoints.values(), folder / "logs"], "resume_from_checkpoint: null, and other options")
+        whole = [folder / name for name in ("logs", "options.yml", "train.json", "report")]
+        made = _evaluations(folder, after=0)
+        set_aside(folder, [*checkpoints.values(), *made, *whole], "resume_from_checkpoint: null, and other options")
         return None
     beyond = [path for step, path in checkpoints.items() if step > last_step]
     if beyond:
-        set_aside(folder, beyond, f"train.max_train_steps: {last_step}")
+        made = _evaluations(folder, after=last_step)
+        set_aside(folder, [*beyond, *made, folder / "report"], f"train.max_train_steps: {last_step}")
     usable = [step for step in checkpoints if step <= last_step]
     return checkpoints[max(usable)] if usable else None
+
+
+def _evaluations(folder: Path, after: int) -> list[Path]:
+    """Those of all steps after this one, and of their averages."""
+    found = [(path, _EVALUATED.fullmatch(path.name)) for path in sorted(folder.glob("evaluation/*"))]
+    return [path for path, match in found if match and int(match[1]) > after]
 
 
 def next_superseded(folder: Path) -> Path:
@@ -174,7 +192,8 @@ def set_aside(folder: Path, paths: Iterable[Path], reason: str) -> None:
     """Moves what lies in an experiment's folder to where it is kept, and says so."""
     target = next_superseded(folder)
     target.mkdir()
-    names = [path.name for path in paths if path.exists()]
+    names = [path.relative_to(folder) for path in paths if path.exists()]
     for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(target / name)
-    logger.warning("%s: %s of %s are kept in %s", reason, ", ".join(names), folder, target)
+    logger.warning("%s: %s of %s are kept in %s", reason, ", ".join(map(str, names)), folder, target)

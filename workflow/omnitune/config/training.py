@@ -383,6 +383,12 @@ class TrainOptions(Section):
         return self.global_batch_size // (self.batch_size * self.gradient_accumulation_steps)
 
     @property
+    def schedule_stretches(self) -> bool:
+        """Whether another max_train_steps would change the learning rates of steps that are done."""
+        fixed = self.lr_scheduler == "timm_cosine" and self.t_initial is not None
+        return SCHEDULES[self.lr_scheduler].stretches and not fixed
+
+    @property
     def optimizer_name(self) -> str:
         """The optimizer, whichever of its two keys names it."""
         return "adamw_8bit" if self.use_8bit_adam else self.optimizer

@@ -1,9 +1,12 @@
 """The plan of a training for a terminal."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from rich.table import Table
 
+from omnitune.checkpoints.identity import stretched
+from omnitune.paths import EXPERIMENT
 from omnitune.planning.memory import FITS, gigabytes
 from omnitune.planning.plan import TrainingPlan
 from omnitune.planning.workload import histogram
@@ -52,6 +55,9 @@ def plan_warnings(plan: TrainingPlan) -> Iterator[str]:
         yield f"the index has no text tokens of some samples; {longest} (data.maximum_text_tokens) are assumed for each."
     if not plan.options.data.encode and not plan.memory.encoders:
         yield "VAE and text encoder are not in it: their files are not there yet, and their sizes not known."
+    another = stretched(plan.options, Path(EXPERIMENT.format(experiment=plan.options.name)))
+    if another:
+        yield another
     if plan.gpu_hours:
         yield (
             "the hours are of steps that were measured on one GPU of that kind (benchmarks/RESULTS.md); saving, evaluation"

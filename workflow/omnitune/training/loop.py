@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from omnitune.checkpoints.average import average_of
-from omnitune.checkpoints.identity import identity_of, require_same
+from omnitune.checkpoints.identity import identity_of, require_same, stretched
 from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
 from omnitune.checkpoints.states import (
     TrainerState,
@@ -23,6 +23,7 @@ from omnitune.checkpoints.states import (
     read_state,
     remove_leftovers,
     require_steps,
+    step_of,
 )
 from omnitune.config import ExperimentOptions, require_processes
 from omnitune.console import Progress
@@ -62,7 +63,7 @@ from omnitune.training.optimizer import (
     clear_gradients,
     update,
 )
-from omnitune.training.schedules import depends_on_length, learning_rate_schedule
+from omnitune.training.schedules import learning_rate_schedule
 from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
 from omnitune.training.totals import StepTotals
 
@@ -320,16 +321,19 @@ class Trainer:
             if self.main:
                 remove_leftovers(folder)
                 same = require_same(self.options, self.identity, folder, str(self.files.config))
+                another = stretched(self.options, folder)
                 found = find_resumable(folder, self.train.max_train_steps, same)
+                if another and found:
+                    logger.warning(another)
                 (folder / "train.json").unlink(missing_ok=True)
                 text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
                 write_text(folder / "options.yml", text)
         found = parallel.gather(found)[0]
         if found is None:
             return 0
-        logger.info("going on from %s", found)
-        if depends_on_length(self.train):
-            logger.info("its schedule %s is that of %d steps", self.train.lr_scheduler, self.train.max_train_steps)
+        logger.info(
+            "going on from %s, the next step at a learning rate of %g", found, self.learning_rate(step_of(found))
+        )
         with together():
             state = read_state(found)
         load_checkpoint(found, self.model, self.optimizers, self.average)

@@ -18,12 +18,6 @@ def learning_rate_schedule(train: TrainOptions) -> Rate:
     return schedule
 
 
-def depends_on_length(train: TrainOptions) -> bool:
-    """Whether another max_train_steps would change the learning rates of steps that are done."""
-    fixed = train.lr_scheduler == "timm_cosine" and train.t_initial is not None
-    return SCHEDULES[train.lr_scheduler].stretches and not fixed
-
-
 def peak_learning_rate(train: TrainOptions) -> float:
     """The configured learning rate, times the global batch if scale_lr."""
     return train.learning_rate * (train.global_batch_size if train.scale_lr else 1)

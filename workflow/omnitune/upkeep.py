@@ -1,0 +1,218 @@
+"""Experiments renamed and removed, with what Snakemake keeps of them in .snakemake."""
+
+import base64
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omnitune.checkpoints.states import newest_state, remove
+from omnitune.config.options import NAME
+from omnitune.io.files import is_whole, json_line, remove_tree, sealed, sha256_of, write_text
+from omnitune.paths import BASE, CONVERSION_FILE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, parse_converted
+from omnitune.project import Project
+from omnitune.training.inputs import lock_experiment
+
+logger = logging.getLogger("omnitune")
+
+SNAKEMAKE = Path(".snakemake")
+NAME_LIMIT = 255  # bytes of a file's name
+
+
+def rename_experiment(project: Project, old: str, new: str) -> None:
+    """Gives an experiment another name, and all that it has made the place that belongs to it.
+
+    What names that place is changed with it: sealed scores are sealed again where they were whole, Snakemake's records
+    follow, times stay. The report is left to be built again. A folder that was moved by hand is taken over.
+
+    Raises:
+        ValueError: for a name that is not allowed or taken, an experiment that is not there, is being trained, is a variant
+            of a sweep, or is what another was trained from, and while Snakemake runs.
+    """
+    source, target = (Path(EXPERIMENT.format(experiment=name)) for name in (old, new))
+    if not re.fullmatch(NAME, new):
+        raise ValueError(f"{new!r} is not allowed as a name: take letters, digits, `_`, `.` and `-`.")
+    moved = not source.exists() and target.is_dir()  # by hand
+    if not moved:
+        _require_there(source)
+        if target.exists() or new in project.experiments:
+            raise ValueError(
+                f"{new!r} is the name of another experiment ({target}). Remove that first, or take another."
+            )
+    _require_free(project, old, "renamed")
+    with lock_experiment(target if moved else source):
+        pass
+    if not moved:
+        source.rename(target)
+    _rename_in_files(target, old, new)
+    remove_tree(target / "report")
+    _move_records(old, new)
+    logger.info("%s is now %s; its report is built again by the next run", source, target)
+    _rename_in_config(project, old, new)
+
+
+def remove_experiment(project: Project, name: str) -> None:
+    """Removes an experiment's folder, and what Snakemake knows of it.
+
+    Raises ValueError for one that is not there, is being trained, or is what another was trained from, and while Snakemake
+    runs.
+    """
+    folder = Path(EXPERIMENT.format(experiment=name))
+    _require_there(folder)
+    _require_free(project, name, "removed")
+    with lock_experiment(folder):
+        pass
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    remove(folder)
+    _move_records(name, None)
+    logger.info("removed %s (%.1f MB)", folder, size / 1e6)
+    if name in project.experiments:
+        logger.warning("%s still asks for it: the next run trains it anew", project.options_files[name])
+    borrowers = [
+        other for other in project.experiments if other != name and project.evaluations(other)[BASE][0] == name
+    ]
+    if borrowers:
+        logger.warning("the base was evaluated there for %s, too; it is drawn again", ", ".join(borrowers))
+
+
+def _require_there(folder: Path) -> None:
+    if not folder.is_dir():
+        known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+        raise ValueError(f"{folder}: there is no such experiment; known: {', '.join(known) or 'none'}.")
+
+
+def _require_free(project: Project, name: str, verb: str) -> None:
+    """Raises ValueError where something holds on to an experiment's name."""
+    if any(SNAKEMAKE.glob("locks/*")):
+        raise ValueError("Snakemake is running here, or was killed (then: snakemake --unlock). Wait for it.")
+    if name in project.variants and verb == "renamed":
+        raise ValueError(
+            f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep it under "
+            "another name, write an options file of its own, which extends that one, and take it out of the sweep."
+        )
+    followers = sorted({*_trained_from(name), *_configured_from(project, name)} - {name})
+    if followers:
+        raise ValueError(
+            f"experiments/{name} cannot be {verb}: its weights are what {', '.join(followers)} starts from, and by this name. "
+            f"Remove {'these' if len(followers) > 1 else 'that one'} first, and take it out of `experiments`."
+        )
+
+
+def _trained_from(name: str) -> Iterator[str]:
+    """Experiments that have checkpoints which say that they were trained from this one."""
+    for folder in sorted(Path(EXPERIMENT.format(experiment=name)).parent.glob("*")):
+        state = newest_state(folder)
+        options = state.identity["options"] if state else {}
+        starts = [parse_converted(options.get(key)) for key in ("model.pretrained_model_path", "train.lora_path")]
+        if any(start and start[0] == name for start in starts):
+            yield folder.name
+
+
+def _configured_from(project: Project, name: str) -> Iterator[str]:
+    for other, options in project.experiments.items():
+        if any(start and start[0] == name for start in (options.model.upstream, options.adapter_upstream)):
+            yield other
+
+
+def _rename_in_config(project: Project, old: str, new: str) -> None:
+    """Changes the name in the options file, and says so; says what to do where that is not possible."""
+    file = project.options_files.get(old)
+    if file is None:
+        logger.warning(
+            "no options file in `experiments` has the name %r; give the one of this experiment the name %r", old, new
+        )
+        return
+    text = file.read_text(encoding="utf-8")
+    changed, count = re.subn(
+        rf"(?m)^(name:\s*)(['\"]?){re.escape(old)}\2(?=\s*(#.*)?$)", rf"\g<1>\g<2>{new}\g<2>", text
+    )
+    if count != 1:
+        logger.warning("write `name: %s` into %s", new, file)
+        return
+    write_text(file, changed)
+    logger.info("%s: name: %s -> %s", file, old, new)
+
+
+def _rename_in_files(folder: Path, old: str, new: str) -> None:
+    """In what the experiment's stages have written of themselves; checkpoints do not know their experiment's name."""
+    for path in (folder / "train.json", *sorted(folder.glob(f"checkpoint-*/transformer*/{CONVERSION_FILE}"))):
+        _rewrite(path, lambda text: _moved(text, old, new).replace(f'"experiment": "{old}"', f'"experiment": "{new}"'))
+    _rewrite(folder / "options.yml", lambda text: re.sub(r"(?m)^name: .*$", f"name: {new}", text, count=1))
+    for evaluation in sorted(folder.glob("evaluation/*/*")):
+        generations, scores = evaluation / GENERATIONS_FILE, evaluation / SCORES_FILE
+        before = sha256_of(generations) if generations.is_file() else None
+        for path in (generations, *sorted(evaluation.glob("parts/*.jsonl"))):
+            _rewrite(path, lambda text: "".join(_resealed(line, old, new) for line in text.splitlines(keepends=True)))
+        if scores.is_file() and json.loads(scores.read_text(encoding="utf-8")).get("generations_sha256") == before:
+            _rewrite(scores, partial(_resealed_scores, old=old, new=new, generations=sha256_of(generations)))
+
+
+def _moved(text: str, old: str, new: str) -> str:
+    return re.sub(rf"(?<![\w./-])experiments/{re.escape(old)}(?=[/\"'])", f"experiments/{new}", text)
+
+
+def _resealed(line: str, old: str, new: str) -> str:
+    content = json.loads(line)
+    return json_line(sealed(json.loads(_moved(line, old, new)))) if is_whole(content) else line
+
+
+def _resealed_scores(text: str, old: str, new: str, generations: str) -> str:
+    if not is_whole(json.loads(text)):
+        return text
+    content: dict[str, Any] = {**json.loads(_moved(text, old, new)), "generations_sha256": generations}
+    return json.dumps(sealed(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Changes a file, and not its time: Snakemake would take it for made anew."""
+    if not path.is_file():
+        return
+    found, text = path.stat(), path.read_text(encoding="utf-8")
+    changed = change(text)
+    if changed != text:
+        write_text(path, changed)
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+# ------------------------------------------------------------------ Snakemake's records
+
+
+def _move_records(old: str, new: str | None) -> None:
+    """Lets Snakemake's records of an experiment's files be those of another name, or removes them (None)."""
+    folder = SNAKEMAKE / "metadata"
+    own = f"experiments/{old}/"
+    for record in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            name, text = _recorded(record.relative_to(folder)), record.read_text(encoding="utf-8")
+        except ValueError:  # no record
+            continue
+        if new is None:
+            if name.startswith(own):
+                record.unlink()
+            continue
+        changed = _moved(text, old, new)
+        target = (
+            folder / _record_path(f"experiments/{new}/{name.removeprefix(own)}") if name.startswith(own) else record
+        )
+        if changed == text and target == record:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, changed)
+        if target != record:
+            record.unlink()
+
+
+def _recorded(path: Path) -> str:
+    """The output that a record is of: its name, in parts that fit a file's name, of which all but the last have an `@`."""
+    return base64.urlsafe_b64decode("".join(part.removeprefix("@") for part in path.parts)).decode()
+
+
+def _record_path(output: str) -> Path:
+    """The inverse."""
+    text, size = base64.urlsafe_b64encode(output.encode()).decode(), NAME_LIMIT - 1
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    return Path(*(f"@{part}" for part in parts[:-1]), parts[-1])
