@@ -219,6 +219,8 @@ def test_a_schedule_that_is_stretched_is_said_before_it_goes_on() -> None:
     assert "Steps up to 10 were trained as part of 10" in line and "set train.t_initial." in line
     assert said(cosine, cosine) == []
     assert said(cosine, {**cosine, "max_train_steps": 20, "learning_rate": 0.5}) == [], "that is refused"
+    write(Path("experiments/x/options.yml"), "unknown: key")
+    assert stretched_schedules(project(Path(), changed(train={**cosine, "max_train_steps": 20}))) == []
     fixed = {**cosine, "t_initial": 10}
     trained(changed(train=fixed))
     assert said(fixed, {**fixed, "max_train_steps": 20}) == []

@@ -14,6 +14,7 @@ from omnitune.config import ExperimentOptions
 from omnitune.evaluation.results import read_scores
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of
 from omnitune.paths import STATE_FILE
+from omnitune.pretrained.weights import weights_hash
 from omnitune.training.inputs import lock_experiment
 from omnitune.upkeep import remove_experiment, rename_experiment
 
@@ -45,7 +46,7 @@ def trained(name: str, **options: Any) -> None:
     write(folder / "options.yml", changed(name=name))
     write(
         folder / "checkpoint-10/transformer/conversion.json",
-        json.dumps({"source": f"experiments/{name}/checkpoint-10"}),
+        json.dumps({"source": f"experiments/{name}/checkpoint-10", "files": {}}),
     )
     row = sealed({"key": "k", "image": "images/k.png", "weights": WEIGHTS})
     evaluation = folder / "evaluation/10/b"
@@ -67,8 +68,10 @@ def test_all_that_an_experiment_has_made_goes_along() -> None:
     options = write(
         Path("0.yml"), "# mine\nname: 'old'  # so far\n" + Path("0.yml").read_text().replace("name: old\n", "")
     )
+    weights = weights_hash(Path("experiments/old/checkpoint-10/transformer"))
     rename_experiment(loaded, "old", "new")
     folder = Path("experiments/new")
+    assert weights_hash(folder / "checkpoint-10/transformer") == weights, "by which scores know what was evaluated"
     assert not Path("experiments/old").exists()
     assert options.read_text().startswith("# mine\nname: 'new'  # so far\n")
     assert ExperimentOptions.load(options).name == ExperimentOptions.load(folder / "options.yml").name == "new"
@@ -132,6 +135,15 @@ def test_names_that_are_not_free(new: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rename_experiment(project(Path(), changed(name="old"), changed(name="configured")), "old", new)
     assert Path("experiments/old").is_dir()
+
+
+@pytest.mark.parametrize("name", [".", "..", "../prepared", "", "old/checkpoint-10"])
+def test_nothing_but_an_experiment_is_removed(name: str) -> None:
+    trained("old")
+    write(Path("prepared/a"), "")
+    with pytest.raises(ValueError, match="is not allowed as a name"):
+        remove_experiment(project(Path(), changed(name="old")), name)
+    assert Path("prepared/a").is_file() and Path("experiments/old/checkpoint-10").is_dir()
 
 
 def test_what_holds_on_to_an_experiment_is_named() -> None:

@@ -227,6 +227,7 @@ def compare_variants(project: Project, page: Path, table: Path) -> None:
         }
         run = collect(experiment.path(EXPERIMENT), experiment.path(PREPARED), entries, folders)
         variants.append(Variant(keys, run))
+    assert project.swept
     build_comparison(project.swept, variants, page, table)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from omnitune.checkpoints.states import newest_state, remove
 from omnitune.config.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, sha256_of, write_text
-from omnitune.paths import BASE, CONVERSION_FILE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, parse_converted
+from omnitune.paths import BASE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, parse_converted
 from omnitune.project import Project
 from omnitune.training.inputs import lock_experiment
 
@@ -34,8 +34,7 @@ def rename_experiment(project: Project, old: str, new: str) -> None:
             of a sweep, or is what another was trained from, and while Snakemake runs.
     """
     source, target = (Path(EXPERIMENT.format(experiment=name)) for name in (old, new))
-    if not re.fullmatch(NAME, new):
-        raise ValueError(f"{new!r} is not allowed as a name: take letters, digits, `_`, `.` and `-`.")
+    _require_names(old, new)
     moved = not source.exists() and target.is_dir()  # by hand
     if not moved:
         _require_there(source)
@@ -61,6 +60,7 @@ def remove_experiment(project: Project, name: str) -> None:
     Raises ValueError for one that is not there, is being trained, or is what another was trained from, and while Snakemake
     runs.
     """
+    _require_names(name)
     folder = Path(EXPERIMENT.format(experiment=name))
     _require_there(folder)
     _require_free(project, name, "removed")
@@ -77,6 +77,13 @@ def remove_experiment(project: Project, name: str) -> None:
     ]
     if borrowers:
         logger.warning("the base was evaluated there for %s, too; it is drawn again", ", ".join(borrowers))
+
+
+def _require_names(*names: str) -> None:
+    """Raises ValueError for what is no name of an experiment, such as a path out of experiments/."""
+    for name in names:
+        if not re.fullmatch(NAME, name):
+            raise ValueError(f"{name!r} is not allowed as a name: take letters, digits, `_`, `.` and `-`.")
 
 
 def _require_there(folder: Path) -> None:
@@ -138,9 +145,12 @@ def _rename_in_config(project: Project, old: str, new: str) -> None:
 
 
 def _rename_in_files(folder: Path, old: str, new: str) -> None:
-    """In what the experiment's stages have written of themselves; checkpoints do not know their experiment's name."""
-    for path in (folder / "train.json", *sorted(folder.glob(f"checkpoint-*/transformer*/{CONVERSION_FILE}"))):
-        _rewrite(path, lambda text: _moved(text, old, new).replace(f'"experiment": "{old}"', f'"experiment": "{new}"'))
+    """In what the experiment's stages have written of themselves.
+
+    Checkpoints do not know their experiment's name; conversions say from where they come, and stay as they are: weights are
+    known by them.
+    """
+    _rewrite(folder / "train.json", lambda text: text.replace(f'"experiment": "{old}"', f'"experiment": "{new}"'))
     _rewrite(folder / "options.yml", lambda text: re.sub(r"(?m)^name: .*$", f"name: {new}", text, count=1))
     for evaluation in sorted(folder.glob("evaluation/*/*")):
         generations, scores = evaluation / GENERATIONS_FILE, evaluation / SCORES_FILE

@@ -132,7 +132,10 @@ def stretched(options: ExperimentOptions, folder: Path) -> str | None:
     done = max((step for step in list_checkpoints(folder) if step <= now.max_train_steps), default=0)
     if not now.schedule_stretches or not done or not kept.is_file():
         return None
-    before = ExperimentOptions.load(kept).train
+    try:
+        before = ExperimentOptions.load(kept).train
+    except ConfigError:  # of another version, or damaged; it is written anew
+        return None
     if before.max_train_steps == now.max_train_steps or before.lr_scheduler != now.lr_scheduler:
         return None
     way_out = "set train.t_initial" if now.lr_scheduler == "timm_cosine" else "take one that does not, as `constant`"

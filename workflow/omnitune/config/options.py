@@ -415,7 +415,7 @@ class ExperimentOptions(Section):
         Literal["latest"] | None,
         Field(
             description="`latest`: an interrupted training goes on from its newest checkpoint, and refuses to under changed "
-            "options. null: under changed options it starts over; older checkpoints are kept in superseded-{n}/."
+            "options. null: under changed options it starts over; the old attempt is kept in superseded-{n}/."
         ),
         NOTHING,
     ] = "latest"
