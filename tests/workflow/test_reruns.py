@@ -122,9 +122,10 @@ def test_a_changed_training_is_refused_before_any_job(workplace: Workplace) -> N
     assert workplace.ran("convert") == {"prepare_training": 1, "train_experiment": 1, "convert_checkpoint": 1}
     assert sha256(workplace.root / EXPERIMENT / "superseded-1" / weights) == before
     assert sha256(workplace.root / EXPERIMENT / weights) != before
-    images = (workplace.root / EXPERIMENT / "evaluation/12/tiny/images").stat().st_mtime_ns
+    for made in ("evaluation/12/tiny/images", "report/index.html"):
+        assert (workplace.root / EXPERIMENT / "superseded-1" / made).exists(), "all of the old attempt goes together"
+        assert not (workplace.root / EXPERIMENT / made).exists()
     assert workplace.ran() == {"generate_images": 1, "score_images": 1, "build_report": 1}, "the base is drawn already"
-    assert (workplace.root / EXPERIMENT / "evaluation/12/tiny/images").stat().st_mtime_ns != images
 
 
 def test_more_steps_and_another_topology_go_on(workplace: Workplace) -> None:

@@ -24,7 +24,7 @@ class Sweep(Section):
 
 
 class WorkflowConfig(Section):
-    """What to run. Each key can be replaced on the command line: `snakemake --config 'experiments=[..]' sweep=null`."""
+    """What to run. Each key can be replaced on the command line: `snakemake --config 'experiments=[..]' sweep=`."""
 
     experiments: Annotated[
         list[str],
