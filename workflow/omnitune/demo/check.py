@@ -1,7 +1,8 @@
 """Does an image show the scene that was asked for? Read from the pixels, with no model.
 
 A pixel belongs to the shape where it is nearer to a shape colour than to the expected background. From these pixels come
-their colour and their place, from the others the background's colour. Numbers are given for each, and `passed` is all three.
+their colour, their place and their outline, from the others the background's colour. Numbers are given for each, and
+`passed` is all four.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from omnitune.demo.scenes import BACKGROUND_COLOURS, SHAPE_COLOURS, Scene, shape_mask
+from omnitune.demo.scenes import BACKGROUND_COLOURS, SHAPE_COLOURS, SHAPES, Scene, shape_mask
 
 POSITION_TOLERANCE = 0.12  # of the shorter side; two places lie 0.18 and more apart
 AREA_RANGE = (0.5, 1.8)  # found over expected area
@@ -18,11 +19,30 @@ COLOUR_TOLERANCE = 75.0  # RGB distance of the median shape pixel
 OVERLAP_MINIMUM = 0.4  # intersection over union with the expected shape: a smear over the place does not reach it
 
 
-def _expected_mask(expect: dict[str, Any], width: int, height: int) -> np.ndarray:
-    """Boolean [height, width]: where the shape should be."""
-    x, y = expect["position"]
-    scene = Scene(expect["shape"], expect["color"], "", "grey", "plain", (x, y), expect["size"])
+def _mask(shape: str, centre: tuple[float, float], size: float, width: int, height: int) -> np.ndarray:
+    """Boolean [height, width]: the pixels of a shape."""
+    scene = Scene(shape, "", "", "", "plain", centre, size)
     return np.asarray(shape_mask(scene, width, height)) >= 128
+
+
+def _centroid(mask: np.ndarray) -> np.ndarray:
+    """(x, y) of the middle of a mask, relative to width and height."""
+    rows, columns = np.nonzero(mask)
+    return np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / mask.shape[::-1]
+
+
+def _likeness(found: np.ndarray, shape: str, expect: dict[str, Any]) -> float:
+    """Intersection over union of what was found with the shape, drawn at the same place with the same area."""
+    height, width = found.shape
+    centre, size = np.array(expect["position"]), expect["size"]
+    for _ in range(2):
+        drawn = _mask(shape, tuple(centre), size, width, height)
+        if not drawn.any():
+            return 0.0
+        centre = centre + _centroid(found) - _centroid(drawn)
+        size = size * float(found.sum() / drawn.sum()) ** 0.5
+    drawn = _mask(shape, tuple(centre), size, width, height)
+    return float((found & drawn).sum() / (found | drawn).sum())
 
 
 def _shape_pixels(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -40,15 +60,15 @@ def _shape_pixels(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
 def check_scene(image: Image.Image, expect: dict[str, Any]) -> dict[str, Any]:
     """Compare an image of any size with the expected geometry (see demo.expectation).
 
-    Returns `color`, `position`, `background` (1.0 right, 0.0 wrong), the numbers behind them (`color_distance` and
+    Returns `shape`, `color`, `position`, `background` (1.0 right, 0.0 wrong), the numbers behind them (`color_distance` and
     `background_distance` in RGB levels, `position_error` in shorter sides, `area_ratio`, `overlap` as intersection over
-    union) and `passed`, True where all three are right. Numbers that an image without any shape cannot give are None.
+    union) and `passed`, True where all four are right. Numbers that an image without any shape cannot give are None.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     height, width = pixels.shape[:2]
     asked = np.array(SHAPE_COLOURS[expect["color"]], dtype=np.float32)
     ground = np.array(expect["background"], dtype=np.float32)
-    expected = _expected_mask(expect, width, height)
+    expected = _mask(expect["shape"], tuple(expect["position"]), expect["size"], width, height)
     found = _shape_pixels(pixels, ground)
 
     rest = pixels[~(found | expected)]
@@ -59,6 +79,7 @@ def check_scene(image: Image.Image, expect: dict[str, Any]) -> dict[str, Any]:
         "area_ratio": float(found.sum() / expected.sum()),
         "overlap": float((found & expected).sum() / (found | expected).sum()),
         "background_distance": ground_distance,
+        "shape": 0.0,
         "color": 0.0,
         "position": 0.0,
         "background": float(ground_distance is not None and ground_distance <= BACKGROUND_TOLERANCE),
@@ -73,6 +94,8 @@ def check_scene(image: Image.Image, expect: dict[str, Any]) -> dict[str, Any]:
         offset = np.hypot(columns.mean() - wanted_columns.mean(), rows.mean() - wanted_rows.mean())
         result["position_error"] = float(offset / min(width, height))
         near = result["position_error"] <= POSITION_TOLERANCE and result["overlap"] >= OVERLAP_MINIMUM
+        likenesses = {shape: _likeness(found, shape, expect) for shape in SHAPES}
+        result["shape"] = float(max(likenesses, key=lambda shape: likenesses[shape]) == expect["shape"])
         result["position"] = float(near and AREA_RANGE[0] <= result["area_ratio"] <= AREA_RANGE[1])
-    result["passed"] = bool(result["color"] and result["position"] and result["background"])
+    result["passed"] = bool(result["shape"] and result["color"] and result["position"] and result["background"])
     return result

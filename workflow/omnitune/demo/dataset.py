@@ -5,6 +5,7 @@ Four tasks: text to image, edit (one reference: recolour or move the shape), in 
 geometry that `omnitune.demo.check` compares with; none of its scenes occurs in training with the same instruction.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -28,10 +29,13 @@ from omnitune.demo.scenes import (
 )
 from omnitune.io.files import atomic_folder
 
-__all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "draw_drafts", "write_dataset"]
+__all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "draw_drafts", "is_of_base", "part_of", "write_dataset"]
 
 COUNTS = {"t2i": 320, "edit": 320, "in_context": 160, "background": 200}  # sound training samples
 HELDOUT_COUNT = 60  # per task
+BASE_TASKS = ("t2i", "edit", "in_context")  # what the base model is trained on, with every shape but the new one
+NEW_SHAPE = "star"
+PARTS = ("heldout", "heldout", "choosing", *["training"] * 9)  # of twelve identities
 TASK_TYPES = {"t2i": "t2i", "edit": "edit", "in_context": "ic", "background": "edit"}
 VERBS = ("portrays", "depicts", "captures", "highlights", "shows")
 
@@ -115,6 +119,21 @@ def draft_background(rng: random.Random) -> Draft:
     return Draft(f"paint the background {background}.", (before,), after, _random_size(rng))
 
 
+def part_of(draft: Draft) -> str:
+    """Which of "training", "heldout" and "choosing" a draft belongs to: a function of its identity alone.
+
+    So a model that was trained on the first part has seen no prompt that a report scores, whatever data set it is drawn
+    for, and hyper-parameters are chosen on the last.
+    """
+    digest = hashlib.blake2b(repr(draft.identity).encode(), digest_size=8).digest()
+    return PARTS[int.from_bytes(digest, "little") % len(PARTS)]
+
+
+def is_of_base(draft: Draft) -> bool:
+    """Whether the base model may know the draft's words and pictures: those with the new shape it has never seen."""
+    return all(scene.shape != NEW_SHAPE for scene in (*draft.inputs, draft.output))
+
+
 DRAFTS: dict[str, Callable[[random.Random], Draft]] = {
     "t2i": draft_t2i,
     "edit": draft_edit,
@@ -124,17 +143,18 @@ DRAFTS: dict[str, Callable[[random.Random], Draft]] = {
 
 
 def draw_drafts(task: str, seed: int) -> tuple[list[Draft], list[Draft]]:
-    """Training and held-out drafts of a task. What is held out is drawn first and then avoided in training."""
+    """Training and held-out drafts of a task, each of its own part (see `part_of`)."""
     rng = random.Random(f"heldout {task} {seed}")
     heldout: dict[tuple[Any, ...], Draft] = {}
     while len(heldout) < HELDOUT_COUNT:
         draft = DRAFTS[task](rng)
-        heldout.setdefault(draft.identity, draft)
+        if part_of(draft) == "heldout":
+            heldout.setdefault(draft.identity, draft)
     rng = random.Random(f"training {task} {seed}")
     training: list[Draft] = []
     while len(training) < COUNTS[task]:
         draft = DRAFTS[task](rng)
-        if draft.identity not in heldout:
+        if part_of(draft) == "training":
             training.append(draft)
     return training, list(heldout.values())
 

@@ -5,6 +5,7 @@ embedding zero. What remains of them is what their neighbours add, so that an un
 tokens alike, finds the colour that was asked for instead of the articles and the chat's markup.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -130,16 +131,21 @@ def text_encoder_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def build_text_encoder(tokenizer: Qwen2Tokenizer, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """The random encoder, float32; its last hidden states are [batch, tokens, HIDDEN_SIZE] of unit mean square."""
+    """The random encoder, float32; its last hidden states are [batch, tokens, HIDDEN_SIZE] of unit mean square.
+
+    Each weight is a function of its name, and a word's embedding one of the word: the shipped transformer has learned to
+    read them, and still does where the vocabulary grows.
+    """
     model = Qwen2_5_VLForConditionalGeneration(text_encoder_config(tokenizer)).float().eval()
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in model.named_parameters():
+            generator = _generator(seed, name)
             if "embed_tokens" in name:
-                parameter.normal_(0.0, 1.0, generator=generator)
+                parameter.zero_()
                 for token in range(len(tokenizer)):
-                    if str(tokenizer.decode([token])).strip() not in TELLING_WORDS:
-                        parameter[token] = 0
+                    word = str(tokenizer.decode([token])).strip()
+                    if word in TELLING_WORDS:
+                        parameter[token].normal_(0.0, 1.0, generator=_generator(seed, word))
             elif "q_proj" in name and parameter.ndim > 1:
                 parameter.zero_()
             elif name.startswith("model.language_model") and "o_proj" in name:
@@ -149,6 +155,11 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer, seed: int = 0) -> Qwen2_5_VLFo
             elif name.endswith("bias"):
                 parameter.zero_()
     return model
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def save_text_encoder(folder: Path, seed: int = 0) -> None:

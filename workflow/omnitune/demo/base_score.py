@@ -1,0 +1,84 @@
+"""How well a transformer draws the demo's world: pictures by the pipeline, looked at by the demo's check."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from omnitune.demo.base_data import PIXELS, SIDE, base_drafts
+from omnitune.demo.check import check_scene
+from omnitune.demo.dataset import BASE_TASKS, DRAFTS, NEW_SHAPE, Draft, part_of
+from omnitune.demo.expectation import expectation
+from omnitune.demo.scenes import render
+from omnitune.models import OmniGen2Pipeline
+
+INFERENCE_STEPS = 12  # of the demo's benchmarks, as is the guidance
+TEXT_GUIDANCE = 1.5
+CHECKS = ("shape", "color", "position", "background", "passed")
+
+
+@dataclass
+class Drawn:
+    """A prompt's references and picture, and what the check says of it."""
+
+    draft: Draft
+    inputs: list[Image.Image]
+    picture: Image.Image
+    result: dict[str, Any]
+
+
+def scored_drafts(part: str, count: int, seed: int = 0) -> dict[str, list[Draft]]:
+    """`count` drafts of a part for each task of the base, and of what it does not know: the new shape, new backgrounds."""
+    tasks = {task: base_drafts(task, part, count, random.Random(f"score {task} {part} {seed}")) for task in BASE_TASKS}
+    for name, task in ((NEW_SHAPE, "t2i"), ("background", "background")):
+        rng = random.Random(f"score {name} {part} {seed}")
+        tasks[name] = []
+        while len(tasks[name]) < count:
+            draft = DRAFTS[task](rng)
+            if part_of(draft) == part and (draft.output.shape == NEW_SHAPE) == (name == NEW_SHAPE):
+                tasks[name].append(draft)
+    return tasks
+
+
+def draw(pipeline: OmniGen2Pipeline, drafts: Sequence[Draft], guidance: float = TEXT_GUIDANCE) -> list[Drawn]:
+    """Each draft's picture, from a seed of its own, in one call of the pipeline."""
+    inputs = [[render(scene, *draft.size) for scene in draft.inputs] for draft in drafts]
+    result: Any = pipeline(
+        prompt=[draft.instruction for draft in drafts],
+        negative_prompt="",
+        input_images=inputs,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=INFERENCE_STEPS,
+        text_guidance_scale=guidance,
+        max_pixels=PIXELS,
+        max_input_image_side_length=2048,
+        generator=[torch.Generator().manual_seed(number) for number in range(len(drafts))],
+    )
+    return [
+        Drawn(draft, own, image, check_scene(image, expectation(draft.output, *draft.size)))
+        for draft, own, image in zip(drafts, inputs, result.images, strict=True)
+    ]
+
+
+def shares(drawn: Sequence[Drawn]) -> dict[str, float]:
+    """Share of pictures that are right, in all and by each part of the check."""
+    return {name: sum(float(d.result[name]) for d in drawn) / len(drawn) for name in CHECKS}
+
+
+def contact_sheet(rows: Sequence[Sequence[Drawn]], columns: int = 12, side: int = 96) -> Image.Image:
+    """One line of pictures for each task, references above; a line below is green where the picture is right."""
+    height = 2 * side + 12
+    sheet = Image.new("RGB", (columns * (side + 4), len(rows) * height), "white")
+    for line, row in enumerate(rows):
+        for column, drawn in enumerate(row[:columns]):
+            x, y = column * (side + 4), line * height
+            for number, image in enumerate(drawn.inputs):
+                half = (side // 2 - 1, side // 2 - 1)
+                sheet.paste(image.resize(half), (x + number * side // 2, y + side // 2))
+            sheet.paste(drawn.picture.resize((side, side), Image.Resampling.LANCZOS), (x, y + side))
+            sheet.paste("green" if drawn.result["passed"] else "red", (x, y + 2 * side, x + side, y + 2 * side + 5))
+    return sheet
