@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from omnitune.demo.base_model import TRANSFORMER_CONFIG, build_base_model
+from omnitune.demo.base_model import TRANSFORMER_CONFIG, build_base_model, build_transformer
 from omnitune.demo.check import check_scene
 from omnitune.demo.dataset import draw_drafts
 from omnitune.demo.expectation import expectation
@@ -67,14 +67,16 @@ def test_two_builds_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     assert hashes(folder) == hashes(tmp_path / "again")
 
 
-def test_an_untrained_transformer_predicts_zero(folder: Path) -> None:
-    model = OmniGen2Transformer2DModel.from_pretrained(folder / "transformer")
+def test_the_shipped_transformer_is_in_the_folder_and_predicts(folder: Path) -> None:
+    model, untrained = OmniGen2Transformer2DModel.from_pretrained(folder / "transformer"), build_transformer()
     assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 5e6
     assert model.config.hidden_size == TRANSFORMER_CONFIG["hidden_size"]
     with torch.no_grad():
         text = torch.randn(1, 7, TRANSFORMER_CONFIG["text_feat_dim"])
-        output = model(torch.randn(1, 4, 8, 8), torch.tensor([0.3]), text, None).sample
-    assert output.shape == (1, 4, 8, 8) and not output.any()
+        arguments = (torch.randn(1, 4, 8, 8), torch.tensor([0.3]), text, None)
+        output = model(*arguments).sample
+        assert output.shape == (1, 4, 8, 8) and output.std() > 0.1
+        assert not untrained(*arguments).sample.any()
 
 
 @pytest.mark.slow

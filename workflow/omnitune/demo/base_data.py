@@ -20,7 +20,6 @@ PATCHES = 16  # of a picture of 64 x 64; the oblong ones have fewer
 PATCH_VALUES = 16
 REFERENCES = 2
 SHARES = {"t2i": 0.3, "edit": 0.4, "in_context": 0.3}
-CHUNK = 250  # drafts of one task for a worker
 
 Picture = np.ndarray  # uint8 [height, width, 3]
 
@@ -40,12 +39,12 @@ def picture(scene: Scene, size: tuple[int, int], raw: tuple[int, int]) -> Pictur
     return np.asarray(resize(render(scene, *raw), size))
 
 
-def _draw_chunk(chunk: tuple[str, int, int]) -> list[tuple[str, list[Picture]]]:
+def _draw_chunk(chunk: tuple[str, int, int, int]) -> list[tuple[str, list[Picture]]]:
     """Instruction and pictures, the output last, of a chunk's drafts; in one of two compositions the output is square."""
-    task, number, seed = chunk
+    task, number, seed, count = chunk
     rng = random.Random(f"base {task} {number} {seed}")
     rows = []
-    for draft in base_drafts(task, "training", CHUNK, rng):
+    for draft in base_drafts(task, "training", count, rng):
         size = target_size(*draft.size, PIXELS, 2048)
         pictures = [picture(scene, size, draft.size) for scene in draft.inputs]
         square = task == "in_context" and rng.random() < 0.5
@@ -106,10 +105,14 @@ def _encode(encoder: FrozenEncoder, pictures: Sequence[Picture], scaling: tuple[
     return [means, deviations, grids]
 
 
-def build_tables(encoder: FrozenEncoder, scaling: tuple[float, float], count: int, seed: int, workers: int) -> Tables:
-    """Draws about `count` samples, the same for the same seed, and encodes them."""
+def build_tables(
+    encoder: FrozenEncoder, scaling: tuple[float, float], count: int, chunk: int, seed: int, workers: int
+) -> Tables:
+    """Draws about `count` samples and encodes them; workers draw `chunk` of one task at a time, each from its own seed."""
     chunks = [
-        (task, number, seed) for task in BASE_TASKS for number in range(max(1, round(count * SHARES[task] / CHUNK)))
+        (task, number, seed, chunk)
+        for task in BASE_TASKS
+        for number in range(max(1, round(count * SHARES[task] / chunk)))
     ]
     pictures: list[Picture] = []
     samples: list[list[int]] = []

@@ -1,17 +1,19 @@
 """The demo's base model: a pipeline folder in the published layout, small enough to train on a laptop.
 
 model_index.json, scheduler/scheduler_config.json
-transformer/   OmniGen2Transformer2DModel of 1 to 5 million parameters, from scratch: it predicts exactly zero
+transformer/   the shipped OmniGen2Transformer2DModel of three million parameters, which draws (see train_transformer.py)
 vae/           the shipped AutoencoderKL (see train_vae.py)
 mllm/          a tiny random Qwen2.5-VL, frozen
 processor/     its tokenizer with the chat template
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import load_file
 
 from omnitune.demo.text_encoder import HIDDEN_SIZE, save_text_encoder
 from omnitune.demo.vae import load_vae
@@ -20,6 +22,8 @@ from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.components import PUBLISHED_INDEX
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
 
+# Weights in bfloat16; transformer.json beside them holds their SHA-256, how they were trained and what they can do.
+WEIGHTS = Path(__file__).with_name("transformer.safetensors")
 # The demo's options files repeat this as model.arch_opt. Heads are small, with few channels per axis: of an axis' rotary
 # frequencies only the fastest tells neighbours on a 4 x 4 grid apart, so the fewer there are, the larger its share of a query.
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -67,6 +71,13 @@ def build_transformer(seed: int = 0) -> OmniGen2Transformer2DModel:
     return model
 
 
+def load_transformer() -> OmniGen2Transformer2DModel:
+    """The shipped transformer, float32: it draws the demo's world but for what the demo teaches."""
+    model = build_transformer()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(WEIGHTS).items()})
+    return model
+
+
 def _weigh_places(weight: torch.Tensor) -> None:
     """Raises the two channels of the fastest frequency of rows and of columns; `weight` is [head_dim]."""
     index, rows, _ = TRANSFORMER_CONFIG["axes_dim_rope"]
@@ -74,15 +85,18 @@ def _weigh_places(weight: torch.Tensor) -> None:
         weight[start : start + 2] = PLACE_WEIGHT
 
 
-def build_base_model(folder: Path, seed: int = 0) -> None:
-    """Write the pipeline folder, which must not exist or be empty; the same seed, the same bytes.
+def build_base_model(
+    folder: Path, seed: int = 0, make_transformer: Callable[[], OmniGen2Transformer2DModel] = load_transformer
+) -> None:
+    """Write the pipeline folder, which must not exist or be empty; the same arguments, the same bytes.
 
-    Raises FileExistsError where `folder` already holds something.
+    `seed` is that of tokenizer and text encoder; the shipped transformer has learned to read those of 0. Raises
+    FileExistsError where `folder` already holds something.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; remove it to build the demo model again")
     save_text_encoder(folder, seed)
     load_vae().save_pretrained(folder / "vae")
-    build_transformer(seed).save_pretrained(folder / "transformer")
+    make_transformer().save_pretrained(folder / "transformer")
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
     write_json(folder / "model_index.json", PUBLISHED_INDEX)
