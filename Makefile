@@ -18,8 +18,8 @@ install: .venv/installed
 demo: install
 	CUDA_VISIBLE_DEVICES= snakemake --cores $(CORES) --workflow-profile workflow/profiles/local
 	@echo
-	@echo "Done. Open the reports in a browser:"
-	@for report in experiments/*/report/index.html; do echo "  $(CURDIR)/$$report"; done
+	@python -m omnitune.report.summary experiments/*/report
+	$(if $(OPEN),for report in experiments/*/report/index.html; do xdg-open "$$report"; done)
 
 # Two at a time: most of what tests wait for is a process that starts.
 test: install

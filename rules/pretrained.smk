@@ -3,7 +3,7 @@
 import omnitune.demo
 import omnitune.pretrained
 
-DEMO_TASKS = ["t2i", "edit", "in_context", "background"]
+DEMO_TASKS = ["t2i", "edit", "in_context", "star", "background"]
 
 
 checkpoint prepare_pretrained:

@@ -140,10 +140,11 @@ MEASURES = {
     "psnr": Measure("omnitune.evaluation.measures:psnr", "PSNR (dB)", digits=2, headline=4),
     "ssim": Measure("omnitune.evaluation.measures:ssim", "SSIM", headline=5),
     "loss": Measure("omnitune.evaluation.measures:loss", "held-out loss", higher_is_better=False, headline=3),
-    "check_color": Measure(None, "colour right", share=True, headline=1),
+    "check_shape": Measure(None, "shape right", share=True),
+    "check_color": Measure(None, "colour right", share=True),
     "check_position": Measure(None, "position right", share=True),
     "check_background": Measure(None, "background right", share=True),
-    "check_passed": Measure(None, "picture right", share=True, headline=2),
+    "check_passed": Measure(None, "picture right", share=True, headline=1),
 }
 CHECKS = {
     "demo_scene": Check("omnitune.demo.check:check_scene", "omnitune.demo.expectation:Expectation"),

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omnitune.demo.dataset import BASE_TASKS, DRAFTS, Draft, is_of_base, part_of
+from omnitune.demo.dataset import BASE_TASKS, drafts_of
 from omnitune.demo.scenes import Scene, render
 from omnitune.images.resize import resize, target_size
 from omnitune.io.workers import ordered_map
@@ -24,16 +25,6 @@ SHARES = {"t2i": 0.3, "edit": 0.4, "in_context": 0.3}
 Picture = np.ndarray  # uint8 [height, width, 3]
 
 
-def base_drafts(task: str, part: str, count: int, rng: random.Random) -> list[Draft]:
-    """`count` drafts of the base's world and of one part (see dataset.part_of)."""
-    drafts: list[Draft] = []
-    while len(drafts) < count:
-        draft = DRAFTS[task](rng)
-        if is_of_base(draft) and part_of(draft) == part:
-            drafts.append(draft)
-    return drafts
-
-
 def picture(scene: Scene, size: tuple[int, int], raw: tuple[int, int]) -> Picture:
     """The scene drawn at its raw size and resized as a data set's images are."""
     return np.asarray(resize(render(scene, *raw), size))
@@ -44,7 +35,7 @@ def _draw_chunk(chunk: tuple[str, int, int, int]) -> list[tuple[str, list[Pictur
     task, number, seed, count = chunk
     rng = random.Random(f"base {task} {number} {seed}")
     rows = []
-    for draft in base_drafts(task, "training", count, rng):
+    for draft in islice(drafts_of(task, "training", rng), count):
         size = target_size(*draft.size, PIXELS, 2048)
         pictures = [picture(scene, size, draft.size) for scene in draft.inputs]
         square = task == "in_context" and rng.random() < 0.5

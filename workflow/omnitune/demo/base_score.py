@@ -3,14 +3,15 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from PIL import Image
 
-from omnitune.demo.base_data import PIXELS, SIDE, base_drafts
+from omnitune.demo.base_data import PIXELS, SIDE
 from omnitune.demo.check import check_scene
-from omnitune.demo.dataset import BASE_TASKS, DRAFTS, NEW_SHAPE, Draft, part_of
+from omnitune.demo.dataset import BASE_TASKS, Draft, drafts_of
 from omnitune.demo.expectation import expectation
 from omnitune.demo.scenes import render
 from omnitune.models import OmniGen2Pipeline
@@ -32,15 +33,10 @@ class Drawn:
 
 def scored_drafts(part: str, count: int, seed: int = 0) -> dict[str, list[Draft]]:
     """`count` drafts of a part for each task of the base, and of what it does not know: the new shape, new backgrounds."""
-    tasks = {task: base_drafts(task, part, count, random.Random(f"score {task} {part} {seed}")) for task in BASE_TASKS}
-    for name, task in ((NEW_SHAPE, "t2i"), ("background", "background")):
-        rng = random.Random(f"score {name} {part} {seed}")
-        tasks[name] = []
-        while len(tasks[name]) < count:
-            draft = DRAFTS[task](rng)
-            if part_of(draft) == part and (draft.output.shape == NEW_SHAPE) == (name == NEW_SHAPE):
-                tasks[name].append(draft)
-    return tasks
+    return {
+        task: list(islice(drafts_of(task, part, random.Random(f"score {task} {part} {seed}")), count))
+        for task in (*BASE_TASKS, "star", "background")
+    }
 
 
 def draw(pipeline: OmniGen2Pipeline, drafts: Sequence[Draft], guidance: float = TEXT_GUIDANCE) -> list[Drawn]:

@@ -1,7 +1,8 @@
 """Write the demo data set: images in many formats and the .jsonl files that name them, all from one seed.
 
-Four tasks: text to image, edit (one reference: recolour or move the shape), in context (two references), and `background`
-(one reference: repaint the background), which only the LoRA experiment trains. Every task also has a held-out set with the
+Three tasks are what the base model knows: text to image, edit (one reference: recolour or move the shape) and in context (two
+references). Two are new to it: captions of a `star`, a shape that no other task has, which the experiment `demo` teaches, and
+`background` (one reference: repaint the background), which `demo_lora` teaches. Every task also has a held-out set with the
 geometry that `omnitune.demo.check` compares with; none of its scenes occurs in training with the same instruction.
 """
 
@@ -10,6 +11,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,14 @@ from omnitune.demo.scenes import (
 )
 from omnitune.io.files import atomic_folder
 
-__all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "draw_drafts", "is_of_base", "part_of", "write_dataset"]
+__all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "drafts_of", "draw_drafts", "part_of", "write_dataset"]
 
-COUNTS = {"t2i": 320, "edit": 320, "in_context": 160, "background": 200}  # sound training samples
+COUNTS = {"t2i": 320, "edit": 320, "in_context": 160, "star": 240, "background": 240}  # sound training samples
 HELDOUT_COUNT = 60  # per task
-BASE_TASKS = ("t2i", "edit", "in_context")  # what the base model is trained on, with every shape but the new one
+BASE_TASKS = ("t2i", "edit", "in_context")  # what the base model is trained on
 NEW_SHAPE = "star"
 PARTS = ("heldout", "heldout", "choosing", *["training"] * 9)  # of twelve identities
-TASK_TYPES = {"t2i": "t2i", "edit": "edit", "in_context": "ic", "background": "edit"}
+TASK_TYPES = {"t2i": "t2i", "star": "t2i", "edit": "edit", "in_context": "ic", "background": "edit"}
 VERBS = ("portrays", "depicts", "captures", "highlights", "shows")
 
 # Raw sizes in pixels: seven samples in ten are square, so that most batches are of one shape.
@@ -77,10 +79,17 @@ def _other(rng: random.Random, choices: Any, current: str) -> str:
 
 def draft_t2i(rng: random.Random) -> Draft:
     """A caption, half of the time behind one of the published cliches."""
-    scene = random_scene(rng)
-    caption = f"{scene.caption}."
+    return _captioned(random_scene(rng), rng)
+
+
+def draft_star(rng: random.Random) -> Draft:
+    """The same of the new shape."""
+    return _captioned(replace(random_scene(rng), shape=NEW_SHAPE), rng)
+
+
+def _captioned(scene: Scene, rng: random.Random) -> Draft:
     prefix = f"The image {rng.choice(VERBS)} " if rng.random() < 0.5 else ""
-    return Draft(prefix + caption, (), scene, _random_size(rng))
+    return Draft(f"{prefix}{scene.caption}.", (), scene, _random_size(rng))
 
 
 def draft_edit(rng: random.Random) -> Draft:
@@ -129,33 +138,32 @@ def part_of(draft: Draft) -> str:
     return PARTS[int.from_bytes(digest, "little") % len(PARTS)]
 
 
-def is_of_base(draft: Draft) -> bool:
-    """Whether the base model may know the draft's words and pictures: those with the new shape it has never seen."""
-    return all(scene.shape != NEW_SHAPE for scene in (*draft.inputs, draft.output))
-
-
 DRAFTS: dict[str, Callable[[random.Random], Draft]] = {
     "t2i": draft_t2i,
+    "star": draft_star,
     "edit": draft_edit,
     "in_context": draft_in_context,
     "background": draft_background,
 }
 
 
+def drafts_of(task: str, part: str, rng: random.Random) -> Iterator[Draft]:
+    """Drafts of a task that belong to a part (see `part_of`), without end; the new shape is in a task of its own alone."""
+    while True:
+        draft = DRAFTS[task](rng)
+        has_star = any(scene.shape == NEW_SHAPE for scene in (*draft.inputs, draft.output))
+        if has_star == (task == "star") and part_of(draft) == part:
+            yield draft
+
+
 def draw_drafts(task: str, seed: int) -> tuple[list[Draft], list[Draft]]:
     """Training and held-out drafts of a task, each of its own part (see `part_of`)."""
-    rng = random.Random(f"heldout {task} {seed}")
     heldout: dict[tuple[Any, ...], Draft] = {}
+    drafts = drafts_of(task, "heldout", random.Random(f"heldout {task} {seed}"))
     while len(heldout) < HELDOUT_COUNT:
-        draft = DRAFTS[task](rng)
-        if part_of(draft) == "heldout":
-            heldout.setdefault(draft.identity, draft)
-    rng = random.Random(f"training {task} {seed}")
-    training: list[Draft] = []
-    while len(training) < COUNTS[task]:
-        draft = DRAFTS[task](rng)
-        if part_of(draft) == "training":
-            training.append(draft)
+        draft = next(drafts)
+        heldout.setdefault(draft.identity, draft)
+    training = list(islice(drafts_of(task, "training", random.Random(f"training {task} {seed}")), COUNTS[task]))
     return training, list(heldout.values())
 
 

@@ -2,9 +2,9 @@
 
 Rectified flow on captions, edits and compositions of the demo's world without what the demo teaches later. Random numbers
 come from the seed, so that the same number of steps on the same kind of machine gives the same weights. With --seconds that
-number is set by the speed of the first steps; transformer.json names it. Written are transformer.safetensors (bfloat16), the averaged
-weights that did best on the prompts for choosing; transformer.json with their SHA-256, the settings and the figures of all
-evaluations; and transformer.png. It takes six minutes on an H200; the package has what came of it.
+number is set by the speed of the first steps. Written are transformer.safetensors (bfloat16), the averaged weights that did
+best on the prompts for choosing; transformer.json with their SHA-256, the settings and the figures of all evaluations; and
+transformer.png. It takes six minutes on an H200; the package has what came of it.
 """
 
 import argparse

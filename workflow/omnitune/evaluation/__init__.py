@@ -5,4 +5,4 @@ PROTOCOL_FORMAT = 1
 # Raise it when equal inputs leave other images, losses or rows of them: the rule then makes them again.
 IMAGES_FORMAT = 2
 # Raise it when equal inputs leave other scores: the rule then makes them again.
-SCORES_FORMAT = 3
+SCORES_FORMAT = 4
