@@ -35,6 +35,7 @@ __all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "drafts_of", "draw_drafts",
 
 COUNTS = {"t2i": 320, "edit": 320, "in_context": 160, "star": 240, "background": 240}  # sound training samples
 HELDOUT_COUNT = 60  # per task
+KNOWN = "known"  # held-out prompts of all that the base knows, as many as of a task
 BASE_TASKS = ("t2i", "edit", "in_context")  # what the base model is trained on
 NEW_SHAPE = "star"
 PARTS = ("heldout", "heldout", "choosing", *["training"] * 9)  # of twelve identities
@@ -234,6 +235,12 @@ def _write_task(task: str, root: Path, seed: int) -> None:
     _write_lines(base / f"{task}.jsonl", lines)
 
 
+def _write_known(heldout: Path) -> None:
+    """The first held-out prompts of each task of the base in one file, as many as of a single task in all."""
+    tasks = [(heldout / f"{task}.jsonl").read_text(encoding="utf-8").splitlines() for task in BASE_TASKS]
+    _write_lines(heldout / f"{KNOWN}.jsonl", [line for own in tasks for line in own[: HELDOUT_COUNT // len(tasks)]])
+
+
 def write_dataset(root: Path, seed: int = 0) -> None:
     """Write the whole data set as the folder `root`, in place of an older one; the same seed, the same bytes.
 
@@ -246,3 +253,4 @@ def write_dataset(root: Path, seed: int = 0) -> None:
     with atomic_folder(root) as temporary:
         for task in COUNTS:
             _write_task(task, temporary, seed)
+        _write_known(temporary / "heldout")
