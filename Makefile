@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CORES ?= 2
 
-.PHONY: demo test test-fast test-gpu fuzz lint bench install clean
+.PHONY: demo pictures test test-fast test-gpu fuzz lint bench install clean
 
 install: .venv/installed
 
@@ -20,6 +20,10 @@ demo: install
 	@echo
 	@python -m omnitune.report.summary experiments/*/report
 	$(if $(OPEN),for report in experiments/*/report/index.html; do xdg-open "$$report"; done)
+
+# README's pictures, from the reports that `demo` has left. Takes Chromium and its driver.
+pictures: install
+	python docs/draw_pictures.py
 
 # Two at a time: most of what tests wait for is a process that starts.
 test: install

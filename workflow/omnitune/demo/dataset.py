@@ -122,11 +122,11 @@ def draft_in_context(rng: random.Random) -> Draft:
 
 
 def draft_background(rng: random.Random) -> Draft:
-    """Repaint the background in one flat colour; the shape stays."""
+    """Repaint the background in one flat colour; the shape, which the words name as in all edits, stays."""
     before = random_scene(rng)
     background = _other(rng, BACKGROUND_COLOURS, before.background)
     after = replace(before, background=background, pattern="plain")
-    return Draft(f"paint the background {background}.", (before,), after, _random_size(rng))
+    return Draft(f"paint the background of the {before.shape} {background}.", (before,), after, _random_size(rng))
 
 
 def part_of(draft: Draft) -> str:
@@ -173,7 +173,7 @@ def save_scene(scene: Scene, size: tuple[int, int], stem: Path, rng: random.Rand
     stem.parent.mkdir(parents=True, exist_ok=True)
     choices = ["jpeg"] * 4 + ["png", "webp", "turned"]
     if scene.is_grey:
-        choices += ["grey_jpeg", "grey_png"] * 3
+        choices += ["grey_jpeg", "grey_png"] * 6  # as few scenes are grey
     if scene.shape is not None and scene.colour == "white":
         choices += ["hole"] * 4
     kind = rng.choice(choices)
