@@ -31,7 +31,9 @@ checkpoint prepare_pretrained:
 checkpoint prepare_demo_data:
     output:
         training=expand(f"{paths.DEMO}/{{task}}.jsonl", task=DEMO_TASKS),
-        heldout=expand(f"{paths.DEMO}/heldout/{{task}}.jsonl", task=[*DEMO_TASKS, "known"]),
+        heldout=expand(
+            f"{paths.DEMO}/heldout/{{task}}.jsonl", task=[*DEMO_TASKS, "known"]
+        ),
     log:
         "logs/prepare_demo_data.log",
     benchmark:

@@ -20,7 +20,7 @@ from helpers.workplace import Workplace
 
 STEPS = 20
 TASKS = ("t2i", "edit", "in_context")
-TRAINED = "experiments/tiny/checkpoint-12/transformer"  # adapters of a new model, which predicts zero, learn nothing
+TRAINED = "experiments/tiny/checkpoint-12/transformer"  # what an experiment has left: another start than the base
 
 
 def write_options(place: Workplace, name: str, start: str = "demo", **sections: dict[str, Any]) -> str:

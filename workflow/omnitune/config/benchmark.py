@@ -86,7 +86,9 @@ class Benchmark(Section):
     ] = 8
     check: Annotated[
         Annotated[str, OneOf(CHECKS)] | None,
-        Field(description="A check of the picture's content. `demo_scene`: colour and position of the demo's shapes."),
+        Field(
+            description="A check of what pictures show. `demo_scene`: shape, colour, place and background in the demo."
+        ),
         Affects("scores"),
     ] = None
 

@@ -35,7 +35,7 @@ def _draw_chunk(chunk: tuple[str, int, int, int]) -> list[tuple[str, list[Pictur
     task, number, seed, count = chunk
     rng = random.Random(f"base {task} {number} {seed}")
     rows = []
-    for draft in islice(drafts_of(task, "training", rng), count):
+    for draft in list(islice(drafts_of(task, "training", rng), count)):  # all before the numbers drawn below
         size = target_size(*draft.size, PIXELS, 2048)
         pictures = [picture(scene, size, draft.size) for scene in draft.inputs]
         square = task == "in_context" and rng.random() < 0.5
