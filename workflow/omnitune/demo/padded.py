@@ -6,10 +6,11 @@ of samples of 80 tokens that time is all there is, so the base model's training 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.rope import THETA
@@ -65,7 +66,7 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), -1).flatten(-2).to(x.dtype)
 
 
-def _attend(attn: nn.Module, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
+def _attend(attn: Any, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
     heads = [layer(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for layer in (attn.to_q, attn.to_k, attn.to_v)]
     query, key = _rotate(attn.norm_q(heads[0]), angles), _rotate(attn.norm_k(heads[1]), angles)
     groups = query.shape[1] // key.shape[1]
@@ -74,7 +75,7 @@ def _attend(attn: nn.Module, x: Tensor, mask: Tensor, angles: Tensor) -> Tensor:
     return attn.to_out[0](attended.transpose(1, 2).flatten(-2))
 
 
-def _block(block: nn.Module, x: Tensor, mask: Tensor, angles: Tensor, temb: Tensor | None) -> Tensor:
+def _block(block: Any, x: Tensor, mask: Tensor, angles: Tensor, temb: Tensor | None) -> Tensor:
     if temb is None:
         x = x + block.norm2(_attend(block.attn, block.norm1(x), mask, angles))
         return x + block.ffn_norm2(block.feed_forward(block.ffn_norm1(x)))

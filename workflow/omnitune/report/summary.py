@@ -48,7 +48,7 @@ def _lines(report: Path) -> Iterator[tuple[str, ...]]:
         return
     for benchmark, own in scores.dropna(subset=[MEASURE]).groupby("benchmark", sort=False):
         by_step = own.pivot(index="key", columns="step", values=MEASURE).astype(float)
-        last = max(step for step in map(EvaluatedStep.parse, by_step) if not step.ema)
+        last = max(step for step in map(EvaluatedStep.parse, own["step"].unique()) if not step.ema)
         if last == BASE:
             continue
         base, tuned = by_step[str(BASE)], by_step[str(last)]
