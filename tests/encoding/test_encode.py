@@ -33,7 +33,7 @@ from omnitune.encoding.groups import group_shards
 from omnitune.encoding.read import EncodedIndex
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import ImageLimits
-from omnitune.io.files import json_line, sha256_of, write_json
+from omnitune.io.files import json_line, lock, sha256_of, write_json
 from omnitune.models import OmniGen2Transformer2DModel, encode_text
 from omnitune.models.components import load_text_encoder, load_tokenizer, load_vae
 from omnitune.paths import MANIFEST_FILE
@@ -352,7 +352,7 @@ def test_a_killed_encoding_keeps_what_is_finished(changed: Path, encoded: Path) 
     process.communicate()
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*-*.tar")}
     assert {path.name for path in finished} == {*(f"edit-0000{k}.tar" for k in range(3)), "ic-00000.tar"}
-    assert not (output / "groups").exists()
+    assert not list((output / "groups").glob("*.parquet"))
     (half,) = output.glob(".*.tmp")
     assert half.name.startswith(".ic-00001.tar.")
 
@@ -367,6 +367,19 @@ def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of all files."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_one_process_at_a_time_encodes_a_group(changed: Path) -> None:
+    """The second one is refused, and changes nothing."""
+    first = next((changed / "encoded/groups").glob("*.parquet"))
+    before = first.read_bytes()
+    with (
+        lock(first.with_name(f".{first.stem}.lock"), "held"),
+        pytest.raises(ValueError, match=rf"{first.name}: another process is encoding this group"),
+    ):
+        encoding(changed)
+    encoding(changed)
+    assert first.read_bytes() == before and not list(changed.rglob(".*.lock"))
 
 
 def test_two_processes_give_the_bytes_of_one(project: Path, encoded: Path) -> None:

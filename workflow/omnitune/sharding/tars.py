@@ -115,7 +115,7 @@ class _Descriptor:
     """An open file that closes itself once nobody reads it any more, which may be after it was forgotten."""
 
     def __init__(self, place: str) -> None:
-        self.number = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in place of a tar would block
+        self.number = os.open(place, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
