@@ -333,7 +333,7 @@ def test_published_weights_are_known_before_they_are_there(tmp_path: Path) -> No
 
 
 def test_hours_are_foretold_of_measured_gpus_alone() -> None:
-    published = ArchOptions().model_dump()
+    published = ArchOptions.model_validate({}).model_dump()
     options = ExperimentOptions.model_validate(
         {"name": "x", "data": {"data_path": "mix.yml"}, "model": {"pretrained_model_path": "demo"}}
     )

@@ -43,7 +43,7 @@ def measured_hours(
         step_flops: of an average step, forward and backward, over all processes.
         processes: each on a GPU of its own; the time in which they wait for each other is not in the hours.
     """
-    train, published = options.train, ArchOptions()
+    train, published = options.train, ArchOptions.model_validate({})
     alike = all(config.get(key) == getattr(published, key) for key in ("hidden_size", "num_layers"))
     if not alike or train.mixed_precision != "bf16" or not train.gradient_checkpointing or train.cpu_offload:
         return []
