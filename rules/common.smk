@@ -98,6 +98,8 @@ def reading(*chains):
 def wait_for(open_chains):
     """Lets the job come back once the first phases of these are closed."""
     firsts = [phases[0] for phases in open_chains if phases]
+    if firsts and is_run() and workflow.touch:
+        refuse_touching(firsts)
     if firsts:
         first, *others = [open_file(phase) for phase in firsts]
         # Of a parameter, Snakemake only waits for one file.
@@ -137,6 +139,22 @@ def is_run():
         and workflow.execution_settings is not None
         and not workflow.dryrun
     )
+
+
+def refuse_touching(phases):
+    """Ends `snakemake --touch`, which makes nothing, at what is not there: nothing behind it can be judged."""
+    for path in [path for phase in phases for path in outputs_of(phase)]:
+        if not os.path.exists(path):
+            refuse(f"--touch: {path} is not there yet; `snakemake --cores 2` makes it.")
+
+
+def is_forced(name, file):
+    """Whether a job is to run whatever the reasons, by its rule or its output."""
+    settings = workflow.dag_settings
+    if settings is None or not workflow.is_main_process:
+        return False
+    asked = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
+    return settings.forceall or not {name, file}.isdisjoint(map(str, asked))
 
 
 @functools.cache

@@ -40,7 +40,19 @@ def get_local_samples(wildcards):
     """The .jsonl files of a source that are no URLs."""
     files = PROJECT.sources[wildcards.dataset][wildcards.source].files
     behind(PROJECT.drawn(files))
-    return named(PROJECT.sample_files, wildcards.dataset, wildcards.source)
+    files = named(PROJECT.sample_files, wildcards.dataset, wildcards.source)
+    refuse_missing(wildcards, files)
+    return files
+
+
+def refuse_missing(wildcards, files):
+    """Ends the run for samples that are not there and that no rule makes, be it one of another workflow."""
+    source = PROJECT.sources[wildcards.dataset][wildcards.source]
+    for file in files:
+        if not os.path.exists(file) and not any(
+            maker.is_producer(file) for maker in workflow.rules
+        ):
+            refuse(source.missing(file))
 
 
 def get_source_files(wildcards):
@@ -223,10 +235,15 @@ def get_checkpoint(wildcards):
     require_step(wildcards.experiment, step, wildcards.weights)
     [trained] = behind(PROJECT.trained(wildcards.experiment))
     state = f"{paths.CHECKPOINT}/{paths.STATE_FILE}".format(**wildcards)
-    lost = not os.path.exists(state) and not os.path.exists(
-        paths.CONVERSION.format(**wildcards)
-    )
-    return trained.manifest if lost else state
+    conversion = paths.CONVERSION.format(**wildcards)
+    if os.path.exists(state):
+        return state
+    if is_forced("convert_checkpoint", conversion):
+        refuse(
+            f"{state} is missing, so that this checkpoint cannot be converted again. To train up to it again: "
+            f"rm {trained.manifest}; snakemake --cores 2 train. Without forcing it, {conversion} stays as it is."
+        )
+    return state if os.path.exists(conversion) else trained.manifest
 
 
 # ------------------------------------------------------------------ evaluate

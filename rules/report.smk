@@ -1,6 +1,16 @@
 """The report of an experiment, and the comparison of a sweep's variants: an HTML file each."""
 
+import time
+
 import omnitune.report
+
+STARTED = time.time()
+
+
+onsuccess:
+    for path in expand(paths.REPORT, experiment=PROJECT.experiments):
+        if os.path.exists(path) and os.path.getmtime(path) >= STARTED:
+            logger.info(f"Report: {os.path.abspath(path)}")
 
 
 rule build_report:

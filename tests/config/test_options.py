@@ -281,3 +281,20 @@ def test_conda_environments_pin_what_the_lock_pins() -> None:
     for path in (PROJECT / "envs").glob("*.yaml"):
         pins = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
         assert dict(pin.split("==") for pin in pins).items() <= lock.items(), path
+
+
+def test_no_without_quotes_is_no_and_other_words_are_explained(tmp_path: Path) -> None:
+    text = "name: x\ndata: {data_path: mix.yml}\nmodel: {pretrained_model_path: demo}\ntrain: {mixed_precision: %s}\n"
+    assert ExperimentOptions.load(write(tmp_path / "x.yml", text % "no")).train.mixed_precision == "no"
+    for word in ("yes", "on", "'off'", "true"):
+        with pytest.raises(ConfigError, match="name a precision: bf16, fp16 or fp32"):
+            ExperimentOptions.load(write(tmp_path / "x.yml", text % word))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**20])
+def test_seeds_are_those_that_torch_takes(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        ExperimentOptions.model_validate(changed(seed=seed))
+    with pytest.raises(ValueError, match="seed"):
+        Benchmark.model_validate({"prompts": "p.jsonl", "seed": seed})
+    ExperimentOptions.model_validate(changed(seed=2**63 - 1))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from helpers.pictures import encoded, opened, picture
+from omnitune.images.notes import notes_on
 from omnitune.images.prepare import (
     ImageLimits,
     UndecodableImage,
@@ -349,3 +350,12 @@ def test_a_profile_holds_for_a_palette_as_for_its_colours(max_pixels: int) -> No
         colours.append(np.asarray(result)[4, 4].astype(int))
     assert np.abs(colours[0] - colours[1]).max() <= 4
     assert np.abs(colours[0] - (200, 60, 30)).max() > 50, "converted at all"
+
+
+@pytest.mark.parametrize(("gamma", "noted"), [(100_000, True), (45_455, False)])
+def test_a_gamma_of_a_png_that_is_not_used_is_noted(tmp_path: Path, gamma: int, noted: bool) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", gamma.to_bytes(4, "big"))
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=info)
+    with Image.open(tmp_path / "a.png") as image:
+        assert ("gAMA or cHRM other than those of sRGB, not used" in notes_on("a.png", image)) == noted

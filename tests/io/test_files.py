@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omnitune.io.files import atomic_path, is_whole, lock, portable, sealed
+from omnitune.io.files import atomic_folder, atomic_path, is_whole, lock, portable, sealed
 
 pytestmark = pytest.mark.unit
 
@@ -58,3 +58,13 @@ def test_paths_say_nothing_of_the_machine(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert portable(Path("a/b/c")) == portable(tmp_path / "a/b/c") == "a/b/c"
     assert portable(tmp_path.parent / "other/b/c") == "b/c"
+
+
+def test_the_working_directory_is_filled_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").write_text("")
+    inode = tmp_path.stat().st_ino
+    with atomic_folder(Path()) as folder:
+        (folder / "new").write_text("whole")
+    assert [path.name for path in Path().iterdir()] == ["new"]
+    assert tmp_path.stat().st_ino == inode

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.models import tiny_transformer
+from omnitune.io.weights import read_header
 from omnitune.models import load_lora, lora_config, lora_state_dict, prompts, read_lora, read_transformer, save_lora
-from omnitune.models.files import read_header
 from omnitune.models.lora import METADATA_KEY, PREFIX
 
 pytestmark = pytest.mark.unit

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from helpers.projects import changed
 from helpers.tiny import TRANSFORMER
 from omnitune.checkpoints.average import WeightAverage
+from omnitune.config import ExperimentOptions
 from omnitune.config.training import TrainOptions
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.training.optimizer import (
@@ -13,7 +15,7 @@ from omnitune.training.optimizer import (
     check_optimizer,
     update,
 )
-from omnitune.training.schedules import learning_rate_schedule, peak_learning_rate
+from omnitune.training.schedules import learning_rate_schedule, never_reached, peak_learning_rate
 
 pytestmark = pytest.mark.unit
 
@@ -129,3 +131,26 @@ def test_which_schedules_know_the_end() -> None:
     for name in ("timm_cosine", "timm_constant_with_warmup", "constant", "linear", "cosine", "polynomial"):
         assert TrainOptions(lr_scheduler=name).schedule_stretches == (name in ends)
     assert not TrainOptions(lr_scheduler="timm_cosine", t_initial=5).schedule_stretches
+
+
+def test_what_never_comes_is_said() -> None:
+    short = {"max_train_steps": 100, "warmup_t": 500, "learning_rate": 1e-4, "ema_decay": 0.999}
+    sections = {"logger": {"checkpointing_steps": 200}, "val": {"data_path": "held.jsonl", "validation_steps": 101}}
+    lines = list(never_reached(ExperimentOptions.model_validate(changed(train=short, **sections))))
+    assert [line.partition(":")[0] for line in lines] == [
+        "train.warmup_t",
+        "train.ema_decay",
+        "logger.checkpointing_steps",
+        "val.validation_steps",
+    ]
+    assert "has a learning rate of 2e-05, not 0.0001" in lines[0]
+    assert "90% of the average" in lines[1]
+
+
+def test_what_comes_in_time_is_not_mentioned() -> None:
+    train = {"max_train_steps": 100, "warmup_t": 99, "ema_decay": 0.97}
+    options = changed(train=train, logger={"checkpointing_steps": 100}, val={"validation_steps": 500})
+    assert list(never_reached(ExperimentOptions.model_validate(options))) == []
+    unused = {"max_train_steps": 10, "lr_scheduler": "constant", "lr_warmup_steps": 500}
+    options = changed(train=unused, logger={"checkpointing_steps": 5})
+    assert list(never_reached(ExperimentOptions.model_validate(options))) == []

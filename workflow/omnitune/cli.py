@@ -1,5 +1,6 @@
 """`omnitune <stage>`: every stage of the workflow as a command, with the same code as its rule."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,12 +11,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omnitune.config import Benchmark, load_config
+from omnitune.config.base import MAX_SEED
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.config.yaml_file import read_yaml
 from omnitune.console import job
-from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, EvaluatedStep, file_stem
+from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, SCORES, EvaluatedStep, file_stem
 from omnitune.project import Project
 from omnitune.stages import Experiment, compare_variants
+
+logger = logging.getLogger("omnitune")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,6 +120,8 @@ def validate(
     from omnitune.validation.source import Checks, validate_mixture
     from omnitune.validation.summary import summary_tables
 
+    if tokenizer and not (tokenizer / "processor").is_dir() and not (tokenizer / "mllm").is_dir():
+        raise ValueError(f"--tokenizer: {tokenizer} is no pipeline folder: it has neither processor/ nor mllm/.")
     checks = Checks(
         depth,
         max_image_pixels,
@@ -307,7 +313,8 @@ def convert(
 
     experiment = Experiment.alone(config_path)
     start = transformer or experiment.start.transformer
-    convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema)
+    report = convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema)
+    logger.info("wrote %s: %s, %d tensors, %s, verified", save_path, report["kind"], report["keys"], report["dtype"])
 
 
 @app.command()
@@ -339,7 +346,7 @@ def generate(
     transformer_path: Annotated[Path | None, option("transformer_path", "Fine-tuned transformer folder.")] = None,
     transformer_lora_path: Annotated[Path | None, option("transformer_lora_path", "LoRA folder or file.")] = None,
     scheduler: Annotated[Scheduler, option("scheduler", "Sampler.")] = Scheduler.EULER,
-    seed: Annotated[int, option("seed", "Seed of the starting noise.")] = 0,
+    seed: Annotated[int, option("seed", "Seed of the starting noise.", min=0, max=MAX_SEED)] = 0,
     dtype: Annotated[Dtype, option("dtype", "Precision of the weights.")] = Dtype.BF16,
     enable_model_cpu_offload: Annotated[
         bool,
@@ -369,6 +376,7 @@ def evaluate(
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
     evaluation.score()
+    logger.info("scores: %s", evaluation.path(SCORES))
 
 
 @app.command()
@@ -384,7 +392,7 @@ def report(
 ) -> None:
     """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
     protocols = {file_stem(path): load_config(path, Benchmark) for path in benchmark or []}
-    Experiment.alone(config).report(protocols, output)
+    logger.info("report: %s", Experiment.alone(config).report(protocols, output))
 
 
 @app.command()

@@ -34,12 +34,18 @@ def plain_progress() -> bool:
 NOISY = ("torchao", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    """diffusers warns of modules to keep in float32 whenever a model is cast, also where there are none."""
+    return "should be kept in float32: []" not in record.getMessage()
+
+
 def setup_process(log_file: Path | str | None = None) -> None:
     """At the start of a process of ours: sends log lines to stderr and, if given, to a file as well."""
     # What importing the libraries makes stays; looking for garbage among it takes a fifth of a process's start.
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
         os.environ[PLAIN_PROGRESS] = "1"

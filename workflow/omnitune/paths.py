@@ -50,6 +50,7 @@ EVALUATION = f"{EVALUATIONS}/{{benchmark}}"
 PART = f"{EVALUATION}/parts/{{part}}.jsonl"
 SCORES_FILE, GENERATIONS_FILE = "scores.json", "generations.jsonl"  # of an evaluation, all parts together
 SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS_FILE}"
+PROMPTS_FILE = "prompts.jsonl"  # of images that are drawn while training
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
 COMPARISON, COMPARISON_TABLE = (f"comparisons/{{sweep}}/{name}" for name in ("index.html", "scores.csv"))
@@ -173,7 +174,7 @@ def parse_converted(path: str | None) -> tuple[str, EvaluatedStep, bool] | None:
 
 def adapter_file(path: str) -> Path:
     """The file of a published adapter, which is named by itself or by its folder."""
-    return Path(path) if path.endswith(".safetensors") else Path(path) / ADAPTER_FILE
+    return Path(path) if path.endswith(".safetensors") or Path(path).is_file() else Path(path) / ADAPTER_FILE
 
 
 def starting_adapter_file(lora_path: str) -> Path:

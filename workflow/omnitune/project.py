@@ -1,6 +1,7 @@
 """What the workflow runs: experiments, benchmarks and data sets, checked against each other, and which phase needs which."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,6 +18,7 @@ from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
 from omnitune.io.storage import is_url
+from omnitune.io.weights import read_header
 from omnitune.paths import (
     BASE,
     DEMO,
@@ -29,9 +31,11 @@ from omnitune.paths import (
     group_name,
     names_folder,
     require_safe,
+    starting_adapter_file,
     weights_name,
 )
-from omnitune.pretrained.files import local_files
+from omnitune.pretrained.files import check_named, local_files
+from omnitune.validation.heldout import read_heldout_rows
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class Project:
     def load(cls, config: Mapping[str, Any], where: str = "config/config.yaml") -> "Project":
         """Reads every file that the workflow's config names; raises ConfigError for whatever is wrong in any."""
         workflow = check_config(dict(config), WorkflowConfig, where)
+        for path, times in Counter(map(Path, workflow.experiments)).items():
+            if times > 1:
+                raise ConfigError(f"{where}: experiments: {path} is listed twice. Take one of the two out.")
         found = [(ExperimentOptions.load(path), Path(path)) for path in workflow.experiments]
         swept, made = variants_of(workflow.sweep, ExperimentOptions, where) if workflow.sweep else (None, {})
         if workflow.sweep:
@@ -162,15 +169,34 @@ class Project:
                 )
 
     def read_files(self) -> None:
-        """Reads what the files above name, as far as it is there: mixtures and prompts; raises ConfigError or ValueError."""
+        """Reads what the files above name, as far as it is there; raises ConfigError or ValueError.
+
+        Of mixtures and prompts all that they say, of weights the headers.
+        """
         for dataset, sources in self.sources.items():
             for source in sources:
                 self.sample_files(dataset, source)
         for model in self.models:
             self.base_files(model)
+            check_named(self.base_source(model))
+        for name in self.experiments:
+            self._read_start(name)
         for name, benchmark in self.benchmarks.items():
             if not self.drawn([benchmark.prompts]):
                 self.prompts(name)
+
+    def _read_start(self, experiment: str) -> None:
+        """The user's own files of an experiment: the adapter that it starts from, and its held-out samples."""
+        options, where = self.experiments[experiment], self.options_files[experiment]
+        val = options.val
+        try:
+            if options.train.lora_path and not options.adapter_upstream:
+                read_header(starting_adapter_file(options.train.lora_path))
+            used = val.data_path is not None and (val.validation_steps or val.train_visualization_steps)
+            if val.data_path is not None and used and not self.drawn([val.data_path]):
+                read_heldout_rows(Path(val.data_path), max(val.max_samples, val.visualization_samples))
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
 
     # ------------------------------------------------------------------ what there is
 
@@ -224,7 +250,10 @@ class Project:
     def prompts(self, benchmark: str) -> list[Prompt]:
         """The prompts of a benchmark; ValueError for one that is wrong, or whose images have unsafe names."""
         config = self.benchmarks[benchmark]
-        prompts = read_prompts(config, Path())
+        try:
+            prompts = read_prompts(config, Path())
+        except ValueError as error:
+            raise ConfigError(f"benchmark {benchmark!r}: {error}") from None
         for path in prompt_images(prompts):
             require_safe(path, config.prompts)
         return prompts

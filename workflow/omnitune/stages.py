@@ -114,8 +114,8 @@ class Experiment:
         benchmarks: Mapping[str, Benchmark],
         output: Path | None = None,
         evaluations: Mapping[EvaluatedStep, Path] | None = None,
-    ) -> None:
-        """Builds the report, see omnitune.report.build.
+    ) -> Path:
+        """Builds the report and returns its path, see omnitune.report.build.
 
         Args:
             benchmarks: what it was evaluated with, by name.
@@ -134,7 +134,7 @@ class Experiment:
         entries = [
             BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in benchmarks.items()
         ]
-        build_report(folder, self.path(PREPARED), entries, output or self.path(REPORT), evaluations=evaluations)
+        return build_report(folder, self.path(PREPARED), entries, output or self.path(REPORT), evaluations=evaluations)
 
     def _evaluated_base(self) -> Path | None:
         """The evaluation of another experiment that starts from the same weights."""

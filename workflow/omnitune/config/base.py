@@ -22,6 +22,8 @@ class Section(BaseModel):
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 PositiveInt = Annotated[int, Field(ge=1)]
+MAX_SEED = 2**63 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]  # as torch takes them
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 

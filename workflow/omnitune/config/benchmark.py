@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
-from omnitune.config.base import Section
+from omnitune.config.base import Section, Seed
 from omnitune.config.choices import CHECKS, OneOf
 
 
@@ -29,8 +29,8 @@ class Benchmark(Section):
         NOTHING,
     ] = None
     seed: Annotated[
-        int,
-        Field(ge=0, description="Seed of the starting noise; each prompt derives its own from it."),
+        Seed,
+        Field(description="Seed of the starting noise, below 2^63; each prompt derives its own from it."),
         Affects("images"),
     ] = 0
     num_inference_steps: Annotated[int, Field(ge=1, description="Sampling steps."), Affects("images")] = 50

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
-from omnitune.config.base import PositiveInt, Probability, Section
+from omnitune.config.base import PositiveInt, Probability, Section, Seed
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
@@ -389,7 +389,7 @@ class ExperimentOptions(Section):
         NAMES,
     ]
     seed: Annotated[
-        int, Field(ge=0, description="Seed of data order, noise, times and dropout."), Affects("weights")
+        Seed, Field(description="Seed of data order, noise, times and dropout, below 2^63."), Affects("weights")
     ] = 2233
     device_specific_seed: Annotated[
         bool, Field(description="Read for compatibility: randomness belongs to samples here, not to devices."), NOTHING

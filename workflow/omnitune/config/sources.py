@@ -15,6 +15,7 @@ from typing import Any
 
 from omnitune.config import Mixture, MixtureEntry, load_config
 from omnitune.config.options import DataOptions
+from omnitune.config.yaml_file import line_of
 from omnitune.errors import ConfigError, Refused
 from omnitune.io.places import check_url, require_below
 from omnitune.io.storage import is_url, redact
@@ -53,6 +54,13 @@ class Source:
         if isinstance(file, str) or file.is_absolute() or self.mixture is None:
             return [file]
         return list(dict.fromkeys([file, self.mixture.parent / file]))
+
+    def missing(self, file: str) -> str:
+        """The sentence on a file of this source that is not there."""
+        tried = {str(place) for place in self.places(Path(file))}
+        line = line_of(self.mixture, lambda value: str(Path(value)) in tried) if self.mixture else None
+        where = f"{self.mixture}, line {line}" if line else f"{self.mixture or self.name}"
+        return f"{where}: {file} does not exist. Looked for {' and '.join(sorted(tried))}. Check the path."
 
 
 @dataclass(frozen=True)

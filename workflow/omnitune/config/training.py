@@ -336,6 +336,15 @@ class TrainOptions(Section):
         str | None, Field(description="Read for compatibility at this place; use the top-level key."), NOTHING
     ] = None
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_words(cls, value: object) -> object:
+        if value is False:  # in YAML, `no` without quotes
+            return "no"
+        if value is True or str(value).lower() in {"yes", "on", "true", "off", "false"}:
+            raise ValueError("name a precision: bf16, fp16 or fp32 (`no` is another name of fp32)")
+        return value
+
     @field_validator("mixed_precision")
     @classmethod
     def _one_name_for_full_precision(cls, value: str) -> str:

@@ -1,7 +1,7 @@
 """The one reader of YAML: small files, whose aliases and merge keys cannot grow beyond a limit, with each key once."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path}: the top level must be a mapping of keys, found {found}.")
     return content
+
+
+def line_of(path: Path, fits: Callable[[str], bool]) -> int | None:
+    """The first line of a YAML file, which can be read, with a text that fits; None without any."""
+    pending = [yaml.SafeLoader(_text(path)).get_single_node()]
+    while pending:
+        node = pending.pop(0)
+        if isinstance(node, yaml.ScalarNode) and fits(node.value):
+            return int(node.start_mark.line) + 1
+        pending += _children(node)
+    return None
 
 
 def _text(path: Path) -> str:

@@ -22,7 +22,7 @@ from omnitune.evaluation.prompts import (
     protocol_fingerprint,
     read_prompts,
 )
-from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
+from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, require_there
 from omnitune.io.files import atomic_path, is_whole, json_line, lock, sealed, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
@@ -82,6 +82,7 @@ def generate_part(
 ) -> Path:
     """Loads the weights and generates one part of a benchmark's images, see `generate`."""
     prompts = read_prompts(benchmark, Path())
+    require_there(weights)
     check_weights(weights.folders)
     where = (weights.base, weights.transformer, weights.lora)
     pipeline = load_pipeline(*where, dtype=benchmark.dtype, scheduler=benchmark.scheduler, threads=threads)

@@ -106,7 +106,7 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
         ValueError: with file, line, key and value of all that is wrong on a line: no JSON, unknown or missing keys, values
             that are not allowed; a repeated key, a missing file or image.
     """
-    path = _find(benchmark.prompts, (Path(), base_dir), f"benchmark: prompts: {benchmark.prompts!r}")
+    path = _find(benchmark.prompts, (Path(), base_dir), f"prompts: {benchmark.prompts!r}")
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
     for number, content in read_objects(path):

@@ -11,7 +11,11 @@ from PIL import Image
 from omnitune.evaluation.generate import load_pipeline
 from omnitune.evaluation.prompts import open_image
 from omnitune.io.files import atomic_path
+from omnitune.io.places import is_local
+from omnitune.io.weights import read_header, require_weights
 from omnitune.models import DEFAULT_NEGATIVE_PROMPT
+from omnitune.paths import adapter_file
+from omnitune.pretrained.files import PARTS, check_parts
 
 logger = logging.getLogger("omnitune")
 
@@ -58,6 +62,7 @@ def generate_images(
         raise ValueError(
             f"--output_image_path: {output_image_path} is no name of an image; end it with one of {known}."
         )
+    _check_weights(model_path, transformer_path, transformer_lora_path)
     inputs = [open_image(path) for path in input_image_path] if input_image_path else None
     offload = enable_model_cpu_offload and torch.cuda.is_available()
     if enable_model_cpu_offload and not offload:
@@ -83,6 +88,20 @@ def generate_images(
         output_type="pil",
     )
     return _save(output.images, output_image_path)
+
+
+def _check_weights(model: str, transformer: Path | None, lora: Path | None) -> None:
+    """Raises ValueError, naming the option, for weights that are not there or damaged, before any are loaded."""
+    if is_local(model, "--model_path"):
+        parts = [part for part in PARTS if part != "transformer" or transformer is None]
+        check_parts(Path(model), parts, "--model_path")
+    if transformer is not None:
+        try:
+            require_weights(transformer)
+        except ValueError as error:
+            raise ValueError(f"--transformer_path: {error}") from None
+    if lora is not None and is_local(str(lora), "--transformer_lora_path"):
+        read_header(adapter_file(str(lora)))
 
 
 def _save(images: Sequence[Image.Image], path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.io.files import portable, sha256_of
-from omnitune.paths import MANIFEST_FILE
+from omnitune.paths import CONVERSION_FILE, MANIFEST_FILE
 from omnitune.pretrained.weights import weights_hash
 
 
@@ -23,6 +23,17 @@ class EvaluatedWeights:
         """All that is loaded."""
         parts = [self.base / name for name in ("vae", "mllm", "processor", "scheduler")]
         return [self.transformer or self.base / "transformer", *([self.lora] if self.lora else []), *parts]
+
+
+def require_there(weights: EvaluatedWeights) -> None:
+    """Raises ValueError for weights that are not there, which a library would look for in a network."""
+    for folder in weights.folders:
+        if folder.is_dir():
+            continue
+        checkpoints = folder.parents[1].glob(f"checkpoint-*/{folder.name}/{CONVERSION_FILE}")
+        converted = sorted(path.parents[1].name for path in checkpoints)
+        there = f" Converted are {', '.join(converted)}." if converted else ""
+        raise ValueError(f"{folder} is missing: `snakemake --cores 2 convert` makes what an evaluation needs.{there}")
 
 
 def evaluated_weights(base: Path, start: Path, tuned: Path | None) -> EvaluatedWeights:

@@ -8,6 +8,9 @@ from PIL import Image, ImageCms
 
 PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+SRGB_GAMMA = 0.45455  # in gAMA (W3C PNG, section 11.3.2)
+SRGB_CHROMATICITY = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # in cHRM: white, red, green, blue
+GAMMA_ROUNDING = 0.002
 SAME = 2  # levels of 255 by which tables of sRGB differ among themselves
 
 
@@ -64,6 +67,15 @@ def is_foreign(image: Image.Image) -> bool:
     if profile is None or space is None or not fits(image):
         return False
     return space == "CMYK" or not _is_srgb(profile, space)
+
+
+def has_other_curve(image: Image.Image) -> bool:
+    """Whether a PNG names a gamma or primaries that are not sRGB's, and no sRGB chunk, which would come before these."""
+    if image.format != "PNG" or "srgb" in image.info:
+        return False
+    gamma, primaries = image.info.get("gamma"), image.info.get("chromaticity")
+    other_gamma = gamma is not None and abs(gamma - SRGB_GAMMA) > GAMMA_ROUNDING
+    return other_gamma or (primaries is not None and not np.allclose(primaries, SRGB_CHROMATICITY, atol=GAMMA_ROUNDING))
 
 
 def to_srgb(image: Image.Image) -> Image.Image:

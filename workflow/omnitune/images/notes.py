@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from omnitune.images.colour import fits, is_foreign, profile_of
+from omnitune.images.colour import fits, has_other_curve, is_foreign, profile_of
 from omnitune.images.metadata import SIXTEEN_BITS, orientation
 from omnitune.io import storage
 
@@ -31,6 +31,8 @@ def notes_on(place: str | Path, image: Image.Image) -> list[str]:
     notes += mode_notes(image.mode, str([tile[3] for tile in getattr(image, "tile", ())]))
     if is_foreign(image):
         notes.append("colour profile other than sRGB, converted to sRGB")
+    elif not profile_of(image) and has_other_curve(image):
+        notes.append("gAMA or cHRM other than those of sRGB, not used")
     elif profile_of(image) and not fits(image):
         notes.append("colour profile that is damaged or of another kind of pixels, not used")
     return notes

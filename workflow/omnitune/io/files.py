@@ -93,8 +93,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A new, empty folder beside `path`, which takes its place when the block ends without an error.
 
     One process at a time writes a folder: raises ValueError where another does. Files in it get the mode of the umask.
+    Of the working directory, which processes stand in, the content is exchanged.
     """
     path = Path(path)
+    if path.name in {"", ".."}:
+        path = Path(os.path.abspath(path))  # noqa: PTH100  (takes `..` as it is written)
     with lock_folder(path):
         _remove_leftovers(path)
         temporary = _temporary_name(path)
@@ -105,6 +108,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file() and not file.is_symlink():
                     file.chmod(mode)
+            if path == Path.cwd():
+                _exchange_content(temporary, path)
+                return
             old = _temporary_name(path)
             if path.exists() or path.is_symlink():
                 path.rename(old)
@@ -112,6 +118,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             remove_tree(old)
         finally:
             remove_tree(temporary)
+
+
+def _exchange_content(new: Path, folder: Path) -> None:
+    """Puts the entries of a folder into the working directory, which must stay the folder that it is, the last written last."""
+    for entry in folder.iterdir():
+        remove_tree(entry)
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
+        entry.rename(folder / entry.name)
 
 
 class Lock:

@@ -1,5 +1,6 @@
-"""Which URLs are read at all, and whether a place lies below a folder or URL."""
+"""Which URLs are read at all, whether a place lies below a folder or URL, and whether a name is a path or a repository."""
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,39 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "http", "https")  # oth
 URL_PARTS = re.compile(
     r"(?P<scheme>[^:]+)://(?P<host>[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/(?P<path>.+)", re.DOTALL
 )
+
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_local(name: str, where: str) -> bool:
+    """Whether a value that is a path or a repository id (owner/name) is a path, which exists then.
+
+    Args:
+        name: the value.
+        where: the option or key that has it, for the message.
+
+    Raises:
+        ValueError: for what is neither, or looks like a path and does not exist: a typo is not looked for in a network.
+    """
+    path = Path(name)
+    if path.exists():
+        return True
+    is_id = REPOSITORY.fullmatch(name) is not None
+    if is_id and not path.parent.is_dir():
+        return False
+    if "/" not in name and not name.startswith("."):
+        raise ValueError(f"{where}: {name!r} is neither a path that exists nor a repository id (owner/name).")
+    lost = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    names = [entry.name for entry in lost.parent.iterdir()] if lost.parent.is_dir() else []
+    close = difflib.get_close_matches(lost.name, names, n=1)
+    hint = f"Did you mean {str(lost.parent / close[0])!r}?" if close else "Check the path."
+    if name.startswith("~"):
+        hint = "Write the home folder out: `~` is a sign of the shell."
+    if is_id:
+        hint += f" If a repository is meant: `hf download {name} --local-dir FOLDER`, and name FOLDER."
+    part = "" if lost == path else f": there is no {str(lost)!r}"
+    raise ValueError(f"{where}: {name!r} does not exist{part}. {hint}")
 
 
 def check_url(url: str) -> None:

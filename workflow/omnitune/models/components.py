@@ -1,6 +1,5 @@
 """The parts of a pipeline folder in the published layout, each loaded by our own class and without remote code."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from .files import require_finite, require_weights
+from omnitune.io.weights import read_json, require_weights
+
+from .files import require_finite
 from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
@@ -47,19 +48,21 @@ def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Au
 
 def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
     """The Qwen2.5-VL of a pipeline folder, in the class that its config names, in evaluation mode."""
+    import transformers
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
     source = Path(folder) / "mllm"
-    architectures = json.loads((source / "config.json").read_text()).get("architectures")
-    model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
     require_weights(source)
+    architectures = read_json(source / "config.json").get("architectures")
+    model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
+    transformers.utils.logging.disable_progress_bar()  # of a second's work
     return model.from_pretrained(source, dtype=torch_dtype, trust_remote_code=False).eval()
 
 
 def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
     """The scheduler of a pipeline folder: DPM-Solver where its config names ours, Euler for the published one."""
     source = Path(folder) / "scheduler"
-    name = json.loads((source / "scheduler_config.json").read_text()).get("_class_name")
+    name = read_json(source / "scheduler_config.json").get("_class_name")
     scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
     return scheduler.from_pretrained(source)
 

@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnitune.io.files import atomic_path
+from omnitune.io.places import is_local
+from omnitune.io.weights import read_header
 from omnitune.paths import ADAPTER_FILE
 
 from .adapter_metadata import adapter_ranks, checked_metadata
-from .files import read_header, require_finite
+from .files import require_finite
 
 METADATA_KEY = "lora_adapter_metadata"
 PREFIX = "transformer."
@@ -169,7 +171,7 @@ def read_lora(
         path = path / weight_name
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: a LoRA folder holds {weight_name}")
-    elif not path.is_file():
+    elif not is_local(str(source), "adapter"):
         path = Path(hf_hub_download(str(source), weight_name))
     names, texts = read_header(path)
     unknown = _incomplete(names)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
 from omnitune.io.files import write_json
+from omnitune.io.places import is_local
 
 from .components import COMPONENTS, LOADERS, PUBLISHED_INDEX
 from .lora import OmniGen2LoraLoaderMixin
@@ -116,14 +117,14 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
             components: ready components (transformer, vae, scheduler, mllm, processor) in place of the folder's.
 
         Raises:
-            ValueError: for an unknown component name.
+            ValueError: for an unknown component name, a path that does not exist, or damaged files.
             FileNotFoundError: naming the part that the folder lacks.
         """
         unknown = set(components) - set(COMPONENTS)
         if unknown:
             raise ValueError(f"{sorted(unknown)} are no components of this pipeline: use {', '.join(COMPONENTS)}")
         folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
+        if not is_local(str(folder), "pretrained_model_name_or_path"):
             snapshot = snapshot_download(
                 str(pretrained_model_name_or_path),
                 revision=revision,

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omnitune.io.weights import require_json
+
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
 SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
 
@@ -23,6 +25,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     """
     processor = Path(folder) / "processor"
     source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
+    require_json(source)
     tokenizer = _tokenizer(source)
     template = processor / "chat_template.json"
     if not tokenizer.chat_template and template.is_file():

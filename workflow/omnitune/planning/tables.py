@@ -10,6 +10,7 @@ from omnitune.paths import EXPERIMENT
 from omnitune.planning.memory import FITS, gigabytes
 from omnitune.planning.plan import TrainingPlan
 from omnitune.planning.workload import histogram
+from omnitune.training.schedules import never_reached
 
 PARTS = {
     "weights": "weights",
@@ -58,6 +59,7 @@ def plan_warnings(plan: TrainingPlan) -> Iterator[str]:
     another = stretched(plan.options, Path(EXPERIMENT.format(experiment=plan.options.name)))
     if another:
         yield another
+    yield from never_reached(plan.options)
     if plan.gpu_hours:
         yield (
             "the hours are of steps that were measured on one GPU of that kind (benchmarks/RESULTS.md); saving, evaluation"

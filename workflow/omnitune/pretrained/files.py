@@ -1,14 +1,75 @@
-"""Which files of a local pipeline folder are taken, and that they are the folder's own. Imports nothing heavy."""
+"""Which files of a local pipeline folder are taken, that they are whole and the folder's own. Imports nothing heavy."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from omnitune.config.options import ModelOptions
+from omnitune.io.places import is_local
+from omnitune.io.weights import require_json, require_weights
 from omnitune.paths import require_safe
 
 DEMO = "demo"
 INDEX = "model_index.json"
-PARTS = ("transformer", "vae", "mllm", "processor", "scheduler")
+WEIGHTED = ("transformer", "vae", "mllm")
+PARTS = (*WEIGHTED, "processor", "scheduler")
+
+
+PATH_KEY, VAE_KEY, ENCODER_KEY = (
+    f"model.{key}"
+    for key in (
+        "pretrained_model_path",
+        "pretrained_vae_model_name_or_path",
+        "pretrained_text_encoder_model_name_or_path",
+    )
+)
+
+
+def check_named(model: ModelOptions) -> None:
+    """Looks at all that options name of a base model on this machine, as far as headers say whether it is whole.
+
+    Raises:
+        ValueError: for a path that does not exist, a part that is missing, or a damaged file.
+    """
+    base, vae, encoder = (
+        model.pretrained_model_path,
+        model.pretrained_vae_model_name_or_path,
+        model.pretrained_text_encoder_model_name_or_path,
+    )
+    if base != DEMO and is_local(base, PATH_KEY):
+        check_parts(Path(base), PARTS, PATH_KEY)
+    if vae and is_local(vae, VAE_KEY):
+        check_parts(Path(vae), ["vae"], VAE_KEY)
+    if encoder and is_local(encoder, ENCODER_KEY):
+        check_encoder(Path(encoder), ENCODER_KEY)
+
+
+def require_parts(folder: Path, parts: Sequence[str], key: str) -> None:
+    """Raises ValueError, naming the key, for a pipeline folder that lacks some of its parts."""
+    wanted = [*([INDEX] if len(parts) > 1 else []), *parts]
+    missing = [part for part in wanted if not (folder / part).exists()]
+    if missing:
+        raise ValueError(f"{key}: {folder} lacks {', '.join(missing)}; it is not a folder in the published layout.")
+
+
+def check_parts(folder: Path, parts: Sequence[str], key: str) -> None:
+    """The same for one that lacks some, or in which files are damaged."""
+    require_parts(folder, parts, key)
+    try:
+        for part in parts:
+            (require_weights if part in WEIGHTED else require_json)(folder / part)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def check_encoder(folder: Path, key: str) -> None:
+    """The same of a folder that is a text encoder with its tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{key}: {folder} lacks config.json; it is not a folder of a text encoder.")
+    try:
+        require_weights(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def local_files(name: str) -> list[Path]:

@@ -11,8 +11,21 @@ from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
 from omnitune.errors import reason_of
 from omnitune.io.files import atomic_folder, sha256_of, write_json
+from omnitune.io.places import is_local
 from omnitune.paths import MANIFEST_FILE
-from omnitune.pretrained.files import DEMO, INDEX, PARTS, require_own, walk
+from omnitune.pretrained.files import (
+    DEMO,
+    ENCODER_KEY,
+    INDEX,
+    PARTS,
+    PATH_KEY,
+    VAE_KEY,
+    check_encoder,
+    check_parts,
+    require_own,
+    require_parts,
+    walk,
+)
 
 logger = logging.getLogger("omnitune")
 
@@ -39,33 +52,30 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
 
 
 def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> None:
-    source = _local(model.pretrained_model_path, model.pretrained_revision, "model.pretrained_model_path", cache_dir)
-    _require(source, [INDEX, *PARTS], "model.pretrained_model_path")
+    source = _local(model.pretrained_model_path, model.pretrained_revision, PATH_KEY, cache_dir)
+    require_parts(source, PARTS, PATH_KEY)
     for part in PARTS:
-        _copy(source / part, temporary / part, source)
+        _copy(source / part, temporary / part, source)  # looks at links before anything is opened
     _copy(source / INDEX, temporary / INDEX, source)
+    check_parts(source, PARTS, PATH_KEY)
     vae = model.pretrained_vae_model_name_or_path
     if vae:
-        found = _local(
-            vae, model.pretrained_vae_revision, "model.pretrained_vae_model_name_or_path", cache_dir, "vae/*"
-        )
-        _require(found, ["vae"], "model.pretrained_vae_model_name_or_path")
+        found = _local(vae, model.pretrained_vae_revision, VAE_KEY, cache_dir, "vae/*")
+        require_parts(found, ["vae"], VAE_KEY)
         _replace(found / "vae", temporary / "vae", found)
+        check_parts(found, ["vae"], VAE_KEY)
     encoder = model.pretrained_text_encoder_model_name_or_path
     if encoder:
-        revision = model.pretrained_text_encoder_revision
-        found = _local(encoder, revision, "model.pretrained_text_encoder_model_name_or_path", cache_dir)
-        _require(found, ["config.json"], "model.pretrained_text_encoder_model_name_or_path")
+        found = _local(encoder, model.pretrained_text_encoder_revision, ENCODER_KEY, cache_dir)
         _replace(found, temporary / "mllm", found)
         _replace(found, temporary / "processor", found, weights=False)
+        check_encoder(found, ENCODER_KEY)
 
 
 def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pattern: str | None = None) -> Path:
     """A local folder with the content of `name`, a folder or a repository id."""
-    if Path(name).is_dir():
+    if is_local(name, key):
         return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{key}: {name!r} is neither a folder nor a repository id (owner/name).")
     logger.info("fetching %s, revision %s", name, revision or "newest")
     try:
         return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=pattern))
@@ -74,12 +84,6 @@ def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pat
             f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {reason_of(error)} "
             "Check the id and the network, log in with `hf auth login` if it is gated, or name a local folder."
         ) from None
-
-
-def _require(folder: Path, parts: list[str], key: str) -> None:
-    missing = [part for part in parts if not (folder / part).exists()]
-    if missing:
-        raise ValueError(f"{key}: {folder} lacks {', '.join(missing)}; it is not a folder in the published layout.")
 
 
 def _replace(source: Path, target: Path, folder: Path, weights: bool = True) -> None:

@@ -15,7 +15,7 @@ from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.pretrained.weights import check_weights
 from omnitune.report.data import read_encoded, read_shards
-from omnitune.report.training import read_samples
+from omnitune.report.training import Sample, read_samples
 
 SHOWN_REJECTED = 100
 
@@ -72,7 +72,7 @@ class Run:
     conversions: dict[str, dict[str, Any]]
     shards: list[dict[str, Any]] = field(default_factory=list)
     encoded: list[dict[str, Any]] = field(default_factory=list)
-    samples: dict[str, dict[int, Path]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)  # files of weights and images, whose hashes were found right
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.encoding.fingerprint import stored_fingerprint
 from omnitune.encoding.groups import GROUPS
-from omnitune.validation.summary import TITLES
+from omnitune.validation.summary import TITLES, whole_of
 
 SHOWN_LABELS = 20  # of a histogram without an order of its own; the rest is counted in one more
 TOKEN_COLUMNS = ("output_tokens", "input_tokens", "text_tokens")
@@ -38,7 +38,7 @@ def data_context(
         "facts": _facts(summary) if summary else [],
         "sources": _sources(summary),
         "histograms": [
-            {"title": title, "rows": histogram(summary[name])}
+            {"title": title, "rows": histogram(summary[name], whole_of(name, summary))}
             for name, title in TITLES.items()
             if any(summary.get(name, {}).values())
         ],
@@ -94,15 +94,15 @@ def _sources(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def histogram(counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Label, count, share of all and width of the bar in percent, without the empty classes at both ends."""
+def histogram(counts: Mapping[str, int], whole: int) -> list[dict[str, Any]]:
+    """Label, count, share of the whole and width of the bar in percent, without the empty classes at both ends."""
     labels = list(counts)
     filled = [k for k, label in enumerate(labels) if counts[label]]
     shown = {label: counts[label] for label in labels[filled[0] : filled[-1] + 1]}
     rows = dict(islice(shown.items(), SHOWN_LABELS))
     if len(shown) > SHOWN_LABELS:
         rows[f"{len(shown) - SHOWN_LABELS} more"] = sum(islice(shown.values(), SHOWN_LABELS, None))
-    whole, top = sum(rows.values()), max(rows.values())
+    top = max(rows.values())
     return [
         {"label": label, "count": count, "share": 100 * count / whole, "width": 100 * count / top}
         for label, count in rows.items()

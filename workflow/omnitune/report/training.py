@@ -1,10 +1,13 @@
 """What the report says of the training beside its curves: speed, time, memory, skipped steps, and images drawn on the way."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from omnitune.paths import PROMPTS_FILE
 from omnitune.report.data import short, thousands
 from omnitune.report.images import image_entry
 
@@ -21,13 +24,13 @@ PART_LABELS = {
 Row = Mapping[str, Any]
 
 
-def training_context(train: Row, metrics: Sequence[Row], samples: Mapping[str, Mapping[int, Path]]) -> dict[str, Any]:
+def training_context(train: Row, metrics: Sequence[Row], samples: "Sequence[Sample]") -> dict[str, Any]:
     """What the template shows: from train.json, the rows of metrics.jsonl and `read_samples`; what is not there is left out."""
     return {
         "facts": _facts(train, metrics),
         "reason": train.get("strategy_reason"),
         "times": step_times(metrics),
-        "samples": [_sample(key, images) for key, images in samples.items()],
+        "samples": [_sample(sample) for sample in samples],
     }
 
 
@@ -78,16 +81,46 @@ def step_times(metrics: Sequence[Row]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_samples(folder: Path) -> dict[str, dict[int, Path]]:
-    """Images drawn while training, {step:08d}/{key}.png: by key those of the first and the last step, where both have it."""
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt that was drawn while training.
+
+    Attributes:
+        key: of the sample.
+        instruction: what was asked for; "" where it is not known.
+        inputs: images that it was asked of.
+        images: what was drawn, by step.
+    """
+
+    key: str
+    instruction: str
+    inputs: list[Path]
+    images: dict[int, Path]
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Prompts drawn while training, {step:08d}/{key}.png: those of the first and the last time that have both."""
     steps = sorted(path for path in folder.glob("*") if path.is_dir() and path.name.isdigit())
     if not steps:
-        return {}
+        return []
+    path = folder / PROMPTS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    prompts = {row["key"]: row for row in map(json.loads, lines)}
     ends = list(dict.fromkeys((steps[0], steps[-1])))
     shared = set.intersection(*({path.stem for path in step.glob("*.png")} for step in ends))
-    return {key: {int(step.name): step / f"{key}.png" for step in ends} for key in sorted(shared)}
+    samples = []
+    for key in sorted(shared):
+        row = prompts.get(key, {"instruction": "", "inputs": []})
+        inputs = [folder / name for name in row["inputs"] if (folder / name).is_file()]
+        images = {int(step.name): step / f"{key}.png" for step in ends}
+        samples.append(Sample(key, row["instruction"], inputs, images))
+    return samples
 
 
-def _sample(key: str, images: Mapping[int, Path]) -> dict[str, Any]:
-    shots = [image_entry(path, f"step {step}", f"image of step {step} for {key}") for step, path in images.items()]
-    return {"key": key, "images": [{**shot, "result": None} for shot in shots]}
+def _sample(sample: Sample) -> dict[str, Any]:
+    key = sample.key
+    shots = [image_entry(path, "input", f"input of {key}") for path in sample.inputs]
+    for step, path in sample.images.items():
+        caption = f"step {step}" if step else "step 0 (start)"
+        shots.append(image_entry(path, caption, f"image of step {step} for {key}"))
+    return {"key": key, "instruction": sample.instruction, "images": [{**shot, "result": None} for shot in shots]}

@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from omnitune.distributed import parallel
 from omnitune.errors import Refused
 from omnitune.images.prepare import ImageLimits, read_rgb, to_tensor
 from omnitune.images.resize import resize, target_size
-from omnitune.io.files import atomic_path
-from omnitune.io.jsonl import read_objects
+from omnitune.io.files import atomic_path, json_line, write_text
 from omnitune.models import OmniGen2Pipeline
 from omnitune.models.components import load_scheduler
 from omnitune.models.encoder import FrozenEncoder, latent_scaling
+from omnitune.paths import PROMPTS_FILE
 from omnitune.training.flow_matching import Conditioned, pad_text, seed_of, velocity_errors
-from omnitune.validation.row import check_row
+from omnitune.validation.heldout import read_heldout_rows
 
 
 @dataclass(frozen=True)
@@ -40,30 +39,21 @@ def read_heldout(path: Path, limit: int, limits: ImageLimits) -> list[HeldOut]:
     Raises:
         ValueError: with file and line, for a file, line or image that cannot be read.
     """
-    if not path.is_file():
-        raise ValueError(f"val.data_path: {path} does not exist.")
     samples: list[HeldOut] = []
-    for number, content in islice(read_objects(path), limit):
+    for row in read_heldout_rows(path, limit):
         try:
-            samples.append(_heldout(content, f"{path.stem}-{number:05d}", path.parent, limits))
+            input_limit = limits.input_limit(len(row.images) - 1)
+            images = [_image(image, input_limit, limits) for image in row.images[:-1]]
+            images.append(_image(row.images[-1], limits.max_output_pixels, limits))
         except Refused as error:
-            raise ValueError(f"{path}:{number}: {error.message}.") from None
+            raise ValueError(f"{row.where}: {error.message}.") from None
         except (OSError, ValueError, SyntaxError) as error:  # what image readers raise
-            raise ValueError(f"{path}:{number}: {error}.") from None
-    if not samples:
-        raise ValueError(f"val.data_path: {path} holds no samples.")
+            raise ValueError(f"{row.where}: {error}.") from None
+        samples.append(HeldOut(row.key, row.task_type, row.instruction, images))
     return samples
 
 
-def _heldout(content: dict[str, Any], key: str, folder: Path, limits: ImageLimits) -> HeldOut:
-    row = check_row(content)
-    images = [_image(name, folder, limits.input_limit(len(row.input_images)), limits) for name in row.input_images]
-    images.append(_image(row.output_image, folder, limits.max_output_pixels, limits))
-    return HeldOut(key, row.task_type, row.instruction, images)
-
-
-def _image(name: str, folder: Path, max_pixels: int, limits: ImageLimits) -> Image.Image:
-    path = folder / name if (folder / name).exists() else Path(name)
+def _image(path: Path, max_pixels: int, limits: ImageLimits) -> Image.Image:
     image = read_rgb(path)
     return resize(image, target_size(*image.size, max_pixels, limits.max_side_length))
 
@@ -167,8 +157,19 @@ class Validation:
         }
 
     @torch.no_grad()
-    def draw(self, model: nn.Module, autocast: AbstractContextManager[Any], folder: Path) -> list[Path]:
-        """Draws the images of fixed prompts from fixed noise as {key}.png below a folder; every process knows all paths."""
+    def draw(self, model: nn.Module, autocast: AbstractContextManager[Any], samples: Path, step: int) -> list[Path]:
+        """Draws the images of fixed prompts from fixed noise; every process knows all paths.
+
+        Args:
+            model: the transformer.
+            autocast: precision of its forward.
+            samples: the folder of all such images: this draws {step:08d}/{key}.png below it, and beside these folders lie
+                the prompts (see `_write_prompts`).
+            step: after which it is.
+        """
+        folder = samples / f"{step:08d}"
+        if self.rank == 0:
+            self._write_prompts(samples)
         model.eval()
         transformer = parallel.unwrapped(model)
         pipeline = OmniGen2Pipeline(transformer, self.vae, self.scheduler, None, None)
@@ -196,6 +197,23 @@ class Validation:
                 _write_image(image, folder / f"{sample.key}.png")
         parallel.gather(None)  # all images are there
         return [folder / f"{sample.key}.png" for sample in self.samples[:total]]
+
+    def _write_prompts(self, samples: Path) -> None:
+        """prompts.jsonl, what the images are of, and inputs/{key}-{k}.png, the references as the model gets them."""
+        lines = []
+        for sample in self.samples[: self.val.visualization_samples]:
+            inputs = [f"inputs/{sample.key}-{k}.png" for k in range(len(sample.images) - 1)]
+            for name, image in zip(inputs, sample.images, strict=False):
+                if not (samples / name).is_file():
+                    _write_image(image, samples / name)
+            row = {
+                "key": sample.key,
+                "task_type": sample.task_type,
+                "instruction": sample.instruction,
+                "inputs": inputs,
+            }
+            lines.append(json_line(row))
+        write_text(samples / PROMPTS_FILE, "".join(lines))
 
 
 def _write_image(image: Image.Image, path: Path) -> None:

@@ -63,7 +63,7 @@ from omnitune.training.optimizer import (
     clear_gradients,
     update,
 )
-from omnitune.training.schedules import learning_rate_schedule
+from omnitune.training.schedules import learning_rate_schedule, never_reached
 from omnitune.training.timing import StepClock, device_peak, peak_memory_mb
 from omnitune.training.totals import StepTotals
 
@@ -151,9 +151,13 @@ class Trainer:
         Returns:
             False where it was asked to stop before: a checkpoint is there to go on from, and no train.json.
         """
+        for line in never_reached(self.options) if self.main else ():
+            logger.warning("Note: %s", line)
         done, last = self._start(), self.train.max_train_steps
         with together():
             metrics = MetricsLog(self.options, self.files.output / "logs", done + 1) if self.main else None
+        if self.validation and done == 0 and self.options.val.train_visualization_steps:
+            self._draw(0, metrics)
         with self._progress(done) as bar:
             finished = self._take_steps(done, last, metrics, bar)
         if metrics:
@@ -304,10 +308,14 @@ class Trainer:
                 metrics.write({"step": step, **row})
             logger.info("step %d: held-out loss %.4f", step, row["val_loss"])
         if due(step, val.train_visualization_steps, last):
-            folder = self.files.output / "logs" / "samples" / f"{step:08d}"
-            images = self.validation.draw(self.model, self._autocast(), folder)
-            if metrics:
-                metrics.write_images(step, images)
+            self._draw(step, metrics)
+
+    def _draw(self, step: int, metrics: MetricsLog | None) -> None:
+        """Draws the images of held-out prompts, those of step 0 with the weights that training starts from."""
+        assert self.validation is not None
+        images = self.validation.draw(self.model, self._autocast(), self.files.output / "logs" / "samples", step)
+        if metrics:
+            metrics.write_images(step, images)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.train.mixed_precision == "no":

@@ -190,6 +190,11 @@ TITLES = {
 SHOWN_LABELS = 20
 
 
+def whole_of(name: str, summary: Mapping[str, Any]) -> int:
+    """What the shares of one kind of counts are of: all counts, but of notes the samples, which have none or several."""
+    return int(summary["accepted"]) if name == "notes" else sum(summary[name].values())
+
+
 def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
     """A merged summary for a terminal: totals, sources, and every kind of counts that has any."""
     tables = [_totals_table(summary), _sources_table(summary["sources"])]
@@ -198,7 +203,7 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
         if not counts:
             continue
         table = Table("", "count", "share", title=title, title_justify="left", min_width=40)
-        whole = sum(counts.values())
+        whole = whole_of(name, summary)
         for label, count in islice(counts.items(), SHOWN_LABELS):
             table.add_row(label, f"{count:,}", f"{count / whole:.1%}")
         if len(counts) > SHOWN_LABELS:

@@ -1,0 +1,99 @@
+"""Files of weights and their folders, judged by headers and JSON alone, before a library takes them. Imports nothing heavy."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+HEADER_LIMIT = 100_000_000  # bytes, as in the library
+LFS_POINTER = b"version https://git-lfs"
+FETCH = "Fetch or write it again."
+
+
+def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Shapes of a .safetensors file's tensors by name, and its metadata; reads no tensor.
+
+    Raises:
+        ValueError: for a file that is missing, damaged or no .safetensors, with the reason.
+    """
+    try:
+        with Path(path).open("rb") as start:
+            problem = _first_bytes_problem(start.read(64), path.stat().st_size)
+        if problem is None:
+            with safe_open(path, framework="numpy") as file:
+                names = list(file.keys())
+                return {name: file.get_slice(name).get_shape() for name in names}, file.metadata() or {}
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except SafetensorError as error:
+        text = str(error).splitlines()[0][:200]
+        cut = "not fully covered" in text
+        problem = "it is cut off, or longer than its tensors" if cut else f"its header is damaged ({text})"
+    raise ValueError(f"{path}: cannot be read as a .safetensors file: {problem}. {FETCH}")
+
+
+def _first_bytes_problem(start: bytes, size: int) -> str | None:
+    if size == 0:
+        return "it is empty"
+    if start.startswith(LFS_POINTER):
+        return "it is a pointer of git-lfs, not the file itself (`git lfs pull` fetches it)"
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return "it is a file of torch.save, which is not taken here; save it as .safetensors"
+    if size < 8:
+        return "it is cut off"
+    length = struct.unpack("<Q", start[:8])[0]
+    if length > HEADER_LIMIT or start[8:9] not in (b"{", b""):
+        return "it is no such file"
+    return "it is cut off" if size < 8 + length else None
+
+
+def require_weights(folder: Path | str) -> None:
+    """Raises ValueError for a folder of a model that lacks weights, or of which a file is damaged; see read_header.
+
+    Weights are .safetensors alone: other forms can run code when they are loaded.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is no folder of weights; it does not exist, or is a file. Check the path.")
+    require_json(folder)
+    found = {path.name for path in folder.glob("*.safetensors")}
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise ValueError(f"{index}: has no weight_map. {FETCH}")
+        lost = sorted(set(map(str, named.values())) - found)
+        if lost:
+            raise ValueError(f"{folder / lost[0]}: is missing, which {index.name} names. {FETCH}")
+    if not found:
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        beside = f" ({others[0]} is a file of torch.save, which is not taken)" if others else ""
+        raise ValueError(f"{folder}: holds no .safetensors file{beside}. Put the weights there.")
+    for name in sorted(found):
+        read_header(folder / name)
+
+
+def require_json(folder: Path | str) -> None:
+    """Raises ValueError for a .json file of a folder that is no JSON object."""
+    for path in sorted(Path(folder).glob("*.json")):
+        read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that came with weights; ValueError, with the reason, where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}). {FETCH}") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"it is no JSON ({error})"
+        if path.stat().st_size == 0:
+            reason = "it is empty"
+        elif path.read_bytes().startswith(LFS_POINTER):
+            reason = "it is a pointer of git-lfs, not the file itself (`git lfs pull` fetches it)"
+        raise ValueError(f"{path}: cannot be read: {reason}. {FETCH}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: cannot be read: it holds no JSON object. {FETCH}")
+    return content
