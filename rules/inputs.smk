@@ -229,6 +229,11 @@ def get_checkpoint(wildcards):
     return trained.manifest if lost else state
 
 
+def get_other_parts(wildcards):
+    """Manifest of the base model, whose other parts go into a whole pipeline folder."""
+    return get_base(wildcards) if wildcards.weights.endswith("_pipeline") else []
+
+
 # ------------------------------------------------------------------ evaluate
 
 
@@ -394,12 +399,12 @@ def all_encodings():
     ]
 
 
-def all_evaluated():
-    """Experiment and step of each checkpoint or average that is converted and evaluated."""
+def all_converted():
+    """Each checkpoint or average that is evaluated, in each of its formats."""
     return [
-        (name, step)
-        for name, options in PROJECT.experiments.items()
-        for step in options.evaluated
+        PROJECT.converted(name, step, format=format)
+        for name in PROJECT.experiments
+        for step, format in PROJECT.exports(name)
     ]
 
 

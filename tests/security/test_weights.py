@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from helpers.models import tiny_transformer
 from omnitune.models import load_lora, lora_config, lora_state_dict, prompts, read_lora, read_transformer, save_lora
+from omnitune.models.adapter_names import PREFIX
 from omnitune.models.files import read_header
-from omnitune.models.lora import METADATA_KEY, PREFIX
+from omnitune.models.lora import METADATA_KEY
 
 pytestmark = pytest.mark.unit
 

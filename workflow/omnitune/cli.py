@@ -50,6 +50,15 @@ class Scheduler(StrEnum):
     DPMSOLVER = "dpmsolver++"
 
 
+class Format(StrEnum):
+    """Formats of converted weights."""
+
+    DIFFUSERS = "diffusers"
+    COMFYUI = "comfyui"
+    MERGED = "merged"
+    PIPELINE = "pipeline"
+
+
 class Dtype(StrEnum):
     """Precisions of the weights."""
 
@@ -301,13 +310,27 @@ def convert(
     transformer: Annotated[
         Path | None, option("transformer", "Transformer folder that training started from, if not the workflow's.")
     ] = None,
+    base: Annotated[
+        Path | None, option("base", "Base pipeline folder (--format pipeline), if not the workflow's.")
+    ] = None,
+    weight_format: Annotated[Format, option("format", "What to write.")] = Format.DIFFUSERS,
+    dtype: Annotated[
+        Dtype | None, option("dtype", "Precision of the written weights. Default: convert.dtype of the options.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, option("max_shard_size", "Of a weight file, as in 5GB. Default: convert.max_shard_size.")
+    ] = None,
+    scale: Annotated[float, option("scale", "Strength of an adapter that is merged.")] = 1.0,
 ) -> None:
-    """Convert a training checkpoint to the published format, account for every key and verify what was written."""
+    """Convert a training checkpoint for other programs, account for every key and verify what was written."""
     from omnitune.conversion.export import convert as convert_checkpoint
+    from omnitune.conversion.write import Target
 
     experiment = Experiment.alone(config_path)
-    start = transformer or experiment.start.transformer
-    convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema)
+    start, asked = transformer or experiment.start.transformer, experiment.options.convert
+    precision, size = dtype.value if dtype else asked.dtype, max_shard_size or asked.max_shard_size
+    target = Target(weight_format.value, precision, size, base or experiment.start.base)
+    convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema, target=target, scale=scale)
 
 
 @app.command()

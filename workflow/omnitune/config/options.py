@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import PositiveInt, Probability, Section
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
+from omnitune.config.convert import ConvertOptions
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
 from omnitune.config.variants import check_layers, read_layers
@@ -407,6 +408,7 @@ class ExperimentOptions(Section):
     transport: TransportOptions = Field(TransportOptions(), description="The flow: how training times are drawn.")
     train: TrainOptions = Field(TrainOptions(), description="The optimisation.")
     val: ValOptions = Field(ValOptions(), description="What is evaluated, while training and after it.")
+    convert: ConvertOptions = Field(ConvertOptions(), description="In which forms the weights are written.")
     logger: LoggerOptions = Field(LoggerOptions(), description="Logs and checkpoints.")
     cache_dir: Annotated[
         str | None, Field(description="Folder where downloaded weights are cached. null: the library's."), NOTHING
@@ -424,6 +426,14 @@ class ExperimentOptions(Section):
     def load(cls, path: Path | str) -> Self:
         """Reads an options file and those that it extends; raises ConfigError."""
         return check_layers(read_layers(Path(path)), cls)
+
+    @model_validator(mode="after")
+    def _merges_are_of_adapters(self) -> Self:
+        if "merged" in self.convert.formats and not self.train.lora_ft:
+            raise ValueError(
+                "convert.formats: merged is for adapters, but train.lora_ft is false; all weights are in `diffusers`"
+            )
+        return self
 
     @property
     def checkpoint_steps(self) -> list[int]:

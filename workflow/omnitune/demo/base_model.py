@@ -17,7 +17,7 @@ from omnitune.demo.text_encoder import HIDDEN_SIZE, save_text_encoder
 from omnitune.demo.vae import load_vae
 from omnitune.io.files import write_json
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.components import PUBLISHED_INDEX
+from omnitune.models.components import model_index
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
 
 # The demo's options files repeat this as model.arch_opt. Heads are small, with few channels per axis: of an axis' rotary
@@ -85,4 +85,4 @@ def build_base_model(folder: Path, seed: int = 0) -> None:
     load_vae().save_pretrained(folder / "vae")
     build_transformer(seed).save_pretrained(folder / "transformer")
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-    write_json(folder / "model_index.json", PUBLISHED_INDEX)
+    write_json(folder / "model_index.json", model_index(folder))

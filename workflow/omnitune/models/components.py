@@ -13,16 +13,6 @@ from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
 
-# what the published folder's model_index.json says; our loader goes by the component names alone
-PUBLISHED_INDEX: dict[str, Any] = {
-    "_class_name": "OmniGen2Pipeline",
-    "_diffusers_version": "0.33.1",
-    "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-    "processor": ["transformers", "Qwen2_5_VLProcessor"],
-    "scheduler": ["scheduling_flow_match_euler_discrete_time_shifting", "FlowMatchEulerDiscreteScheduler"],
-    "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
 
 
@@ -62,6 +52,53 @@ def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
     name = json.loads((source / "scheduler_config.json").read_text()).get("_class_name")
     scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
     return scheduler.from_pretrained(source)
+
+
+# Class of the published code, the module that its repository has beside the part, and where its package has it.
+PUBLISHED_CLASSES = {
+    "transformer": (
+        "OmniGen2Transformer2DModel",
+        "transformer_omnigen2",
+        "omnigen2.models.transformers.transformer_omnigen2",
+    ),
+    "euler": (
+        "FlowMatchEulerDiscreteScheduler",
+        "scheduling_flow_match_euler_discrete_time_shifting",
+        "omnigen2.schedulers.scheduling_flow_match_euler_discrete",
+    ),
+    "dpmsolver": (
+        "DPMSolverMultistepScheduler",
+        "scheduling_dpmsolver_multistep",
+        "omnigen2.schedulers.scheduling_dpmsolver_multistep",
+    ),
+}
+
+
+def model_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline folder, by the classes that its parts are of; our loader goes by their names alone.
+
+    Transformer and scheduler are named by the module beside them, as in the published repository, where there is one, and
+    otherwise by the published package, which the published script has: so it loads the folder.
+    """
+    config = json.loads((folder / "mllm" / "config.json").read_text(encoding="utf-8"))
+    [mllm] = config.get("architectures") or ["Qwen2_5_VLForConditionalGeneration"]
+    whole = (folder / "processor" / "preprocessor_config.json").is_file()
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    kind = "dpmsolver" if "DPMSolver" in scheduler.get("_class_name", "") else "euler"
+    return {
+        "_class_name": "OmniGen2Pipeline",
+        "_diffusers_version": "0.33.1",
+        "mllm": ["transformers", mllm],
+        "processor": ["transformers", "Qwen2_5_VLProcessor" if whole else "Qwen2TokenizerFast"],
+        "scheduler": _published_class(folder / "scheduler", kind),
+        "transformer": _published_class(folder / "transformer", "transformer"),
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _published_class(part: Path, kind: str) -> list[str]:
+    name, beside, module = PUBLISHED_CLASSES[kind]
+    return [beside if (part / f"{beside}.py").is_file() else module, name]
 
 
 LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {

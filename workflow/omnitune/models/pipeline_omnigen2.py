@@ -20,7 +20,7 @@ from PIL import Image
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
 from omnitune.io.files import write_json
 
-from .components import COMPONENTS, LOADERS, PUBLISHED_INDEX
+from .components import COMPONENTS, LOADERS, model_index
 from .lora import OmniGen2LoraLoaderMixin
 from .scheduler import OmniGen2FlowMatchScheduler
 from .text_features import encode_text
@@ -151,7 +151,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
             getattr(self, name).save_pretrained(folder / name, max_shard_size=max_shard_size)
         self.processor.save_pretrained(folder / "processor")
         self.scheduler.save_pretrained(folder / "scheduler")
-        write_json(folder / "model_index.json", PUBLISHED_INDEX)
+        write_json(folder / "model_index.json", model_index(folder))
 
     # ------------------------------------------------------------------ parts of a call
 
