@@ -334,6 +334,31 @@ def convert(
 
 
 @app.command()
+def merge(
+    transformer: Annotated[Path, option("transformer", "Transformer folder that the adapters are merged into.")],
+    lora: Annotated[list[Path], option("lora", "Adapter, file or folder, of any tool; may be given several times.")],
+    save_path: Annotated[Path, option("save_path", "Folder to write.")],
+    scale: Annotated[
+        list[float] | None, option("scale", "Strength of each adapter, in their order. Default: 1.")
+    ] = None,
+    weight_format: Annotated[Format, option("format", "merged, comfyui or pipeline.")] = Format.MERGED,
+    dtype: Annotated[
+        Dtype | None, option("dtype", "Precision of the written weights. Default: the transformer's.")
+    ] = None,
+    max_shard_size: Annotated[str, option("max_shard_size", "Of a weight file, as in 5GB.")] = "10GB",
+    base: Annotated[Path | None, option("base", "Base pipeline folder, for --format pipeline.")] = None,
+) -> None:
+    """Merge one or several adapters into a transformer, and verify what was written."""
+    from omnitune.conversion.merge import merge as merge_adapters
+    from omnitune.conversion.write import Target
+
+    if weight_format == Format.DIFFUSERS:
+        raise ValueError("--format: diffusers keeps an adapter apart; take merged, comfyui or pipeline.")
+    target = Target(weight_format.value, dtype.value if dtype else None, max_shard_size, base)
+    merge_adapters(transformer, lora, scale or [], save_path, target)
+
+
+@app.command()
 def generate(
     model_path: Annotated[str, option("model_path", "Pipeline folder or repository id.")],
     instruction: Annotated[str, option("instruction", "What to draw or to change.")] = "A dog running in the park",

@@ -15,14 +15,14 @@ from omnitune.conversion.keys import (
     require_shapes,
     split_lora,
 )
-from omnitune.conversion.read import averaged_state, read_checkpoint, read_published
+from omnitune.conversion.read import averaged_state, read_checkpoint
+from omnitune.conversion.start import starting_state
 from omnitune.conversion.tensors import State
 from omnitune.conversion.write import Target, Weights, is_merged, require_replaceable, write_weights
 from omnitune.io.files import portable
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import FACTORS
 from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
-from omnitune.pretrained.weights import check_weights
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
 
@@ -112,7 +112,7 @@ def _adapted(
     into_weights = is_merged(format, adapter)
     if scale != 1 and not into_weights:
         raise ValueError(f"scale: {scale:g} is for formats that an adapter is merged in; {format} keeps it apart.")
-    under = _start(transformer, model) if into_weights else None
+    under = starting_state(transformer, model) if into_weights else None
     return Weights(config, under, [(adapter, scale)], sorted(lora_config_of(train, model).target_modules or ()))
 
 
@@ -160,20 +160,10 @@ def _with_untrained(
                 f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
                 "that training started from."
             )
-        start = _start(transformer, model)
+        start = starting_state(transformer, model)
         dtype = next(iter(state.values())).dtype  # training has loaded them in its own
         state = state | {name: start[name].to(dtype) for name in untrained}
     return state, {"base": 0, "start": len(untrained)}
-
-
-def _start(transformer: Path | None, model: OmniGen2Transformer2DModel) -> State:
-    """The weights that training started from, each where its shape says."""
-    if transformer is None:
-        raise ValueError("to merge an adapter, give the folder of the transformer that training started from.")
-    check_weights([transformer])
-    state = read_published(transformer)
-    require_shapes(state, full_shapes(model), str(transformer), "It is not the transformer that training started from.")
-    return state
 
 
 def _require_rank(adapters: State, rank: int, where: Path) -> None:

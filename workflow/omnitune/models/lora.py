@@ -251,12 +251,17 @@ def load_lora(
     Raises:
         ValueError: when the adapter's modules are not among the model's, or the name is taken.
     """
-    layers = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
     tensors, config = read_lora(source, weight_name, linear_names(model))
+    require_fitting(source, tensors, model)
+    model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
+
+
+def require_fitting(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Any) -> None:
+    """Raises ValueError for an adapter, as read_lora has read it, of modules or widths that the model does not have."""
     modules = adapted_modules(tensors)
-    known = layers.keys()
-    if modules - known:
-        missing = sorted(modules - known)
+    layers = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
+    missing = sorted(modules - layers.keys())
+    if missing:
         raise ValueError(
             f"{source} adapts {len(missing)} modules that the model does not have, such as {missing[:3]}: "
             "it belongs to a model of another size"
@@ -269,7 +274,6 @@ def load_lora(
                 f"{source} belongs to a model of another size: {module} takes {wide[0]} features to {wide[1]}, "
                 f"the adapter {found[0]} to {found[1]}"
             )
-    model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
 
 
 def adapted_modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
