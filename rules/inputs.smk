@@ -185,9 +185,9 @@ def get_base(wildcards):
 
 
 def get_starting_weights(wildcards):
-    """The conversion of another experiment that training starts from; nothing where that is the base model."""
+    """The conversion of another experiment that training starts from, or files; nothing where that is the base model."""
     behind(PROJECT.started(wildcards.experiment))
-    return PROJECT.starting_conversion(wildcards.experiment) or []
+    return named(PROJECT.starting_files, wildcards.experiment)
 
 
 def get_starting_adapter(wildcards):
@@ -263,7 +263,7 @@ def get_weights(wildcards):
     behind(PROJECT.loadable(wildcards.experiment, step))
     if step.number:
         return PROJECT.conversion(wildcards.experiment, step)
-    return PROJECT.starting_conversion(wildcards.experiment) or []
+    return named(PROJECT.starting_files, wildcards.experiment)
 
 
 def get_starting_transformer(wildcards):

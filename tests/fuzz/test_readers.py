@@ -17,7 +17,7 @@ from omnitune.config import Mixture, load_config
 from omnitune.errors import ConfigError
 from omnitune.io.jsonl import read_objects
 from omnitune.models.adapter_metadata import checked_metadata
-from omnitune.models.files import read_header
+from omnitune.models.headers import read_header
 from omnitune.paths import METADATA_FILE
 
 pytestmark = pytest.mark.unit
@@ -57,7 +57,7 @@ def test_headers_of_weights(content: bytes) -> None:
         path = Path(folder) / "a.safetensors"
         path.write_bytes(content)
         try:
-            shapes, metadata = read_header(path)
+            shapes, metadata, _ = read_header(path)
         except ValueError as error:
             assert str(error).startswith(f"{path}: cannot be read as a .safetensors file: ")
         else:

@@ -32,7 +32,9 @@ from omnitune.paths import (
     require_safe,
     weights_name,
 )
-from omnitune.pretrained.files import local_files
+from omnitune.pretrained.files import local_files, require_pipeline
+from omnitune.pretrained.transformer import require_transformer, transformer_files
+from omnitune.training.architecture import differing_keys
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,10 @@ class Project:
             for source in sources:
                 self.sample_files(dataset, source)
         for model in self.models:
+            require_pipeline(self.base_source(model).pretrained_model_path)
             self.base_files(model)
+        for name in self.experiments:
+            self.starting_files(name)
         for name, benchmark in self.benchmarks.items():
             if not self.drawn([benchmark.prompts]):
                 self.prompts(name)
@@ -269,6 +274,22 @@ class Project:
         """conversion.json of the weights that an experiment starts from; None where these are a base model's."""
         upstream = self.starts[experiment].upstream
         return conversion_file(*upstream, lora=False) if upstream else None
+
+    def starting_files(self, experiment: str) -> list[str]:
+        """What says which weights an experiment starts from, where these are not its base's; ValueError for wrong ones."""
+        conversion, path = self.starting_conversion(experiment), self.experiments[experiment].model.transformer_path
+        if conversion or not path:
+            return [conversion] if conversion else []
+        where = f"{self.options_files[experiment]}: model.transformer_path"
+        config = require_transformer(Path(path), where)
+        asked = self.experiments[experiment].model.arch_opt
+        differing = differing_keys(asked, config) if asked else []
+        if differing:
+            raise ConfigError(f"{where}: {path} has another {', '.join(differing)} than model.arch_opt.")
+        files = [str(file) for file in transformer_files(Path(path))]
+        for file in files:
+            require_safe(file, where)
+        return files
 
     def starting_adapter(self, experiment: str) -> str | None:
         """The file that says which adapter an experiment starts from; None without one."""

@@ -230,6 +230,14 @@ class ModelOptions(Section):
         ),
         Affects("base", "weights"),
     ]
+    transformer_path: Annotated[
+        str | None,
+        Field(
+            description="Train from the transformer in this folder (config.json, diffusion_pytorch_model*.safetensors) in place "
+            "of the pipeline's own, as the published script takes `--transformer_path`. null: the pipeline's."
+        ),
+        NAMES,
+    ] = None
     pretrained_revision: Annotated[
         str | None,
         Field(description="Commit, branch or tag of the repository. null: the newest; pin a commit to reproduce."),
@@ -270,6 +278,7 @@ class ModelOptions(Section):
                 "name a pipeline or a `transformer` folder"
             )
         ignored = (
+            "transformer_path",
             "pretrained_revision",
             "pretrained_vae_model_name_or_path",
             "pretrained_text_encoder_model_name_or_path",
@@ -284,6 +293,15 @@ class ModelOptions(Section):
                 raise ValueError(
                     f"{revision}: has no effect, as {source} names no repository; set that, or remove this"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _other_weights_are_no_experiment_of_this_project(self) -> Self:
+        if parse_converted(self.transformer_path):
+            raise ValueError(
+                f"transformer_path: {self.transformer_path!r} is another experiment's converted checkpoint: name it as "
+                "pretrained_model_path, so that it is trained first"
+            )
         return self
 
     @property

@@ -11,10 +11,10 @@ from omnitune.checkpoints.distributed import TensorFolder
 from omnitune.conversion.tensors import LazyTensor, State, open_safetensors
 from omnitune.errors import reason_of
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
+from omnitune.pretrained.transformer import INDEX
 
 KNOWN_NAMES = (MODEL_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
 WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
-INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"  # of published weights in several files
 
 
 def read_checkpoint(path: Path) -> State:
@@ -150,12 +150,12 @@ def read_published(folder: Path) -> State:
     Raises:
         ValueError: for a folder without weights, an index that cannot be read, and files that are damaged or lack a tensor.
     """
-    index = folder / INDEX_FILE
+    index = folder / INDEX
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         if len(files) != 1:
             raise ValueError(
-                f"{folder}: holds {len(files)} .safetensors files; published weights are one, or several with {INDEX_FILE}."
+                f"{folder}: holds {len(files)} .safetensors files; published weights are one, or several with {INDEX}."
             )
         return open_safetensors(files[0])
     try:

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from .files import require_finite, require_weights
+from .headers import read_header
 from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
@@ -22,9 +23,13 @@ def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float3
 
 
 def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
-    """The transformer in a folder of its own, a converted one; ValueError for files that are damaged or not finite."""
+    """The transformer in a folder of its own; ValueError for files that are damaged, not finite, or lack a tensor."""
     require_weights(folder)
+    found = {name for path in Path(folder).glob("*.safetensors") for name in read_header(path).shapes}
     model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype)
+    lost = sorted(model.state_dict().keys() - found)  # the library would leave these at random
+    if found and lost:
+        raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
     require_finite(model.state_dict(), folder)
     return model
 

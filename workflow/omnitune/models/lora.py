@@ -28,7 +28,8 @@ from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 
 from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
 from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, read_names
-from .files import read_header, require_finite
+from .files import require_finite
+from .headers import read_header
 
 METADATA_KEY = "lora_adapter_metadata"
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
@@ -196,7 +197,7 @@ def read_lora(
         FileNotFoundError: for a folder without the file.
     """
     path = _adapter_path(source, weight_name)
-    header, texts = read_header(path)
+    header, texts, _ = read_header(path)
     try:
         names = read_names(header, modules)
     except ValueError as error:

@@ -15,7 +15,7 @@ from omnitune.distributed.layout import SHARDED, shard_size_of, sharded_strategi
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.flops import SampleTokens, Unit, gradient_reaches, is_trained
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.files import read_header
+from omnitune.models.headers import read_header
 from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
 from omnitune.training.model import select_trained
 
@@ -286,7 +286,7 @@ def encoder_bytes_of(base: Path, options: ExperimentOptions) -> int:
     total = 0
     for folder, size in ((base / "vae", FLOAT), (base / "mllm", text)):
         for path in folder.glob("*.safetensors"):
-            shapes, _ = read_header(path)
+            shapes = read_header(path).shapes
             # instructions pass neither through the vision tower nor through the output head
             names = [name for name in shapes if "visual." not in name and not name.startswith("lm_head.")]
             total += size * sum(math.prod(shapes[name]) for name in names)

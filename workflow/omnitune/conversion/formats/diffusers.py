@@ -9,18 +9,18 @@ from peft import LoraConfig
 
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.keys import empty_transformer
-from omnitune.conversion.read import INDEX_FILE
 from omnitune.conversion.tensors import State, write_safetensors
 from omnitune.io.files import write_json
 from omnitune.models.adapter_names import PEFT_PREFIX, PREFIX
 from omnitune.models.lora import METADATA_KEY, metadata_text
 from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
+from omnitune.pretrained.transformer import INDEX
 
 
 def write_transformer(folder: Path, state: State, config: Mapping[str, Any], max_shard_size: str) -> None:
     """Writes config.json and the weights, in files of at most `max_shard_size`, such as "10GB"."""
     empty_transformer(config).save_config(folder)
-    name = INDEX_FILE.removesuffix(".safetensors.index.json")
+    name = INDEX.removesuffix(".safetensors.index.json")
     split = split_state_dict_into_shards_factory(
         state,
         get_storage_size=lambda tensor: tensor.nbytes,
@@ -31,7 +31,7 @@ def write_transformer(folder: Path, state: State, config: Mapping[str, Any], max
         write_safetensors(folder / file, {name: state[name] for name in names})
     if split.is_sharded:
         places = dict(sorted(split.tensor_to_filename.items()))
-        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": places})
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": places})
 
 
 def write_adapter(folder: Path, adapter: Adapter, targets: Sequence[str]) -> None:
