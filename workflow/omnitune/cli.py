@@ -359,6 +359,26 @@ def merge(
 
 
 @app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Checkpoint, transformer, pipeline or adapter: a folder or a file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what weights are and which programs load them, from their headers alone; runs no code of theirs."""
+    import json
+
+    from omnitune.conversion.inspect import inspect as inspect_weights
+
+    facts = inspect_weights(path)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else text
+        typer.echo(f"{name + ':':<16}{'none' if text is None else text}")
+
+
+@app.command()
 def generate(
     model_path: Annotated[str, option("model_path", "Pipeline folder or repository id.")],
     instruction: Annotated[str, option("instruction", "What to draw or to change.")] = "A dog running in the park",

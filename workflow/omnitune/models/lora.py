@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -27,7 +28,7 @@ from omnitune.io.files import atomic_path
 from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 
 from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
-from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, read_names
+from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
 from .files import require_finite
 from .headers import read_header
 
@@ -177,6 +178,22 @@ def adapter_alphas(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any
     return {module: said.get("alpha_pattern", {}).get(module, said.get("lora_alpha", usual)) for module in ranks}
 
 
+class AdapterHeader(NamedTuple):
+    """What an adapter's file says of itself.
+
+    Attributes:
+        path: the file.
+        names: of its tensors, as they were read.
+        shapes: of its tensors, named as lora_state_dict names them.
+        config: arguments of LoraConfig; None where the file carries none, so that alpha is the rank.
+    """
+
+    path: Path
+    names: AdapterNames
+    shapes: dict[str, list[int]]
+    config: dict[str, Any] | None
+
+
 def read_lora(
     source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
@@ -192,6 +209,18 @@ def read_lora(
         the rank then.
 
     Raises:
+        ValueError, FileNotFoundError: as of read_lora_header, and for numbers that are not finite.
+    """
+    found = read_lora_header(source, weight_name, modules)
+    tensors = {found.names.plain[name]: tensor for name, tensor in load_file(found.path).items()}
+    require_finite(tensors, found.path)
+    return {name: tensor for name, tensor in tensors.items() if name in found.shapes}, found.config
+
+
+def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()) -> AdapterHeader:
+    """What an adapter's file says of itself; its factors are not read. The arguments are those of read_lora.
+
+    Raises:
         ValueError: for a file that is damaged, with other tensors than LoRA pairs, which are named, or with metadata that
             do not fit these.
         FileNotFoundError: for a folder without the file.
@@ -205,18 +234,19 @@ def read_lora(
     if names.unknown or not names.plain:
         raise ValueError(_unknown_names(path, names.unknown, len(header)))
     shapes = {plain: header[name] for name, plain in names.plain.items() if not plain.endswith(ALPHA)}
-    loaded = {names.plain[name]: tensor for name, tensor in load_file(path).items()}
-    require_finite(loaded, path)
     ranks, use_dora = adapter_ranks(path, shapes), any(name.endswith(MAGNITUDE) for name in shapes)
-    alphas = {name.removesuffix(ALPHA): tensor for name, tensor in loaded.items() if name.endswith(ALPHA)}
+    with safe_open(path, framework="pt") as file:
+        alphas = {
+            plain.removesuffix(ALPHA): file.get_tensor(name)
+            for name, plain in names.plain.items()
+            if plain.endswith(ALPHA)
+        }
     text = texts.get(METADATA_KEY)
     if text is None and names.prefixes == {PEFT_PREFIX} and (path.parent / PEFT_CONFIG_FILE).is_file():
         text = (path.parent / PEFT_CONFIG_FILE).read_text(encoding="utf-8")
     if alphas or (text is None and names.prefixes != {PREFIX}):
-        config: dict[str, Any] | None = config_of_alphas(path, alphas, ranks, use_dora)
-    else:
-        config = checked_metadata(path, text, ranks, use_dora)
-    return {name: tensor for name, tensor in loaded.items() if name in shapes}, config
+        return AdapterHeader(path, names, shapes, config_of_alphas(path, alphas, ranks, use_dora))
+    return AdapterHeader(path, names, shapes, checked_metadata(path, text, ranks, use_dora))
 
 
 def _adapter_path(source: str | Path, weight_name: str) -> Path:
