@@ -24,7 +24,7 @@ from helpers.conversions import (
 from omnitune.checkpoints.states import TrainerState
 from omnitune.conversion.export import convert
 from omnitune.conversion.read import read_checkpoint, read_published
-from omnitune.conversion.tensors import LazyTensor
+from omnitune.conversion.tensors import Digest, LazyTensor
 from omnitune.conversion.verify import verify_model
 from omnitune.conversion.write import Target
 from omnitune.io.files import sha256_of
@@ -330,11 +330,11 @@ def test_mixed_dtypes_need_a_decision(tmp_path: Path) -> None:
 
 def test_verification_finds_a_changed_bit(tmp_path: Path) -> None:
     model = random_model()
-    expected = {name: LazyTensor.of(tensor) for name, tensor in model.state_dict().items()}
+    expected = {name: Digest.of(LazyTensor.of(tensor)) for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "full")
     found = verify_model("omnitune", read_published(tmp_path / "full"), expected)
     assert found == {"read_as": "omnitune", "tensors": len(expected), "modules": 0, "difference": 0.0}
-    changed = {**expected, "x_embedder.bias": LazyTensor.of(model.x_embedder.bias + 1e-6)}
+    changed = {**expected, "x_embedder.bias": Digest.of(LazyTensor.of(model.x_embedder.bias + 1e-6))}
     with pytest.raises(ValueError, match=r"1 tensors differ after reading: x_embedder\.bias"):
         verify_model("omnitune", read_published(tmp_path / "full"), changed)
 

@@ -2,10 +2,10 @@
 
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -83,13 +83,32 @@ def open_safetensors(path: Path) -> State:
     }
 
 
-def write_safetensors(path: Path, state: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None) -> None:
+@dataclass(frozen=True)
+class Digest:
+    """What tells a tensor from another: shape, type, and a checksum of its bytes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    checksum: int
+
+    @classmethod
+    def of(cls, lazy: LazyTensor) -> "Digest":
+        """That of a tensor, which is read or computed for it."""
+        return cls(lazy.shape, lazy.dtype, zlib.crc32(_bytes(lazy)))
+
+
+def write_safetensors(
+    path: Path, state: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, Digest]:
     """Writes a .safetensors file tensor by tensor; the library's own writer wants all of them in memory.
 
     Args:
         path: of the file.
         state: what goes into it; larger elements first, then by name, so that equal tensors give equal bytes.
         metadata: texts of its header.
+
+    Returns:
+        what was to be written, by name.
     """
     names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -101,21 +120,17 @@ def write_safetensors(path: Path, state: Mapping[str, LazyTensor], metadata: Map
         place = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    digests = {}
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            _write(file, name, state[name])
+            content = _bytes(state[name])
+            file.write(content)
+            digests[name] = Digest(state[name].shape, state[name].dtype, zlib.crc32(content))
+    return digests
 
 
-def _write(file: BinaryIO, name: str, lazy: LazyTensor) -> None:
+def _bytes(lazy: LazyTensor) -> memoryview:
     tensor = lazy.load()
-    assert tensor.shape == lazy.shape and tensor.dtype == lazy.dtype, name
-    file.write(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
-
-
-def same_bits(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two tensors are equal in shape, dtype and each bit."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    ours, theirs = (tensor.load().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(ours, theirs)
+    assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,7 +1,7 @@
 """Read what was written as the programs that it is for do, and compare it with what was trained."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from omnitune.conversion.adapters import Adapter, peft_layer
 from omnitune.conversion.formats.readers import READERS
 from omnitune.conversion.read import some
-from omnitune.conversion.tensors import State, same_bits
+from omnitune.conversion.tensors import Digest, State
 from omnitune.models.lora import FACTORS
 
 TOLERANCE = (
@@ -52,7 +52,7 @@ def verify_adapter(folder: Path, adapter: Adapter, dtype: torch.dtype, programs:
 def verify_model(
     read_as: str,
     written: State,
-    expected: State,
+    expected: Mapping[str, Digest],
     base: State | None = None,
     adapters: Sequence[tuple[Adapter, float]] = (),
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def verify_model(
     Args:
         read_as: the program that reads them so.
         written: as read back.
-        expected: what was to be written, in the dtype that it was written in.
+        expected: what was to be written.
         base: the weights under the adapters.
         adapters: what was merged, each with its strength.
 
@@ -72,7 +72,7 @@ def verify_model(
         ValueError: naming every tensor that is missing, too many or different.
     """
     _require_equal_names(read_as, written.keys(), expected.keys())
-    different = [name for name in expected if not same_bits(written[name], expected[name])]
+    different = [name for name in expected if Digest.of(written[name]) != expected[name]]
     if different:
         raise ValueError(f"{read_as}: {len(different)} tensors differ after reading: {some(different)}.")
     modules = sorted({module for adapter, _ in adapters for module in adapter.modules})

@@ -112,17 +112,17 @@ def _write(folder: Path, weights: Weights, target: Target) -> dict[str, Any]:
     # a merge is computed in float32 and rounded to what the weights had
     state = {name: state[name].to(common or weights.model[name].dtype) for name in sorted(state)}
     if target.format == "comfyui":
-        comfyui.write_model(folder, state)
+        asked = comfyui.write_model(folder, state)
         written, programs = open_safetensors(folder / COMFYUI_MODEL_FILE), ["ComfyUI"]
     elif target.format == "pipeline":
-        pipeline.write_pipeline(folder, state, weights.config, target.max_shard_size, target.base)
+        asked = pipeline.write_pipeline(folder, state, weights.config, target.max_shard_size, target.base)
         written, programs = read_published(folder / pipeline.TRANSFORMER), ["omnitune", "published code"]
     else:
-        diffusers.write_transformer(folder, state, weights.config, target.max_shard_size)
+        asked = diffusers.write_transformer(folder, state, weights.config, target.max_shard_size)
         written, programs = read_published(folder), ["omnitune", "published code"]
     if len(list(folder.glob("*.safetensors"))) == 1 and target.format != "comfyui":
         programs.append("ComfyUI")
-    result = verify_model(" and ".join(programs), written, state, weights.model, weights.adapters)
+    result = verify_model(" and ".join(programs), written, asked, weights.model, weights.adapters)
     return {"dtype": _name(state), "loads_in": programs, "verified": [result]}
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 
 from omnitune.conversion.adapters import Adapter
-from omnitune.conversion.tensors import LazyTensor, State, write_safetensors
+from omnitune.conversion.tensors import Digest, LazyTensor, State, write_safetensors
 from omnitune.paths import COMFYUI_ADAPTER_FILE, COMFYUI_MODEL_FILE
 
 COMFYUI_PREFIX = "diffusion_model."
 ALPHA = ".alpha"
 
 
-def write_model(folder: Path, state: State) -> None:
-    """Writes the weights under their published names, by which ComfyUI knows the architecture."""
-    write_safetensors(folder / COMFYUI_MODEL_FILE, state)
+def write_model(folder: Path, state: State) -> dict[str, Digest]:
+    """Writes the weights under their published names, by which ComfyUI knows the architecture; returns what was to be."""
+    return write_safetensors(folder / COMFYUI_MODEL_FILE, state)
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:

@@ -9,16 +9,19 @@ from peft import LoraConfig
 
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.keys import empty_transformer
-from omnitune.conversion.tensors import State, write_safetensors
+from omnitune.conversion.tensors import Digest, State, write_safetensors
 from omnitune.io.files import write_json
 from omnitune.models.adapter_names import PEFT_PREFIX, PREFIX
 from omnitune.models.lora import METADATA_KEY, metadata_text
 from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 from omnitune.pretrained.transformer import INDEX
 
+Digests = dict[str, Digest]
 
-def write_transformer(folder: Path, state: State, config: Mapping[str, Any], max_shard_size: str) -> None:
-    """Writes config.json and the weights, in files of at most `max_shard_size`, such as "10GB"."""
+
+def write_transformer(folder: Path, state: State, config: Mapping[str, Any], max_shard_size: str) -> Digests:
+    """Writes config.json and the weights, in files of at most `max_shard_size`, such as "10GB"; returns what was to be
+    written."""
     empty_transformer(config).save_config(folder)
     name = INDEX.removesuffix(".safetensors.index.json")
     split = split_state_dict_into_shards_factory(
@@ -27,11 +30,13 @@ def write_transformer(folder: Path, state: State, config: Mapping[str, Any], max
         filename_pattern=f"{name}{{suffix}}.safetensors",
         max_shard_size=max_shard_size,
     )
+    digests: Digests = {}
     for file, names in split.filename_to_tensors.items():
-        write_safetensors(folder / file, {name: state[name] for name in names})
+        digests |= write_safetensors(folder / file, {name: state[name] for name in names})
     if split.is_sharded:
         places = dict(sorted(split.tensor_to_filename.items()))
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": places})
+    return digests
 
 
 def write_adapter(folder: Path, adapter: Adapter, targets: Sequence[str]) -> None:

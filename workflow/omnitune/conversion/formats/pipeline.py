@@ -17,8 +17,8 @@ TRANSFORMER = "transformer"
 
 def write_pipeline(
     folder: Path, state: State, config: Mapping[str, Any], max_shard_size: str, base: Path | None
-) -> None:
-    """Writes the folder; model_index.json last. Raises ValueError where the base lacks a part or has another's file."""
+) -> Digests:
+    """Writes the folder, and returns what the weights were to be; ValueError where the base lacks a part or was changed."""
     if base is None:
         raise ValueError("format pipeline: give the folder of the base pipeline, whose other parts are copied.")
     others = [base / part for part in PARTS if part != TRANSFORMER]
@@ -32,5 +32,6 @@ def write_pipeline(
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
     (folder / TRANSFORMER).mkdir()
-    write_transformer(folder / TRANSFORMER, state, config, max_shard_size)
+    digests = write_transformer(folder / TRANSFORMER, state, config, max_shard_size)
     write_json(folder / "model_index.json", model_index(folder))
+    return digests
