@@ -206,6 +206,28 @@ def get_identity(wildcards):
     return prepared.identity
 
 
+# ------------------------------------------------------------------ memory
+
+
+def get_training_memory(wildcards):
+    """Weights in float32 on each process of a node, with gradients and optimizer where these stay on the CPU."""
+    options, start = get_options(wildcards), PROJECT.starts[wildcards.experiment]
+    processes = min(options.train.num_processes, 8)  # larger nodes are rare
+    kept = 16 if options.train.cpu_offload or options.train.async_checkpoint else 4
+    return host_memory_mb([start.transformer], kept, processes, least=8000)
+
+
+def get_encoding_memory(wildcards):
+    base = Path(paths.PRETRAINED.format(**wildcards))
+    return host_memory_mb([base / "vae", base / "mllm"], 4, least=8000)
+
+
+def get_generating_memory(wildcards):
+    start = PROJECT.starts[wildcards.experiment]
+    folders = [start.transformer, start.base / "vae", start.base / "mllm"]
+    return host_memory_mb(folders, 4)
+
+
 # ------------------------------------------------------------------ convert
 
 

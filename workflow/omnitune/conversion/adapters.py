@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -65,10 +65,12 @@ def folded(adapter: Adapter) -> Adapter:
     for module in adapter.modules:
         scale, lazy = adapter.scale(module), tensors[module + FACTORS[1]]
         if scale != 1:
-            tensors[module + FACTORS[1]] = LazyTensor(
-                lazy.shape, lazy.dtype, lambda lazy=lazy, scale=scale: (lazy.load().float() * scale).to(lazy.dtype)
-            )
+            tensors[module + FACTORS[1]] = LazyTensor(lazy.shape, lazy.dtype, partial(_scaled, lazy, scale))
     return Adapter(tensors, {module: adapter.rank(module) for module in adapter.modules})
+
+
+def _scaled(lazy: LazyTensor, scale: float) -> torch.Tensor:
+    return (lazy.load().float() * scale).to(lazy.dtype)
 
 
 def merged(base: State, adapters: Sequence[tuple[Adapter, float]]) -> State:
@@ -82,16 +84,12 @@ def merged(base: State, adapters: Sequence[tuple[Adapter, float]]) -> State:
     for module in sorted({module for adapter, _ in adapters for module in adapter.modules}):
         name = f"{module}.weight"
         own = [(adapter, strength) for adapter, strength in adapters if module in adapter.modules]
-        lazy = base[name]
-        state[name] = LazyTensor(
-            lazy.shape,
-            torch.float32,
-            lambda lazy=lazy, module=module, own=own: _merged(lazy.load().float(), module, own),
-        )
+        state[name] = LazyTensor(base[name].shape, torch.float32, partial(_merged, base[name], module, own))
     return state
 
 
-def _merged(weight: torch.Tensor, module: str, adapters: Sequence[tuple[Adapter, float]]) -> torch.Tensor:
+def _merged(lazy: LazyTensor, module: str, adapters: Sequence[tuple[Adapter, float]]) -> torch.Tensor:
+    weight = lazy.load().float()
     total = weight.clone()
     for adapter, strength in adapters:
         a, b = (adapter.part(module, end, torch.float32) for end in FACTORS)
@@ -104,12 +102,12 @@ def _merged(weight: torch.Tensor, module: str, adapters: Sequence[tuple[Adapter,
     return total
 
 
-def peft_layer(weight: torch.Tensor, adapter: Adapter, module: str) -> nn.Module:
+def peft_layer(weight: torch.Tensor, adapter: Adapter, module: str) -> Any:
     """A linear layer of this weight with the module's adapter as peft computes it, in float64: what training has trained."""
     features_out, features_in = weight.shape
-    holder = nn.ModuleDict({"layer": nn.Linear(features_in, features_out, bias=False, dtype=torch.float64)})
+    linear = nn.Linear(features_in, features_out, bias=False, dtype=torch.float64)
     with torch.no_grad():
-        holder["layer"].weight.copy_(weight)
+        linear.weight.copy_(weight)
     dora = module + MAGNITUDE in adapter.tensors
     config = LoraConfig(
         r=adapter.rank(module),
@@ -118,7 +116,8 @@ def peft_layer(weight: torch.Tensor, adapter: Adapter, module: str) -> nn.Module
         use_dora=dora,
         target_modules=["layer"],
     )
-    layer: Any = inject_adapter_in_model(config, holder)["layer"]
+    holder: Any = inject_adapter_in_model(config, nn.ModuleDict({"layer": linear}))
+    layer = holder["layer"]
     with torch.no_grad():
         layer.lora_A["default"].weight.copy_(adapter.part(module, FACTORS[0], torch.float64))
         layer.lora_B["default"].weight.copy_(adapter.part(module, FACTORS[1], torch.float64))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _read_distributed(folder: Path) -> State:
         raise ValueError(f"{folder}: a distributed checkpoint without {METADATA_FILE}: it was never finished.")
     found = TensorFolder(folder)
     return {
-        name: LazyTensor(tuple(entry.size), entry.properties.dtype, lambda name=name: found.load(name))
+        name: LazyTensor(tuple(entry.size), entry.properties.dtype, partial(found.load, name))
         for name, entry in found.tensors.items()
     }
 

@@ -5,7 +5,9 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,7 +80,7 @@ def open_safetensors(path: Path) -> State:
     if unknown:
         raise ValueError(f"{path}: holds numbers of {', '.join(unknown)}, which are not known here.")
     return {
-        name: LazyTensor(tuple(found.get_shape()), DTYPES[found.get_dtype()], lambda name=name: file.get_tensor(name))
+        name: LazyTensor(tuple(found.get_shape()), DTYPES[found.get_dtype()], partial(file.get_tensor, name))
         for name, found in slices.items()
     }
 
@@ -133,4 +135,5 @@ def write_safetensors(
 def _bytes(lazy: LazyTensor) -> memoryview:
     tensor = lazy.load()
     assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    plain: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(plain)

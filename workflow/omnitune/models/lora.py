@@ -307,8 +307,8 @@ def require_fitting(source: str | Path, tensors: Mapping[str, torch.Tensor], mod
             )
 
 
-def adapted_modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
-    """Names of the modules that an adapter's tensors, named as lora_state_dict names them, belong to."""
+def adapted_modules(tensors: Iterable[str]) -> set[str]:
+    """Names of the modules that an adapter's tensors, by their names as lora_state_dict names them, belong to."""
     return {name.rsplit(".lora_", 1)[0] for name in tensors}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omnitune.conversion.formats.diffusers import write_transformer
+from omnitune.conversion.formats.diffusers import Digests, write_transformer
 from omnitune.conversion.tensors import State
 from omnitune.io.files import write_json
 from omnitune.models.components import model_index
