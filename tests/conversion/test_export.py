@@ -44,7 +44,7 @@ def test_full_checkpoint_becomes_a_folder_with_the_same_outputs(tmp_path: Path, 
     report = convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path))
     loaded = OmniGen2Transformer2DModel.from_pretrained(target)
     assert torch.equal(predict(loaded), predict(model))
-    files = {"config.json", "conversion.json", "diffusion_pytorch_model.safetensors"}
+    files = {"README.md", "config.json", "conversion.json", "diffusion_pytorch_model.safetensors"}
     assert {path.name for path in target.iterdir()} == files
     assert report == json.loads((target / "conversion.json").read_text())
     assert report["checkpoint_sha256"] is None, "the checkpoint says nothing of itself"
@@ -90,6 +90,9 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "mine", start_of(tmp_path))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+    (tmp_path / "mine" / "thesis.tex").rename(tmp_path / "mine" / "README.md")
+    with pytest.raises(ValueError, match=r"holds README\.md, which no conversion wrote"):
+        convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "mine", start_of(tmp_path))
 
 
 @pytest.mark.slow
@@ -102,6 +105,7 @@ def test_lora_checkpoint_becomes_an_adapter_with_the_same_outputs(tmp_path: Path
     target = tmp_path / "checkpoint-3" / "transformer_lora"
     report = convert(options_for(lora=True, alpha=8), tmp_path / "checkpoint-3", target, start_of(tmp_path))
     assert {path.name for path in target.iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "conversion.json",

@@ -114,7 +114,7 @@ def patched(path: Path) -> OmniGen2Transformer2DModel:
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_an_adapter_for_comfyui_has_its_scale_in_alpha(tmp_path: Path, kind: dict[str, bool]) -> None:
     folder, report, model = converted(tmp_path, "comfyui", kind)
-    assert {path.name for path in folder.iterdir()} == {"comfyui_lora.safetensors", "conversion.json"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "comfyui_lora.safetensors", "conversion.json"}
     assert torch.allclose(predict(patched(folder / "comfyui_lora.safetensors")), predict(model), atol=1e-5)
     assert report["loads_in"] == ["omnitune", "ComfyUI"]
 

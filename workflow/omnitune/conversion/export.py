@@ -1,11 +1,13 @@
 """Turn a training checkpoint into weights that others load, in one of several formats."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import trained_names
 from omnitune.conversion.adapters import Adapter
+from omnitune.conversion.card import model_card
 from omnitune.conversion.checkpoint import check_checkpoint
 from omnitune.conversion.keys import (
     base_shapes_beside_lora,
@@ -73,7 +75,8 @@ def convert(
     else:
         weights = Weights(config, state)
     origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
-    return write_weights(save_path, weights, target, origin | _describe(options, state, counts))
+    card = partial(model_card, options, model_path)
+    return write_weights(save_path, weights, target, origin | _describe(options, state, counts), card)
 
 
 def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:

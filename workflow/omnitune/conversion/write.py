@@ -1,11 +1,12 @@
 """Write weights in one of the formats, and see that the programs that it is for read them as they should."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnitune.conversion.adapters import Adapter, folded, merged
+from omnitune.conversion.card import CARD_FILE, MARK
 from omnitune.conversion.formats import comfyui, diffusers, pipeline
 from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import PRECISIONS, State, open_safetensors
@@ -77,8 +78,21 @@ def is_merged(format: str, adapter: Adapter) -> bool:
     return format in ("merged", "pipeline") or (format == "comfyui" and adapter.use_dora)
 
 
-def write_weights(save_path: Path, weights: Weights, target: Target, facts: dict[str, Any]) -> dict[str, Any]:
+def write_weights(
+    save_path: Path,
+    weights: Weights,
+    target: Target,
+    facts: dict[str, Any],
+    card: Callable[[dict[str, Any]], str] | None = None,
+) -> dict[str, Any]:
     """Writes and verifies weights; nothing is left where they are not what they should be.
+
+    Args:
+        save_path: the folder, which is replaced.
+        weights: what to write.
+        target: how.
+        facts: what is known of them.
+        card: makes README.md of the content of conversion.json.
 
     Returns:
         `facts` with what was written and how it was verified: the content of conversion.json.
@@ -90,13 +104,14 @@ def write_weights(save_path: Path, weights: Weights, target: Target, facts: dict
             **facts,
             "format": target.format,
             "merged": [strength for _, strength in weights.adapters] if merges else None,
-            "dtype": verified.pop("dtype"),
             **verified,
-            "files": {
-                path.relative_to(partial).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                for path in sorted(partial.rglob("*"))
-                if path.is_file()
-            },
+        }
+        if card:
+            (partial / CARD_FILE).write_text(card(report), encoding="utf-8")
+        report["files"] = {
+            path.relative_to(partial).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
         }
         write_json(partial / CONVERSION_FILE, report)
         require_replaceable(save_path)  # once more: converting takes minutes
@@ -160,4 +175,6 @@ def require_replaceable(save_path: Path) -> None:
 def _is_own(entry: Path) -> bool:
     if entry.is_dir():  # of a pipeline, beside its index
         return entry.name in PARTS and (entry.parent / INDEX).is_file()
+    if entry.name == CARD_FILE:  # a person's own is none of ours
+        return MARK in entry.read_text(encoding="utf-8", errors="replace")
     return entry.name == INDEX or any(entry.match(pattern) for pattern in OWN_FILES)
