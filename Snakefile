@@ -27,7 +27,7 @@ TRAINED = [
 ]
 CONVERTED = [
     *TRAINED,
-    *all_outputs(PROJECT.converted(*step) for step in all_evaluated()),
+    *all_outputs(all_converted()),
 ]
 LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
 EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored())]

@@ -28,6 +28,7 @@ from omnitune.config.yaml_file import read_yaml
 from omnitune.distributed.gpus import shared_gpus
 from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.paths import EvaluatedStep
+from omnitune.planning.host import host_memory_mb
 from omnitune.project import Project
 from omnitune.refusals import refused_trainings, stretched_schedules
 from omnitune.io.url_limits import fetching

@@ -19,7 +19,7 @@ rule encode_dataset:
         "../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=8000,
+        mem_mb=get_encoding_memory,
         runtime=1440,
         # One process for each. On SLURM, with GPUs: gpus_per_node=N and gres="gpu:N".
         gpus_per_node=get_encoding_gpus,

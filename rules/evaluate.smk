@@ -46,7 +46,7 @@ rule generate_images:
         "../envs/evaluate.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=get_generating_memory,
         runtime=480,
         gpus_per_node=min(len(GPUS), 1),
     params:

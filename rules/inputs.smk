@@ -197,9 +197,9 @@ def get_base(wildcards):
 
 
 def get_starting_weights(wildcards):
-    """The conversion of another experiment that training starts from; nothing where that is the base model."""
+    """The conversion of another experiment that training starts from, or files; nothing where that is the base model."""
     behind(PROJECT.started(wildcards.experiment))
-    return PROJECT.starting_conversion(wildcards.experiment) or []
+    return named(PROJECT.starting_files, wildcards.experiment)
 
 
 def get_starting_adapter(wildcards):
@@ -216,6 +216,28 @@ def get_ratios(wildcards):
 def get_identity(wildcards):
     [prepared] = behind(PROJECT.admitted(wildcards.experiment))
     return prepared.identity
+
+
+# ------------------------------------------------------------------ memory
+
+
+def get_training_memory(wildcards):
+    """Weights in float32 on each process of a node, with gradients and optimizer where these stay on the CPU."""
+    options, start = get_options(wildcards), PROJECT.starts[wildcards.experiment]
+    processes = min(options.train.num_processes, 8)  # larger nodes are rare
+    kept = 16 if options.train.cpu_offload or options.train.async_checkpoint else 4
+    return host_memory_mb([start.transformer], kept, processes, least=8000)
+
+
+def get_encoding_memory(wildcards):
+    base = Path(paths.PRETRAINED.format(**wildcards))
+    return host_memory_mb([base / "vae", base / "mllm"], 4, least=8000)
+
+
+def get_generating_memory(wildcards):
+    start = PROJECT.starts[wildcards.experiment]
+    folders = [start.transformer, start.base / "vae", start.base / "mllm"]
+    return host_memory_mb(folders, 4)
 
 
 # ------------------------------------------------------------------ convert
@@ -244,6 +266,11 @@ def get_checkpoint(wildcards):
             f"rm {trained.manifest}; snakemake --cores 2 train. Without forcing it, {conversion} stays as it is."
         )
     return state if os.path.exists(conversion) else trained.manifest
+
+
+def get_other_parts(wildcards):
+    """Manifest of the base model, whose other parts go into a whole pipeline folder."""
+    return get_base(wildcards) if wildcards.weights.endswith("_pipeline") else []
 
 
 # ------------------------------------------------------------------ evaluate
@@ -275,7 +302,7 @@ def get_weights(wildcards):
     behind(PROJECT.loadable(wildcards.experiment, step))
     if step.number:
         return PROJECT.conversion(wildcards.experiment, step)
-    return PROJECT.starting_conversion(wildcards.experiment) or []
+    return named(PROJECT.starting_files, wildcards.experiment)
 
 
 def get_starting_transformer(wildcards):
@@ -411,12 +438,12 @@ def all_encodings():
     ]
 
 
-def all_evaluated():
-    """Experiment and step of each checkpoint or average that is converted and evaluated."""
+def all_converted():
+    """Each checkpoint or average that is evaluated, in each of its formats."""
     return [
-        (name, step)
-        for name, options in PROJECT.experiments.items()
-        for step in options.evaluated
+        PROJECT.converted(name, step, format=format)
+        for name in PROJECT.experiments
+        for step, format in PROJECT.exports(name)
     ]
 
 

@@ -49,7 +49,7 @@ checkpoint train_experiment:
         "../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=8000,
+        mem_mb=get_training_memory,
         runtime=7200,
         # Several nodes on SLURM: set nodes and tasks, and gpus_per_node with gres="gpu:N" where there are GPUs. The key
         # `mpi` lets the job run in the batch step, from where it starts one launcher per node itself.

@@ -356,7 +356,13 @@ def test_steps_and_weights_that_no_training_leaves_are_refused(tmp_path: Path, m
     for name, step, weights, message in (
         ("first", "11", None, r"'first' saves no checkpoint at step 11; known: .*10\."),
         ("second", "10-ema", None, "'second' keeps no average"),
-        ("first", "10", "transformer_lora", "'first' is converted to transformer, not to transformer_lora"),
+        (
+            "first",
+            "10",
+            "transformer_lora",
+            "'first' is converted to transformer, transformer_comfyui, .*, not to transformer_lora",
+        ),
+        ("first", "10", "transformer_merged", "'first' is converted to transformer, .*, not to transformer_merged"),
         ("first", "0-ema", None, "saves no checkpoint at step 0-ema"),
     ):
         with pytest.raises(ConfigError, match=message):

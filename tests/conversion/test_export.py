@@ -6,103 +6,33 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from helpers.tiny import TRANSFORMER
+from helpers.conversions import (
+    CONFIG,
+    RANK,
+    adapters_of,
+    lora_model,
+    options_for,
+    predict,
+    random_model,
+    start_of,
+    write_checkpoint,
+    write_distributed,
+)
 from omnitune.checkpoints.states import TrainerState
-from omnitune.config import ExperimentOptions
 from omnitune.conversion.export import convert
-from omnitune.conversion.read import read_checkpoint
-from omnitune.conversion.verify import verify
+from omnitune.conversion.read import read_checkpoint, read_published
+from omnitune.conversion.tensors import Digest, LazyTensor
+from omnitune.conversion.verify import verify_model
+from omnitune.conversion.write import Target
 from omnitune.io.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import TARGET_MODULES, published_name
+from omnitune.models.lora import published_name
 from omnitune.paths import STATE_FILE, weights_name
 
 pytestmark = pytest.mark.unit
-
-CONFIG: dict[str, Any] = {
-    **TRANSFORMER,
-    "in_channels": 16,
-    "num_layers": 1,
-    "axes_dim_rope": [8, 8, 8],
-    "axes_lens": [64, 64, 64],
-}
-RANK = 4
-
-
-def options_for(
-    *, lora: bool = False, alpha: int | None = None, arch: dict[str, Any] | None = None, **train: Any
-) -> ExperimentOptions:
-    return ExperimentOptions.model_validate(
-        {
-            "name": "tiny",
-            "data": {"data_path": "mix.yml"},
-            "model": {"pretrained_model_path": "demo", "arch_opt": arch},
-            "train": {"lora_ft": lora, "lora_rank": RANK, "lora_alpha": alpha, **train},
-        }
-    )
-
-
-def random_model(seed: int = 0) -> OmniGen2Transformer2DModel:
-    torch.manual_seed(seed)
-    model = OmniGen2Transformer2DModel(**CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval()
-
-
-def lora_model(targets: tuple[str, ...] = TARGET_MODULES, **options: Any) -> OmniGen2Transformer2DModel:
-    model = random_model()
-    model.add_adapter(LoraConfig(r=RANK, lora_alpha=8, target_modules=list(targets), **options))
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
-def start_of(root: Path, config: dict[str, Any] = CONFIG) -> Path:
-    """The folder of the transformer that training started from, as far as its architecture is asked for."""
-    folder = root / f"start-{config['num_layers']}"
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"_class_name": "OmniGen2Transformer2DModel", **config}))
-    return folder
-
-
-def adapters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
-
-
-def predict(model: torch.nn.Module) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 16, 4, 6, generator=generator)
-    text = torch.randn(2, 5, 32, generator=generator)
-    with torch.no_grad():
-        return model(latents, torch.tensor([0.3, 0.7]), text, None).sample
-
-
-def write_distributed(state: dict[str, torch.Tensor], folder: Path) -> None:
-    import torch.distributed.checkpoint as dcp
-
-    dcp.save(state, checkpoint_id=folder, no_dist=True)
-
-
-def write_checkpoint(state: dict[str, torch.Tensor], folder: Path, form: str) -> None:
-    folder.mkdir(parents=True)
-    if form == "distributed":
-        write_distributed(state, folder / "pytorch_model_fsdp_0")
-    elif form == "wrapped":
-        wrapped = {f"model.{name}": tensor for name, tensor in state.items()}
-        write_distributed(wrapped, folder / "pytorch_model_fsdp_0")
-    elif form == "bin":
-        torch.save(state, folder / "pytorch_model_fsdp.bin")
-    elif form == "old_bin":
-        torch.save(state, folder / "pytorch_model_fsdp.bin", _use_new_zipfile_serialization=False)
-    else:
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.slow
@@ -114,7 +44,7 @@ def test_full_checkpoint_becomes_a_folder_with_the_same_outputs(tmp_path: Path, 
     report = convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path))
     loaded = OmniGen2Transformer2DModel.from_pretrained(target)
     assert torch.equal(predict(loaded), predict(model))
-    files = {"config.json", "conversion.json", "diffusion_pytorch_model.safetensors"}
+    files = {"README.md", "config.json", "conversion.json", "diffusion_pytorch_model.safetensors"}
     assert {path.name for path in target.iterdir()} == files
     assert report == json.loads((target / "conversion.json").read_text())
     assert report["checkpoint_sha256"] is None, "the checkpoint says nothing of itself"
@@ -129,7 +59,11 @@ def test_full_checkpoint_in_shards_and_in_another_dtype(tmp_path: Path) -> None:
     write_checkpoint(model.state_dict(), tmp_path / "checkpoint-3", "bin")
     target = tmp_path / "transformer"
     report = convert(
-        options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path), dtype="bf16", max_shard_size="100KB"
+        options_for(),
+        tmp_path / "checkpoint-3",
+        target,
+        start_of(tmp_path),
+        target=Target(dtype="bf16", max_shard_size="100KB"),
     )
     assert (target / "diffusion_pytorch_model.safetensors.index.json").is_file()
     assert report["dtype"] == "bfloat16"
@@ -141,9 +75,9 @@ def test_full_checkpoint_in_shards_and_in_another_dtype(tmp_path: Path) -> None:
 def test_converting_again_gives_the_same_bytes_and_replaces(tmp_path: Path) -> None:
     write_checkpoint(random_model().state_dict(), tmp_path / "checkpoint-3", "bin")
     target = tmp_path / "transformer"
-    convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path), max_shard_size="100KB")
+    convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path), target=Target(max_shard_size="100KB"))
     first = json.loads((target / "conversion.json").read_text())
-    convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path), max_shard_size="100KB")
+    convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path), target=Target(max_shard_size="100KB"))
     assert json.loads((target / "conversion.json").read_text()) == first
     convert(options_for(), tmp_path / "checkpoint-3", target, start_of(tmp_path))
     assert not (target / "diffusion_pytorch_model.safetensors.index.json").exists()
@@ -156,6 +90,9 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "mine", start_of(tmp_path))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+    (tmp_path / "mine" / "thesis.tex").rename(tmp_path / "mine" / "README.md")
+    with pytest.raises(ValueError, match=r"holds README\.md, which no conversion wrote"):
+        convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "mine", start_of(tmp_path))
 
 
 @pytest.mark.slow
@@ -167,7 +104,13 @@ def test_lora_checkpoint_becomes_an_adapter_with_the_same_outputs(tmp_path: Path
     write_checkpoint(state, tmp_path / "checkpoint-3", form)
     target = tmp_path / "checkpoint-3" / "transformer_lora"
     report = convert(options_for(lora=True, alpha=8), tmp_path / "checkpoint-3", target, start_of(tmp_path))
-    assert {path.name for path in target.iterdir()} == {"conversion.json", "pytorch_lora_weights.safetensors"}
+    assert {path.name for path in target.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "conversion.json",
+        "pytorch_lora_weights.safetensors",
+    }
     weights = load_file(target / "pytorch_lora_weights.safetensors")
     assert weights.keys() == {f"transformer.{name.replace('.default', '')}" for name in adapters_of(model)}
     kind = {"use_dora": False, "use_rslora": False}
@@ -183,7 +126,11 @@ def test_lora_in_another_dtype_keeps_every_rounded_bit(tmp_path: Path) -> None:
     state = adapters_of(lora_model())
     write_checkpoint(state, tmp_path / "checkpoint-3", "bin")
     report = convert(
-        options_for(lora=True), tmp_path / "checkpoint-3", tmp_path / "lora", start_of(tmp_path), dtype="bf16"
+        options_for(lora=True),
+        tmp_path / "checkpoint-3",
+        tmp_path / "lora",
+        start_of(tmp_path),
+        target=Target(dtype="bf16"),
     )
     assert report["dtype"] == "bfloat16"
     weights = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
@@ -295,7 +242,8 @@ def test_the_average_is_converted_beside_the_weights(tmp_path: Path, lora: bool)
     file = "pytorch_lora_weights.safetensors" if lora else "diffusion_pytorch_model.safetensors"
     weights = load_file(target / file)
     for name, tensor in average.items():
-        assert torch.equal(weights[f"transformer.{published_name(name)}" if lora else name], tensor)
+        scale = 2 if "lora_B" in name else 1  # alpha 8 at rank 4
+        assert torch.equal(weights[f"transformer.{published_name(name)}" if lora else name], scale * tensor)
     assert target.name == ("transformer_lora_ema" if lora else "transformer_ema")
     assert reports[True]["files"] != reports[False]["files"]
 
@@ -371,7 +319,9 @@ def test_architecture_comes_from_the_options_or_the_base(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"give its folder, with config\.json \(none was given"):
         convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "out")
     with pytest.raises(ValueError, match="dtype: 'fp8' is not allowed"):
-        convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "out", start_of(tmp_path), dtype="fp8")
+        Target(dtype="fp8")
+    with pytest.raises(ValueError, match="format: 'onnx' is not allowed"):
+        Target(format="onnx")
 
 
 def test_mixed_dtypes_need_a_decision(tmp_path: Path) -> None:
@@ -384,12 +334,13 @@ def test_mixed_dtypes_need_a_decision(tmp_path: Path) -> None:
 
 def test_verification_finds_a_changed_bit(tmp_path: Path) -> None:
     model = random_model()
-    state = model.state_dict()
+    expected = {name: Digest.of(LazyTensor.of(tensor)) for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "full")
-    verify(tmp_path / "full", state)
-    changed = {**state, "x_embedder.bias": state["x_embedder.bias"] + 1e-6}
-    with pytest.raises(ValueError, match=r"1 tensors differ after loading: x_embedder\.bias"):
-        verify(tmp_path / "full", changed)
+    found = verify_model("omnitune", read_published(tmp_path / "full"), expected)
+    assert found == {"read_as": "omnitune", "tensors": len(expected), "modules": 0, "difference": 0.0}
+    changed = {**expected, "x_embedder.bias": Digest.of(LazyTensor.of(model.x_embedder.bias + 1e-6))}
+    with pytest.raises(ValueError, match=r"1 tensors differ after reading: x_embedder\.bias"):
+        verify_model("omnitune", read_published(tmp_path / "full"), changed)
 
 
 def test_paths_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
@@ -414,11 +365,11 @@ def test_paths_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
 
 def test_damaged_distributed_checkpoints_are_refused(tmp_path: Path) -> None:
     write_distributed({"a": torch.arange(8.0)}, tmp_path / "dcp")
-    assert torch.equal(read_checkpoint(tmp_path / "dcp")["a"], torch.arange(8.0))
+    assert torch.equal(read_checkpoint(tmp_path / "dcp")["a"].load(), torch.arange(8.0))
     for file in (tmp_path / "dcp").glob("*.distcp"):
         file.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"a file is missing or damaged: .*No such file"):
-        read_checkpoint(tmp_path / "dcp")
+        read_checkpoint(tmp_path / "dcp")["a"].load()
     write_distributed({"a": torch.zeros(1), "step": 3}, tmp_path / "optimizer")
     with pytest.raises(ValueError, match="step are objects, no tensors"):
         read_checkpoint(tmp_path / "optimizer")

@@ -57,7 +57,7 @@ def test_exact_contents(folder: Path) -> None:
         "processor/chat_template.jinja",
     }
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["transformer"] == ["transformer_omnigen2", "OmniGen2Transformer2DModel"]
+    assert index["transformer"] == ["omnigen2.models.transformers.transformer_omnigen2", "OmniGen2Transformer2DModel"]
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {name for name in index if name[0] != "_"}
 
 

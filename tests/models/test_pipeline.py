@@ -142,7 +142,7 @@ def test_published_layout_loads_without_its_code(folder: Path, pipeline: OmniGen
         "scheduler",
     }
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["transformer"] == ["transformer_omnigen2", "OmniGen2Transformer2DModel"]
+    assert index["transformer"] == ["omnigen2.models.transformers.transformer_omnigen2", "OmniGen2Transformer2DModel"]
     # code in the folder, as the published repository has it, must never run
     for name in ("transformer/transformer_omnigen2.py", "scheduler/scheduling_flow_match_euler_discrete.py"):
         (folder / name).write_text("raise RuntimeError('remote code ran')\n")

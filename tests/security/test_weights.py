@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from helpers.models import tiny_transformer
 from omnitune.io.weights import read_header
 from omnitune.models import load_lora, lora_config, lora_state_dict, prompts, read_lora, read_transformer, save_lora
-from omnitune.models.lora import METADATA_KEY, PREFIX
+from omnitune.models.adapter_names import PREFIX
+from omnitune.models.lora import METADATA_KEY
 
 pytestmark = pytest.mark.unit
 
@@ -134,7 +135,7 @@ def test_a_bin_is_no_adapter(tmp_path: Path) -> None:
 
 
 def test_whole_weights_have_a_header(tmp_path: Path) -> None:
-    shapes, metadata = read_header(written(tmp_path, {}))
+    shapes, metadata, _ = read_header(written(tmp_path, {}))
     assert shapes == {PREFIX + name: list(tensor.shape) for name, tensor in TENSORS.items()}
     assert metadata[METADATA_KEY] == "{}"
 
@@ -154,3 +155,13 @@ def test_code_of_a_tokenizer_is_neither_run_nor_asked_for(tmp_path: Path, monkey
     ):
         prompts.load_tokenizer(tmp_path)
     assert not (tmp_path / "appeared").exists()
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """0x80 is the first byte of a pickle, and of the length of one header in 32."""
+    for length in range(200):
+        save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"text": "x" * length})
+        if (tmp_path / "x.safetensors").read_bytes().startswith(b"\x80"):
+            break
+    assert read_header(tmp_path / "x.safetensors").shapes == {"a": [1]}
+    assert length < 199

@@ -110,7 +110,19 @@ def test_report(workplace: Workplace) -> None:
 
 def test_help_teaches(workplace: Workplace) -> None:
     assert "Usage: omnitune [OPTIONS] COMMAND" in run(workplace, "--help")
-    for command in ("validate", "shard", "encode", "train", "convert", "generate", "evaluate", "report", "schema"):
+    for command in (
+        "validate",
+        "shard",
+        "encode",
+        "train",
+        "convert",
+        "merge",
+        "inspect",
+        "generate",
+        "evaluate",
+        "report",
+        "schema",
+    ):
         text = CliRunner().invoke(app, [command, "--help"], prog_name="omnitune").output
         assert f"Usage: omnitune {command}" in text and "--help" in text
 

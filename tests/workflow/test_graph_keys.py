@@ -30,6 +30,7 @@ RULES = {
     "groups": "encode_dataset",
     "weights": "prepare_training",
     "checkpoints": "train_experiment",
+    "conversions": "convert_checkpoint",
     "images": "prepare_benchmark",
     "scores": "prepare_benchmark",
     "parts": "generate_images",
@@ -62,6 +63,8 @@ VALUES: dict[str, Any] = {
     "image_guidance_scale": 2.0,
     "text_guidance_scale": 2.0,
     "check": None,
+    "convert.dtype": "bf16",
+    "convert.max_shard_size": "5GB",
     "val.image_guidance_scale": 3.0,
 }
 WITH = {
@@ -80,7 +83,9 @@ NOT_HERE = {
     "model.pretrained_text_encoder_model_name_or_path",
     "model.pretrained_vae_revision",
     "model.pretrained_text_encoder_revision",
+    "model.transformer_path",
     "model.arch_opt",
+    "convert.formats",
     "train.lora_path",
     "train.lr_step_rules",
     "train.hsdp_shard_size",

@@ -58,7 +58,10 @@ COMPARISON, COMPARISON_TABLE = (f"comparisons/{{sweep}}/{name}" for name in ("in
 SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters
 SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>[^-/\s]+)-(?P<shard>{SHARD_NUMBER})")
-WEIGHTS_NAME = r"transformer(_lora)?(_ema)?"
+FORMATS = ("diffusers", "comfyui", "merged", "pipeline")  # of converted weights; what others build on is the first
+PEFT_FILE, PEFT_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # the same adapter as peft names it
+COMFYUI_MODEL_FILE, COMFYUI_ADAPTER_FILE = "comfyui_model.safetensors", "comfyui_lora.safetensors"
+WEIGHTS_NAME = rf"transformer(_lora)?(_ema)?(_{'|_'.join(FORMATS[1:])})?"
 CONVERTED_PATH = re.compile(
     r"(\./)?experiments/(?P<experiment>[^/]+)/checkpoint-(?P<step>\d+)/transformer(?P<lora>_lora)?(?P<ema>_ema)?"
     r"(?(lora)(/(pytorch_lora_weights\.safetensors)?)?|/?)"
@@ -159,9 +162,14 @@ def group_name(group: int) -> str:
     return f"{group:04d}"
 
 
-def weights_name(lora: bool, ema: bool = False) -> str:
+def weights_name(lora: bool, ema: bool = False, format: str = FORMATS[0]) -> str:
     """Folder of converted weights, or of their average's, inside a checkpoint."""
-    return f"transformer{'_lora' if lora else ''}{'_ema' if ema else ''}"
+    return f"transformer{'_lora' if lora else ''}{'_ema' if ema else ''}{'' if format == FORMATS[0] else f'_{format}'}"
+
+
+def format_of(weights: str) -> str:
+    """The format of a folder that is named by `weights_name`."""
+    return next((name for name in FORMATS[1:] if weights.endswith(f"_{name}")), FORMATS[0])
 
 
 def parse_converted(path: str | None) -> tuple[str, EvaluatedStep, bool] | None:
@@ -173,8 +181,11 @@ def parse_converted(path: str | None) -> tuple[str, EvaluatedStep, bool] | None:
 
 
 def adapter_file(path: str) -> Path:
-    """The file of a published adapter, which is named by itself or by its folder."""
-    return Path(path) if path.endswith(".safetensors") or Path(path).is_file() else Path(path) / ADAPTER_FILE
+    """The file of an adapter, which is named by itself or by its folder; in a folder that peft has written, peft's."""
+    if path.endswith(".safetensors") or Path(path).is_file():
+        return Path(path)
+    published, peft = Path(path) / ADAPTER_FILE, Path(path) / PEFT_FILE
+    return peft if peft.is_file() and not published.is_file() else published
 
 
 def starting_adapter_file(lora_path: str) -> Path:
@@ -185,6 +196,6 @@ def starting_adapter_file(lora_path: str) -> Path:
     return path
 
 
-def conversion_file(experiment: str, step: EvaluatedStep, lora: bool) -> str:
+def conversion_file(experiment: str, step: EvaluatedStep, lora: bool, format: str = FORMATS[0]) -> str:
     """The file that a conversion writes last."""
-    return CONVERSION.format(experiment=experiment, step=step.number, weights=weights_name(lora, step.ema))
+    return CONVERSION.format(experiment=experiment, step=step.number, weights=weights_name(lora, step.ema, format))

@@ -23,6 +23,7 @@ from omnitune.paths import (
     BASE,
     DEMO,
     ENCODED_GROUP,
+    FORMATS,
     MANIFESTS,
     EvaluatedStep,
     adapter_file,
@@ -35,6 +36,8 @@ from omnitune.paths import (
     weights_name,
 )
 from omnitune.pretrained.files import check_named, local_files
+from omnitune.pretrained.transformer import require_transformer, transformer_files
+from omnitune.training.architecture import differing_keys
 from omnitune.validation.heldout import read_heldout_rows
 
 
@@ -145,13 +148,14 @@ class Project:
     def require_step(self, experiment: str, step: EvaluatedStep, weights: str | None = None) -> None:
         """Raises ConfigError for a checkpoint, or a folder of converted weights, that an experiment will not leave."""
         options, known = self.experiments[experiment], self.experiments[experiment].checkpoint_steps
-        name = weights_name(options.train.lora_ft, step.ema)
+        names = [weights_name(options.train.lora_ft, step.ema, format) for format in FORMATS]
+        names = [name for name in names if options.train.lora_ft or not name.endswith("_merged")]
         if step.ema and not options.train.ema_decay:
             raise ConfigError(f"experiment {experiment!r} keeps no average of its weights (train.ema_decay).")
         if step.number not in known and step != BASE:
             raise ConfigError(f"experiment {experiment!r} saves no checkpoint at step {step}; known: {_listed(known)}.")
-        if weights not in (None, name):
-            raise ConfigError(f"experiment {experiment!r} is converted to {name}, not to {weights}.")
+        if weights not in (None, *names):
+            raise ConfigError(f"experiment {experiment!r} is converted to {', '.join(names)}, not to {weights}.")
 
     def _check_datasets(self) -> None:
         owners: dict[str, str] = {}
@@ -180,6 +184,7 @@ class Project:
             self.base_files(model)
             check_named(self.base_source(model))
         for name in self.experiments:
+            self.starting_files(name)
             self._read_start(name)
         for name, benchmark in self.benchmarks.items():
             if not self.drawn([benchmark.prompts]):
@@ -283,14 +288,35 @@ class Project:
             found[BASE] = upstream
         return found
 
-    def conversion(self, experiment: str, step: EvaluatedStep) -> str:
+    def conversion(self, experiment: str, step: EvaluatedStep, format: str = FORMATS[0]) -> str:
         """conversion.json of an experiment's converted checkpoint or average."""
-        return conversion_file(experiment, step, self.experiments[experiment].train.lora_ft)
+        return conversion_file(experiment, step, self.experiments[experiment].train.lora_ft, format)
+
+    def exports(self, experiment: str) -> list[tuple[EvaluatedStep, str]]:
+        """Step and format of each conversion of an experiment."""
+        options = self.experiments[experiment]
+        return [(step, format) for step in options.evaluated for format in options.convert.formats]
 
     def starting_conversion(self, experiment: str) -> str | None:
         """conversion.json of the weights that an experiment starts from; None where these are a base model's."""
         upstream = self.starts[experiment].upstream
         return conversion_file(*upstream, lora=False) if upstream else None
+
+    def starting_files(self, experiment: str) -> list[str]:
+        """What says which weights an experiment starts from, where these are not its base's; ValueError for wrong ones."""
+        conversion, path = self.starting_conversion(experiment), self.experiments[experiment].model.transformer_path
+        if conversion or not path:
+            return [conversion] if conversion else []
+        where = f"{self.options_files[experiment]}: model.transformer_path"
+        config = require_transformer(Path(path), where)
+        asked = self.experiments[experiment].model.arch_opt
+        differing = differing_keys(asked, config) if asked else []
+        if differing:
+            raise ConfigError(f"{where}: {path} has another {', '.join(differing)} than model.arch_opt.")
+        files = [str(file) for file in transformer_files(Path(path))]
+        for file in files:
+            require_safe(file, where)
+        return files
 
     def starting_adapter(self, experiment: str) -> str | None:
         """The file that says which adapter an experiment starts from; None without one."""
@@ -374,9 +400,11 @@ class Project:
         return (*self.admitted(experiment, above), Phase.of("train_experiment", experiment=experiment))
 
     @cache  # noqa: B019  (a project lives as long as its process)
-    def converted(self, experiment: str, step: EvaluatedStep, above: tuple[str, ...] = ()) -> Phases:
+    def converted(
+        self, experiment: str, step: EvaluatedStep, above: tuple[str, ...] = (), format: str = FORMATS[0]
+    ) -> Phases:
         """Up to a converted checkpoint."""
-        weights = weights_name(self.experiments[experiment].train.lora_ft, step.ema)
+        weights = weights_name(self.experiments[experiment].train.lora_ft, step.ema, format)
         phase = Phase.of("convert_checkpoint", experiment=experiment, step=step.number, weights=weights)
         return (*self.trained(experiment, above), phase)
 

@@ -28,6 +28,7 @@ from omnitune.paths import (
     VARIANT,
     EvaluatedStep,
     conversion_file,
+    format_of,
 )
 from omnitune.project import Project
 from omnitune.training.inputs import TrainingFiles
@@ -197,17 +198,23 @@ def prepare_base(project: Project, model: str, folder: Path) -> None:
     prepare_pretrained(project.base_source(model), folder, cache_dir=project.download_cache(model))
 
 
-def convert_checkpoint(output: Path, transformer: Path) -> None:
+def convert_checkpoint(
+    output: Path, transformer: Path, *, base: Path | None, dtype: str | None, max_shard_size: str
+) -> None:
     """Converts the checkpoint in whose folder `output` lies, as it was trained, see omnitune.conversion.export.
 
     Args:
-        output: experiments/{experiment}/checkpoint-{step}/{weights}, whose name says whether it is the average.
+        output: experiments/{experiment}/checkpoint-{step}/{weights}, whose name says whether it is the average, and the format.
         transformer: folder of the transformer that training started from.
+        base: folder of the base pipeline, for the format `pipeline`.
+        dtype, max_shard_size: as in the section `convert` of the options.
     """
     from omnitune.conversion.export import convert
+    from omnitune.conversion.write import Target
 
     options = ExperimentOptions.load(output.parents[1] / "options.yml")
-    convert(options, output.parent, output, transformer, ema=output.name.endswith("_ema"))
+    target = Target(format_of(output.name), dtype, max_shard_size, base)
+    convert(options, output.parent, output, transformer, ema="_ema" in output.name, target=target)
 
 
 def compare_variants(project: Project, page: Path, table: Path) -> None:

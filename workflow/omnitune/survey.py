@@ -37,8 +37,8 @@ def lost_files(project: Project) -> list[str]:
     for name in project.experiments:
         trained = Path(TRAINED.format(experiment=name))
         lines += _readable(trained, _lost_checkpoints(trained))
-        for step in project.experiments[name].evaluated:
-            manifest = Path(project.conversion(name, step))
+        for step, format in project.exports(name):
+            manifest = Path(project.conversion(name, step, format))
             lines += _readable(manifest, _of_manifest(manifest, lambda content: content["files"]))
         for owner, step in project.evaluations(name).values():
             for benchmark in project.benchmarks:

@@ -56,11 +56,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads `.metadata` by the classes that it knows, and files of the folder alone."""
+    """Reads `.metadata` by the classes that it knows, once, and files of the folder alone."""
+
+    _known: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """As the base class does; raises ValueError for anything else than the metadata of a checkpoint."""
-        metadata = read_metadata(Path(self.path))
+        metadata = self._known = self._known or read_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -129,14 +131,21 @@ def load_into(state: dict[str, Any], folder: Path) -> None:
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
 
 
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a distributed checkpoint that holds nothing else, read by this process without a process group.
+class TensorFolder:
+    """The tensors of a distributed checkpoint that holds nothing else, read one by one without a process group.
+
+    Args:
+        folder: its folder.
 
     Raises:
         ValueError: as `load_into`, and where something in it is no tensor.
     """
-    with _faults(folder):
-        entries = read_metadata(folder).state_dict_metadata
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with _faults(folder):
+            self._reader = _Reader(folder)
+            entries = self._reader.read_metadata().state_dict_metadata
         objects = sorted(name for name, entry in entries.items() if not isinstance(entry, TensorStorageMetadata))
         if objects:
             more = f" and {len(objects) - 10} more" if len(objects) > 10 else ""
@@ -144,15 +153,16 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
                 f"{folder}: {', '.join(objects[:10])}{more} are objects, no tensors: this is not a model state (an "
                 "optimizer's, perhaps)."
             )
-        state: dict[str, Any] = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in entries.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-        with warnings.catch_warnings():
+        self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+    def load(self, name: str) -> Tensor:
+        """One of them, on the CPU; raises ValueError where its file is missing or damaged."""
+        entry = self.tensors[name]
+        state: dict[str, Any] = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+        with _faults(self.folder), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
-            dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=True)
-    return state
+            dcp.load(state, storage_reader=self._reader, planner=_Planner(), no_dist=True)
+        return state[name]
 
 
 @contextmanager

@@ -20,7 +20,8 @@ Stage = Literal[
     "groups",  # which encodings are made together [encode_dataset]
     "weights",  # what a training comes to; checkpoints are bound to it [prepare_training]
     "checkpoints",  # at which steps a training saves, and its last step [train_experiment]
-    "evaluations",  # which checkpoints are converted and evaluated
+    "evaluations",  # which checkpoints are converted and evaluated, and to which formats
+    "conversions",  # how converted weights are written [convert_checkpoint]
     "images",  # what a benchmark draws and its held-out losses [prepare_benchmark]
     "parts",  # how its prompts are cut into jobs [generate_images]
     "scores",  # how images are measured [prepare_benchmark]

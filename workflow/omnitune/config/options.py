@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import PositiveInt, Probability, Section, Seed
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
+from omnitune.config.convert import ConvertOptions
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
 from omnitune.config.variants import check_layers, read_layers
@@ -229,6 +230,14 @@ class ModelOptions(Section):
         ),
         Affects("base", "weights"),
     ]
+    transformer_path: Annotated[
+        str | None,
+        Field(
+            description="Train from the transformer in this folder (config.json, diffusion_pytorch_model*.safetensors) in place "
+            "of the pipeline's own, as the published script takes `--transformer_path`. null: the pipeline's."
+        ),
+        NAMES,
+    ] = None
     pretrained_revision: Annotated[
         str | None,
         Field(description="Commit, branch or tag of the repository. null: the newest; pin a commit to reproduce."),
@@ -269,6 +278,7 @@ class ModelOptions(Section):
                 "name a pipeline or a `transformer` folder"
             )
         ignored = (
+            "transformer_path",
             "pretrained_revision",
             "pretrained_vae_model_name_or_path",
             "pretrained_text_encoder_model_name_or_path",
@@ -283,6 +293,15 @@ class ModelOptions(Section):
                 raise ValueError(
                     f"{revision}: has no effect, as {source} names no repository; set that, or remove this"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _other_weights_are_no_experiment_of_this_project(self) -> Self:
+        if parse_converted(self.transformer_path):
+            raise ValueError(
+                f"transformer_path: {self.transformer_path!r} is another experiment's converted checkpoint: name it as "
+                "pretrained_model_path, so that it is trained first"
+            )
         return self
 
     @property
@@ -407,6 +426,7 @@ class ExperimentOptions(Section):
     transport: TransportOptions = Field(TransportOptions(), description="The flow: how training times are drawn.")
     train: TrainOptions = Field(TrainOptions(), description="The optimisation.")
     val: ValOptions = Field(ValOptions(), description="What is evaluated, while training and after it.")
+    convert: ConvertOptions = Field(ConvertOptions(), description="In which forms the weights are written.")
     logger: LoggerOptions = Field(LoggerOptions(), description="Logs and checkpoints.")
     cache_dir: Annotated[
         str | None, Field(description="Folder where downloaded weights are cached. null: the library's."), NOTHING
@@ -424,6 +444,14 @@ class ExperimentOptions(Section):
     def load(cls, path: Path | str) -> Self:
         """Reads an options file and those that it extends; raises ConfigError."""
         return check_layers(read_layers(Path(path)), cls)
+
+    @model_validator(mode="after")
+    def _merges_are_of_adapters(self) -> Self:
+        if "merged" in self.convert.formats and not self.train.lora_ft:
+            raise ValueError(
+                "convert.formats: merged is for adapters, but train.lora_ft is false; all weights are in `diffusers`"
+            )
+        return self
 
     @property
     def checkpoint_steps(self) -> list[int]:

@@ -22,7 +22,8 @@ class StartingWeights:
     Attributes:
         model: the {model} wildcard, a name for the base pipeline.
         base: folder of the base pipeline (VAE, text encoder, tokenizer, scheduler and its transformer).
-        transformer: folder of the transformer to train: the base's own or another experiment's converted one.
+        transformer: folder of the transformer to train: the base's own, another experiment's converted one, or that of
+            model.transformer_path.
         source: the model options that say how the base folder is made.
         upstream: (experiment, step or its average) whose conversion must run first, if any.
     """
@@ -80,7 +81,7 @@ def starting_weights(options: ExperimentOptions, experiments: Mapping[str, Exper
         _check_adapter(options, experiments)
     model = model_name(source.model)
     base = PRETRAINED_ROOT / model
-    transformer = base / "transformer"
+    transformer = Path(options.model.transformer_path) if options.model.transformer_path else base / "transformer"
     upstream = options.model.upstream
     if upstream:
         name, step = upstream
@@ -128,7 +129,8 @@ def _experiment(
         return ExperimentOptions.load(resolved)
     raise ConfigError(
         f"experiment {by.name!r}: {key} names the experiment {name!r}, which is neither in `experiments` "
-        f"(known: {', '.join(sorted(experiments))}) nor in {resolved}."
+        f"(known: {', '.join(sorted(experiments))}) nor in {resolved}. Weights from elsewhere: name their base pipeline as "
+        "model.pretrained_model_path and their folder as model.transformer_path."
     )
 
 

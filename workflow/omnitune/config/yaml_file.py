@@ -50,7 +50,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def line_of(path: Path, fits: Callable[[str], bool]) -> int | None:
     """The first line of a YAML file, which can be read, with a text that fits; None without any."""
-    pending = [yaml.SafeLoader(_text(path)).get_single_node()]
+    root = yaml.SafeLoader(_text(path)).get_single_node()
+    pending = [] if root is None else [root]
     while pending:
         node = pending.pop(0)
         if isinstance(node, yaml.ScalarNode) and fits(node.value):

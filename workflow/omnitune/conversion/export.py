@@ -1,12 +1,13 @@
-"""Turn a training checkpoint into the published diffusers layout: a `transformer` or a `transformer_lora` folder."""
+"""Turn a training checkpoint into weights that others load, in one of several formats."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from omnitune.config import ExperimentOptions
 from omnitune.config.training import trained_names
+from omnitune.conversion.adapters import Adapter
+from omnitune.conversion.card import model_card
 from omnitune.conversion.checkpoint import check_checkpoint
 from omnitune.conversion.keys import (
     base_shapes_beside_lora,
@@ -16,18 +17,16 @@ from omnitune.conversion.keys import (
     require_shapes,
     split_lora,
 )
-from omnitune.conversion.read import State, averaged_state, read_checkpoint
-from omnitune.conversion.verify import verify
-from omnitune.io.files import atomic_folder, portable, sha256_of, write_json
-from omnitune.models import OmniGen2Transformer2DModel, read_transformer, save_lora
+from omnitune.conversion.read import averaged_state, read_checkpoint
+from omnitune.conversion.start import starting_state
+from omnitune.conversion.tensors import State
+from omnitune.conversion.write import Target, Weights, is_merged, require_replaceable, write_weights
+from omnitune.io.files import portable
+from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import FACTORS
-from omnitune.paths import ADAPTER_FILE, AVERAGE_FOLDER, CONVERSION_FILE, MODEL_FOLDER
-from omnitune.pretrained.weights import check_weights
+from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OWN_FILES = ("config.json", CONVERSION_FILE, "diffusion_pytorch_model*", ADAPTER_FILE, ".snakemake*")
 
 
 def convert(
@@ -37,20 +36,23 @@ def convert(
     transformer: Path | None = None,
     *,
     ema: bool = False,
-    dtype: str | None = None,
-    max_shard_size: str = "10GB",
+    target: Target | None = None,
+    scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Exports a checkpoint's weights, loads the export again, compares every tensor and only then shows the folder.
+    """Writes a checkpoint's weights, reads them as the target program does, compares, and only then shows the folder.
+
+    Tensors are read, computed and written one at a time.
 
     Args:
         options: the experiment: architecture, which parameters it trains, the adapter.
         model_path: what `read_checkpoint` reads.
         save_path: the folder to write; an older conversion there is replaced.
         transformer: folder of the transformer that training started from. Its config.json is needed where
-            options.model.arch_opt is null, its weights where options.train.parameter_groups leaves some untrained.
+            options.model.arch_opt is null, its weights where options.train.parameter_groups leaves some untrained or an
+            adapter is merged.
         ema: take the average of the weights, which training keeps with train.ema_decay.
-        dtype: fp32, bf16 or fp16 of the saved weights; None keeps what the checkpoint holds.
-        max_shard_size: largest weight file, such as "10GB".
+        target: format, precision and file size.
+        scale: strength of an adapter that is merged.
 
     Returns:
         The content of `conversion.json`, which stands in the folder.
@@ -58,27 +60,23 @@ def convert(
     Raises:
         ValueError: for a checkpoint that cannot be read or whose keys, shapes or rank do not fit.
     """
-    model_path, save_path = Path(model_path), Path(save_path)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype: {dtype!r} is not allowed: needs one of {', '.join(DTYPES)}.")
-    _require_replaceable(save_path)
+    model_path, save_path, target = Path(model_path), Path(save_path), target or Target()
+    require_replaceable(save_path)
     config = architecture(options, transformer)
     model = empty_transformer(config)
     saved = check_checkpoint(model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
     found = read_checkpoint(averaged_state(model_path) if ema else model_path)
     state, counts = _checked_state(options, found, model, model_path, transformer)
-    state = _cast(state, dtype, model_path)
-    with atomic_folder(save_path) as partial:
-        if options.train.lora_ft:
-            _write_lora(partial, state, options, model)
-        else:
-            _write_transformer(partial, state, model, max_shard_size)
-        verify(partial, state, config)
-        origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
-        report = origin | _describe(options, state, counts, partial)
-        write_json(partial / CONVERSION_FILE, report)
-        _require_replaceable(save_path)  # once more: converting takes minutes
-    return report
+    _require_one_dtype(state, target.dtype, model_path)
+    if options.train.lora_ft:
+        weights = _adapted(options, state, config, model, transformer, target.format, scale)
+    elif target.format == "merged" or scale != 1:
+        raise ValueError("format merged and a scale are for adapters, but train.lora_ft is false in the options.")
+    else:
+        weights = Weights(config, state)
+    origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
+    card = partial(model_card, options, model_path)
+    return write_weights(save_path, weights, target, origin | _describe(options, state, counts), card)
 
 
 def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:
@@ -99,6 +97,26 @@ def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[s
         problems = "; ".join(f"{key}: {given[key]!r}, the base has {base[key]!r}" for key in differing)
         raise ValueError(f"model.arch_opt differs from {path}: {problems}.")
     return given
+
+
+def _adapted(
+    options: ExperimentOptions,
+    state: State,
+    config: dict[str, Any],
+    model: OmniGen2Transformer2DModel,
+    transformer: Path | None,
+    format: str,
+    scale: float,
+) -> Weights:
+    """The adapter, and the weights under it where the format wants them merged."""
+    train = options.train
+    modules = [name.removesuffix(FACTORS[0]) for name in state if name.endswith(FACTORS[0])]
+    adapter = Adapter(state, dict.fromkeys(modules, train.lora_alpha or train.lora_rank), train.lora_use_rslora)
+    into_weights = is_merged(format, adapter)
+    if scale != 1 and not into_weights:
+        raise ValueError(f"scale: {scale:g} is for formats that an adapter is merged in; {format} keeps it apart.")
+    under = starting_state(transformer, model) if into_weights else None
+    return Weights(config, under, [(adapter, scale)], sorted(lora_config_of(train, model).target_modules or ()))
 
 
 def _checked_state(
@@ -145,10 +163,9 @@ def _with_untrained(
                 f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
                 "that training started from."
             )
-        check_weights([transformer])
-        start = read_transformer(transformer).state_dict()
-        require_shapes(start, shapes, str(transformer), "It is not the transformer that training started from.")
-        state = state | {name: start[name] for name in untrained}
+        start = starting_state(transformer, model)
+        dtype = next(iter(state.values())).dtype  # training has loaded them in its own
+        state = state | {name: start[name].to(dtype) for name in untrained}
     return state, {"base": 0, "start": len(untrained)}
 
 
@@ -161,27 +178,14 @@ def _require_rank(adapters: State, rank: int, where: Path) -> None:
         )
 
 
-def _cast(state: State, dtype: str | None, where: Path) -> State:
+def _require_one_dtype(state: State, dtype: str | None, where: Path) -> None:
     found = {tensor.dtype for tensor in state.values()}
     if dtype is None and len(found) > 1:
         names = ", ".join(sorted(str(one).removeprefix("torch.") for one in found))
         raise ValueError(f"{where}: its tensors have several dtypes ({names}): say which to save with `dtype`.")
-    target = found.pop() if dtype is None else DTYPES[dtype]
-    return {name: state[name].to(target).contiguous() for name in sorted(state)}
 
 
-def _write_transformer(folder: Path, state: State, model: OmniGen2Transformer2DModel, max_shard_size: str) -> None:
-    model.load_state_dict(state, strict=True, assign=True)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-
-
-def _write_lora(folder: Path, state: State, options: ExperimentOptions, model: OmniGen2Transformer2DModel) -> None:
-    config = lora_config_of(options.train, model).to_dict()
-    kept = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora")
-    save_lora(folder, state, {key: config[key] for key in kept})
-
-
-def _describe(options: ExperimentOptions, state: State, counts: dict[str, int], folder: Path) -> dict[str, Any]:
+def _describe(options: ExperimentOptions, state: State, counts: dict[str, int]) -> dict[str, Any]:
     train = options.train
     lora = {
         "rank": train.lora_rank,
@@ -194,25 +198,6 @@ def _describe(options: ExperimentOptions, state: State, counts: dict[str, int], 
         "kind": "lora" if train.lora_ft else "full",
         "keys": len(state),
         **counts,
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
+        "parameters": sum(tensor.numel for tensor in state.values()),
         "lora": lora if train.lora_ft else None,
-        "files": {
-            path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
-        },
     }
-
-
-def _require_replaceable(save_path: Path) -> None:
-    """A folder is replaced only where everything in it is a conversion's: a mistyped path must not cost someone's files."""
-    if save_path.exists() and not save_path.is_dir():
-        raise ValueError(f"{save_path}: is a file; name the folder to write.")
-    foreign = [
-        entry.name
-        for entry in (save_path.iterdir() if save_path.is_dir() else ())
-        if entry.is_dir() or not any(entry.match(pattern) for pattern in OWN_FILES)
-    ]
-    if foreign:
-        raise ValueError(
-            f"{save_path}: holds {', '.join(sorted(foreign)[:5])}, which no conversion wrote: name another."
-        )

@@ -1,19 +1,20 @@
 """Account for every key of a checkpoint: what the architecture expects, what is missing, what is too much."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from omnitune.config.training import TrainOptions
-from omnitune.conversion.read import State, some
+from omnitune.conversion.read import some
+from omnitune.conversion.tensors import State
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import FACTORS, MAGNITUDE, published_name, resolve_targets
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def empty_transformer(config: dict[str, Any]) -> OmniGen2Transformer2DModel:
+def empty_transformer(config: Mapping[str, Any]) -> OmniGen2Transformer2DModel:
     """The architecture without any memory for its parameters."""
     with torch.device("meta"):
         return OmniGen2Transformer2DModel(**{key: value for key, value in config.items() if not key.startswith("_")})

@@ -1,24 +1,25 @@
-"""Read the model state out of a training checkpoint, whichever way it was written."""
+"""Read the model state out of a training checkpoint, whichever way it was written, and published weights."""
 
+import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from omnitune.checkpoints.distributed import TensorFolder
+from omnitune.conversion.tensors import LazyTensor, State, open_safetensors
 from omnitune.errors import reason_of
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
+from omnitune.pretrained.transformer import INDEX
 
 KNOWN_NAMES = (MODEL_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
 WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
 
-State = dict[str, torch.Tensor]
-
 
 def read_checkpoint(path: Path) -> State:
-    """The model state of a checkpoint, on the CPU, in the dtype that it was saved in.
+    """The model state of a checkpoint, in the dtype that it was saved in; its tensors are read as they are asked for.
 
     Args:
         path: a checkpoint folder (`checkpoint-N`) that holds one of KNOWN_NAMES, a torch distributed checkpoint folder, a
@@ -91,20 +92,21 @@ def _reader_of(path: Path) -> Callable[[Path], State]:
     if path.is_dir():
         return _read_distributed
     if path.suffix == ".safetensors":
-        return _read_safetensors
+        return open_safetensors
     if path.suffix in {".bin", ".pt", ".pth"}:
         return _read_torch
     raise ValueError(f"{path}: is not a checkpoint: its name ends in neither .safetensors nor .bin, .pt, .pth.")
 
 
 def _read_distributed(folder: Path) -> State:
-    """A torch distributed checkpoint, gathered by this one process; needs no process group."""
-    # Here and not above: the import takes a second, and generation, which needs only names of this package, has no use for it.
-    from omnitune.checkpoints.distributed import load_tensors
-
+    """A torch distributed checkpoint; needs no process group."""
     if not (folder / METADATA_FILE).is_file():
         raise ValueError(f"{folder}: a distributed checkpoint without {METADATA_FILE}: it was never finished.")
-    return load_tensors(folder)
+    found = TensorFolder(folder)
+    return {
+        name: LazyTensor(tuple(entry.size), entry.properties.dtype, partial(found.load, name))
+        for name, entry in found.tensors.items()
+    }
 
 
 def _read_torch(path: Path) -> State:
@@ -121,7 +123,7 @@ def _read_torch(path: Path) -> State:
     others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(f"{path}: {some(others)} are objects, no tensors: this is not a model state.")
-    return dict(content)
+    return {name: LazyTensor.of(tensor) for name, tensor in content.items()}
 
 
 def _load_unmapped(path: Path) -> Any:
@@ -129,13 +131,6 @@ def _load_unmapped(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a file of torch.save: {reason_of(error)}") from error
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a safetensors file: {reason_of(error)}") from error
 
 
 def _without_wrappers(state: State) -> State:
@@ -148,6 +143,34 @@ def _without_wrappers(state: State) -> State:
                 state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
                 stripped = True
     return state
+
+
+def read_published(folder: Path) -> State:
+    """The tensors of a published `transformer` folder, of one file or of several that an index names.
+
+    Raises:
+        ValueError: for a folder without weights, an index that cannot be read, and files that are damaged or lack a tensor.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            raise ValueError(
+                f"{folder}: holds {len(files)} .safetensors files; published weights are one, or several with {INDEX}."
+            )
+        return open_safetensors(files[0])
+    try:
+        places = {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{index}: cannot be read ({error}).") from None
+    outside = [file for file in places.values() if Path(file).name != file]
+    if outside:
+        raise ValueError(f"{index}: names {outside[0]!r}, which is no file of this folder.")
+    opened = {file: open_safetensors(folder / file) for file in sorted(set(places.values()))}
+    lost = [name for name, file in places.items() if name not in opened[file]]
+    if lost:
+        raise ValueError(f"{index}: names {some(lost)}, which its files do not hold.")
+    return {name: opened[file][name] for name, file in places.items()}
 
 
 def some(names: Iterable[str], limit: int = 10) -> str:

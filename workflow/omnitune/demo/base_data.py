@@ -96,6 +96,10 @@ def _encode(encoder: FrozenEncoder, pictures: Sequence[Picture], scaling: tuple[
     return [means, deviations, grids]
 
 
+def _died(chunk: object, code: int) -> NoReturn:
+    raise RuntimeError(f"the process that drew {chunk} ended with exit code {code}")
+
+
 def build_tables(
     encoder: FrozenEncoder, scaling: tuple[float, float], count: int, chunk: int, seed: int, workers: int
 ) -> Tables:
@@ -108,7 +112,7 @@ def build_tables(
     pictures: list[Picture] = []
     samples: list[list[int]] = []
     texts = {"": 0}
-    for rows in ordered_map(_draw_chunk, chunks, workers):
+    for [rows] in ordered_map(_draw_chunk, ([chunk] for chunk in chunks), workers, _died):
         for instruction, drawn in rows:
             first = len(pictures) + 1
             pictures += drawn

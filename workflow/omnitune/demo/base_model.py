@@ -19,7 +19,7 @@ from omnitune.demo.text_encoder import HIDDEN_SIZE, save_text_encoder
 from omnitune.demo.vae import load_vae
 from omnitune.io.files import write_json
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.components import PUBLISHED_INDEX
+from omnitune.models.components import model_index
 from omnitune.models.transformer_omnigen2 import OmniGen2Attention
 
 # Weights in bfloat16; transformer.json beside them holds their SHA-256, how they were trained and what they can do.
@@ -99,4 +99,4 @@ def build_base_model(
     load_vae().save_pretrained(folder / "vae")
     make_transformer().save_pretrained(folder / "transformer")
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-    write_json(folder / "model_index.json", PUBLISHED_INDEX)
+    write_json(folder / "model_index.json", model_index(folder))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from omnitune.config import Benchmark
 from omnitune.console import Progress
-from omnitune.conversion.export import DTYPES
+from omnitune.conversion.tensors import PRECISIONS
 from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.evaluation.prompts import (
     Prompt,
@@ -60,15 +60,15 @@ def load_pipeline(
     Raises:
         ValueError, OSError: for an unknown dtype or scheduler, or weights that are missing or do not fit.
     """
-    for name, value, known in (("dtype", dtype, list(DTYPES)), ("scheduler", scheduler, list(SCHEDULERS))):
+    for name, value, known in (("dtype", dtype, list(PRECISIONS)), ("scheduler", scheduler, list(SCHEDULERS))):
         if value not in known:
             raise ValueError(f"{name}: {value!r} is not allowed: needs one of {', '.join(known)}.")
     if threads:
         torch.set_num_threads(threads)
     components: dict[str, Any] = {}
     if transformer is not None:
-        components["transformer"] = read_transformer(transformer, DTYPES[dtype])
-    pipeline = OmniGen2Pipeline.from_pretrained(base, torch_dtype=DTYPES[dtype], **components)
+        components["transformer"] = read_transformer(transformer, PRECISIONS[dtype])
+    pipeline = OmniGen2Pipeline.from_pretrained(base, torch_dtype=PRECISIONS[dtype], **components)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     if lora is not None:
         pipeline.load_lora_weights(lora)

@@ -3,7 +3,7 @@
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -12,8 +12,16 @@ LFS_POINTER = b"version https://git-lfs"
 FETCH = "Fetch or write it again."
 
 
-def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Shapes of a .safetensors file's tensors by name, and its metadata; reads no tensor.
+class Header(NamedTuple):
+    """What a .safetensors file says of itself: shapes of its tensors by name, its metadata, and their types (`F32`)."""
+
+    shapes: dict[str, list[int]]
+    metadata: dict[str, str]
+    dtypes: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a .safetensors file; reads no tensor.
 
     Raises:
         ValueError: for a file that is missing, damaged or no .safetensors, with the reason.
@@ -23,8 +31,9 @@ def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
             problem = _first_bytes_problem(start.read(64), path.stat().st_size)
         if problem is None:
             with safe_open(path, framework="numpy") as file:
-                names = list(file.keys())
-                return {name: file.get_slice(name).get_shape() for name in names}, file.metadata() or {}
+                slices = {name: file.get_slice(name) for name in list(file.keys())}
+                shapes = {name: found.get_shape() for name, found in slices.items()}
+                return Header(shapes, file.metadata() or {}, {name: s.get_dtype() for name, s in slices.items()})
     except OSError as error:
         problem = error.strerror or str(error)
     except SafetensorError as error:
@@ -39,7 +48,7 @@ def _first_bytes_problem(start: bytes, size: int) -> str | None:
         return "it is empty"
     if start.startswith(LFS_POINTER):
         return "it is a pointer of git-lfs, not the file itself (`git lfs pull` fetches it)"
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":  # the length of a header may begin so as well
         return "it is a file of torch.save, which is not taken here; save it as .safetensors"
     if size < 8:
         return "it is cut off"

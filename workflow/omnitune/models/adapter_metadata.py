@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 
 # What the scale of an adapter is made of; modules, ranks and DoRA are read from the tensors.
@@ -75,6 +76,33 @@ def checked_metadata(path: Path, text: str | None, ranks: Mapping[str, int], use
         "use_dora": use_dora,
         "target_modules": sorted(ranks),
     }
+
+
+def config_of_alphas(
+    path: Path, alphas: Mapping[str, torch.Tensor], ranks: Mapping[str, int], use_dora: bool
+) -> dict[str, Any]:
+    """The config of an adapter whose scales are alpha / rank by a tensor of each module, and 1 where there is none.
+
+    Raises:
+        ValueError: for an alpha that is no number above 0.
+    """
+    rank, _ = Counter(ranks.values()).most_common(1)[0]
+    values = {module: _number(path, f"{module}.alpha", _item(alphas[module])) for module in alphas if module in ranks}
+    return {
+        "r": rank,
+        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
+        "lora_alpha": rank,
+        "alpha_pattern": {
+            module: values.get(module, own) for module, own in ranks.items() if values.get(module, own) != rank
+        },
+        "use_rslora": False,
+        "use_dora": use_dora,
+        "target_modules": sorted(ranks),
+    }
+
+
+def _item(tensor: torch.Tensor) -> Any:
+    return tensor.item() if tensor.numel() == 1 else list(tensor.shape)
 
 
 def _object(path: Path, text: str) -> dict[str, Any]:

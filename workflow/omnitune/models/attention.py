@@ -155,7 +155,7 @@ def _trial(name: str, device: torch.device, dtype: torch.dtype, shape: Shape) ->
         states = [tensor.requires_grad_() for tensor in (query, key, value)]
 
         def learnt(name: str) -> list[torch.Tensor]:
-            output = KERNELS[name](*states, packing)
+            output = KERNELS[name](states[0], states[1], states[2], packing)
             return [output.detach(), *torch.autograd.grad(output, states, gradient)]
 
         for found, expected in zip(learnt(name), learnt("per_sample"), strict=True):

@@ -7,23 +7,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from omnitune.io.weights import read_json, require_weights
+from omnitune.io.weights import read_header, read_json, require_weights
 
 from .files import require_finite
 from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
 
-# what the published folder's model_index.json says; our loader goes by the component names alone
-PUBLISHED_INDEX: dict[str, Any] = {
-    "_class_name": "OmniGen2Pipeline",
-    "_diffusers_version": "0.33.1",
-    "mllm": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-    "processor": ["transformers", "Qwen2_5_VLProcessor"],
-    "scheduler": ["scheduling_flow_match_euler_discrete_time_shifting", "FlowMatchEulerDiscreteScheduler"],
-    "transformer": ["transformer_omnigen2", "OmniGen2Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
 
 
@@ -33,9 +23,13 @@ def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float3
 
 
 def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
-    """The transformer in a folder of its own, a converted one; ValueError for files that are damaged or not finite."""
+    """The transformer in a folder of its own; ValueError for files that are damaged, not finite, or lack a tensor."""
     require_weights(folder)
+    found = {name for path in Path(folder).glob("*.safetensors") for name in read_header(path).shapes}
     model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype)
+    lost = sorted(model.state_dict().keys() - found)  # the library would leave these at random
+    if found and lost:
+        raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
     require_finite(model.state_dict(), folder)
     return model
 
@@ -65,6 +59,53 @@ def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
     name = read_json(source / "scheduler_config.json").get("_class_name")
     scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
     return scheduler.from_pretrained(source)
+
+
+# Class of the published code, the module that its repository has beside the part, and where its package has it.
+PUBLISHED_CLASSES = {
+    "transformer": (
+        "OmniGen2Transformer2DModel",
+        "transformer_omnigen2",
+        "omnigen2.models.transformers.transformer_omnigen2",
+    ),
+    "euler": (
+        "FlowMatchEulerDiscreteScheduler",
+        "scheduling_flow_match_euler_discrete_time_shifting",
+        "omnigen2.schedulers.scheduling_flow_match_euler_discrete",
+    ),
+    "dpmsolver": (
+        "DPMSolverMultistepScheduler",
+        "scheduling_dpmsolver_multistep",
+        "omnigen2.schedulers.scheduling_dpmsolver_multistep",
+    ),
+}
+
+
+def model_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline folder, by the classes that its parts are of; our loader goes by their names alone.
+
+    Transformer and scheduler are named by the module beside them, as in the published repository, where there is one, and
+    otherwise by the published package, which the published script has: so it loads the folder.
+    """
+    config = read_json(folder / "mllm" / "config.json")
+    [mllm] = config.get("architectures") or ["Qwen2_5_VLForConditionalGeneration"]
+    whole = (folder / "processor" / "preprocessor_config.json").is_file()
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    kind = "dpmsolver" if "DPMSolver" in scheduler.get("_class_name", "") else "euler"
+    return {
+        "_class_name": "OmniGen2Pipeline",
+        "_diffusers_version": "0.33.1",
+        "mllm": ["transformers", mllm],
+        "processor": ["transformers", "Qwen2_5_VLProcessor" if whole else "Qwen2TokenizerFast"],
+        "scheduler": _published_class(folder / "scheduler", kind),
+        "transformer": _published_class(folder / "transformer", "transformer"),
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _published_class(part: Path, kind: str) -> list[str]:
+    name, beside, module = PUBLISHED_CLASSES[kind]
+    return [beside if (part / f"{beside}.py").is_file() else module, name]
 
 
 LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {

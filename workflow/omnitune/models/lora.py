@@ -2,37 +2,45 @@
 
 The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`, and with DoRA
 `lora_magnitude_vector`. Without more, alpha equals the rank. The adapter's config travels in the file's metadata under
-`lora_adapter_metadata`, as diffusers writes it, so that another alpha and rsLoRA survive.
+`lora_adapter_metadata`, as diffusers writes it, so that another alpha and rsLoRA survive. Files of other tools are read as
+well: adapter_names.
 """
 
 import difflib
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnitune.io.files import atomic_path
 from omnitune.io.places import is_local
 from omnitune.io.weights import read_header
-from omnitune.paths import ADAPTER_FILE
+from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 
-from .adapter_metadata import adapter_ranks, checked_metadata
+from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
+from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
 from .files import require_finite
 
 METADATA_KEY = "lora_adapter_metadata"
-PREFIX = "transformer."
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
-MAGNITUDE = ".lora_magnitude_vector"
-FACTORS = (".lora_A.weight", ".lora_B.weight")
+
+
+def linear_names(model: Any) -> list[str]:
+    """Names of a model's linear layers, in its order; of those that have an adapter, as without it."""
+    found = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".lora_" not in name)
+    return [name.removesuffix(".base_layer") for name in found]
 
 
 def resolve_targets(model: Any, targets: Sequence[str] | None) -> list[str]:
@@ -46,7 +54,7 @@ def resolve_targets(model: Any, targets: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: for an entry that fits no linear layer.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = linear_names(model)
     chosen: set[str] = set()
     for entry in TARGET_MODULES if targets is None else targets:
         if any(sign in entry for sign in "*?["):
@@ -142,10 +150,7 @@ def save_lora(
     """
     metadata = {"format": "pt"}
     if config is not None:
-        values = config.to_dict() if isinstance(config, LoraConfig) else dict(config)
-        # a set has no order: sorted, equal adapters give equal files
-        values = {PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-        metadata[METADATA_KEY] = json.dumps(values, indent=2, sort_keys=True)
+        metadata[METADATA_KEY] = metadata_text(config)
     path = Path(folder) / weight_name
     tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     with atomic_path(path) as temporary:
@@ -153,51 +158,121 @@ def save_lora(
     return path
 
 
+def adapter_scale(alpha: float, rank: int, use_rslora: bool = False) -> float:
+    """What the product of an adapter's factors is multiplied by."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
+
+
+def metadata_text(config: LoraConfig | Mapping[str, Any]) -> str:
+    """An adapter's config as its file carries it."""
+    values = config.to_dict() if isinstance(config, LoraConfig) else dict(config)
+    # a set has no order: sorted, equal adapters give equal files
+    values = {PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return json.dumps(values, indent=2, sort_keys=True)
+
+
+def adapter_alphas(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any] | None) -> dict[str, float]:
+    """Alpha of each module of an adapter that read_lora has read, as diffusers takes it: without a config, the usual rank."""
+    ranks = {name.removesuffix(FACTORS[0]): shape[0] for name, shape in shapes.items() if name.endswith(FACTORS[0])}
+    usual, _ = Counter(ranks.values()).most_common(1)[0]
+    said = config or {}
+    return {module: said.get("alpha_pattern", {}).get(module, said.get("lora_alpha", usual)) for module in ranks}
+
+
+class AdapterHeader(NamedTuple):
+    """What an adapter's file says of itself.
+
+    Attributes:
+        path: the file.
+        names: of its tensors, as they were read.
+        shapes: of its tensors, named as lora_state_dict names them.
+        config: arguments of LoraConfig; None where the file carries none, so that alpha is the rank.
+    """
+
+    path: Path
+    names: AdapterNames
+    shapes: dict[str, list[int]]
+    config: dict[str, Any] | None
+
+
 def read_lora(
-    source: str | Path, weight_name: str = ADAPTER_FILE
+    source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Read an adapter from its file, its folder, or the repository with this id.
+    """Read an adapter from its file, its folder, or the repository with this id; also one that another tool has written.
+
+    Args:
+        source: where it is.
+        weight_name: of the file in a folder or repository; in a folder without it, the file that peft writes.
+        modules: names of the model's linear layers, by which kohya's names (`lora_unet_..`) are told apart.
 
     Returns:
-        the tensors as lora_state_dict names them, and the adapter's config, or None where the file carries none.
+        the tensors as lora_state_dict names them, and the adapter's config, or None where the file carries none: alpha is
+        the rank then.
 
     Raises:
-        ValueError: for a file that is damaged, with other tensors than the transformer's LoRA pairs, or with metadata that
+        ValueError, FileNotFoundError: as of read_lora_header, and for numbers that are not finite.
+    """
+    found = read_lora_header(source, weight_name, modules)
+    tensors = {found.names.plain[name]: tensor for name, tensor in load_file(found.path).items()}
+    require_finite(tensors, found.path)
+    return {name: tensor for name, tensor in tensors.items() if name in found.shapes}, found.config
+
+
+def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()) -> AdapterHeader:
+    """What an adapter's file says of itself; its factors are not read. The arguments are those of read_lora.
+
+    Raises:
+        ValueError: for a file that is damaged, with other tensors than LoRA pairs, which are named, or with metadata that
             do not fit these.
         FileNotFoundError: for a folder without the file.
     """
+    path = _adapter_path(source, weight_name)
+    header, texts, _ = read_header(path)
+    try:
+        names = read_names(header, modules)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
+    if names.unknown or not names.plain:
+        raise ValueError(_unknown_names(path, names.unknown, len(header)))
+    shapes = {plain: header[name] for name, plain in names.plain.items() if not plain.endswith(ALPHA)}
+    ranks, use_dora = adapter_ranks(path, shapes), any(name.endswith(MAGNITUDE) for name in shapes)
+    with safe_open(path, framework="pt") as file:
+        alphas = {
+            plain.removesuffix(ALPHA): file.get_tensor(name)
+            for name, plain in names.plain.items()
+            if plain.endswith(ALPHA)
+        }
+    text = texts.get(METADATA_KEY)
+    if text is None and names.prefixes == {PEFT_PREFIX} and (path.parent / PEFT_CONFIG_FILE).is_file():
+        text = (path.parent / PEFT_CONFIG_FILE).read_text(encoding="utf-8")
+    if alphas or (text is None and names.prefixes != {PREFIX}):
+        return AdapterHeader(path, names, shapes, config_of_alphas(path, alphas, ranks, use_dora))
+    return AdapterHeader(path, names, shapes, checked_metadata(path, text, ranks, use_dora))
+
+
+def _adapter_path(source: str | Path, weight_name: str) -> Path:
     path = Path(source)
     if path.is_dir():
-        path = path / weight_name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: a LoRA folder holds {weight_name}")
-    elif not is_local(str(source), "adapter"):
-        path = Path(hf_hub_download(str(source), weight_name))
-    names, texts = read_header(path)
-    unknown = _incomplete(names)
-    if unknown or not names:
-        raise ValueError(
-            f"{path} is no LoRA of the transformer: {len(unknown)} of {len(names)} tensors, such as "
-            f"{unknown[:3]}, are not {PREFIX}<module>.lora_A.weight and lora_B.weight in pairs, each with "
-            "lora_magnitude_vector or none"
-        )
-    shapes = {name.removeprefix(PREFIX): shape for name, shape in names.items()}
-    use_dora = any(name.endswith(MAGNITUDE) for name in shapes)
-    config = checked_metadata(path, texts.get(METADATA_KEY), adapter_ranks(path, shapes), use_dora)
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(path).items()}
-    require_finite(tensors, path)
-    return tensors, config
+        files = [path / weight_name, path / PEFT_FILE]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(f"{files[0]} does not exist: a LoRA folder holds {weight_name} or {PEFT_FILE}")
+        return found
+    return path if is_local(str(source), "adapter") else Path(hf_hub_download(str(source), weight_name))
 
 
-def _incomplete(names: Iterable[str]) -> list[str]:
-    """The names that belong to no adapter of the transformer with all its parts."""
-    names = set(names)
-    parts = (*FACTORS, MAGNITUDE) if any(name.endswith(MAGNITUDE) for name in names) else FACTORS
-    modules = {name.removesuffix(part) for part in parts for name in names if name.endswith(part)}
-    whole = {
-        module for module in modules if module.startswith(PREFIX) and all(module + part in names for part in parts)
-    }
-    return sorted(names - {module + part for module in whole for part in parts})
+def _unknown_names(path: Path, unknown: Sequence[str], count: int) -> str:
+    dora = any(name.endswith(".dora_scale") for name in unknown)
+    note = (
+        "; dora_scale is DoRA by another norm, which cannot be taken over: merge it where it was trained"
+        if dora
+        else ""
+    )
+    return (
+        f"{path} is no LoRA of the transformer: {len(unknown)} of {count} tensors, such as {list(unknown[:3])}, are not "
+        f"<module>.lora_A.weight and lora_B.weight (or lora_down, lora_up) of its modules in pairs, each with "
+        f"lora_magnitude_vector or none{note}"
+    )
 
 
 def load_lora(
@@ -208,12 +283,17 @@ def load_lora(
     Raises:
         ValueError: when the adapter's modules are not among the model's, or the name is taken.
     """
-    tensors, config = read_lora(source, weight_name)
+    tensors, config = read_lora(source, weight_name, linear_names(model))
+    require_fitting(source, tensors, model)
+    model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
+
+
+def require_fitting(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Any) -> None:
+    """Raises ValueError for an adapter, as read_lora has read it, of modules or widths that the model does not have."""
     modules = adapted_modules(tensors)
     layers = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
-    known = layers.keys()
-    if modules - known:
-        missing = sorted(modules - known)
+    missing = sorted(modules - layers.keys())
+    if missing:
         raise ValueError(
             f"{source} adapts {len(missing)} modules that the model does not have, such as {missing[:3]}: "
             "it belongs to a model of another size"
@@ -226,11 +306,10 @@ def load_lora(
                 f"{source} belongs to a model of another size: {module} takes {wide[0]} features to {wide[1]}, "
                 f"the adapter {found[0]} to {found[1]}"
             )
-    model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
 
 
-def adapted_modules(tensors: Mapping[str, torch.Tensor]) -> set[str]:
-    """Names of the modules that an adapter's tensors, named as lora_state_dict names them, belong to."""
+def adapted_modules(tensors: Iterable[str]) -> set[str]:
+    """Names of the modules that an adapter's tensors, by their names as lora_state_dict names them, belong to."""
     return {name.rsplit(".lora_", 1)[0] for name in tensors}
 
 

@@ -21,7 +21,7 @@ from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tenso
 from omnitune.io.files import write_json
 from omnitune.io.places import is_local
 
-from .components import COMPONENTS, LOADERS, PUBLISHED_INDEX
+from .components import COMPONENTS, LOADERS, model_index
 from .lora import OmniGen2LoraLoaderMixin
 from .scheduler import OmniGen2FlowMatchScheduler
 from .text_features import encode_text
@@ -152,7 +152,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
             getattr(self, name).save_pretrained(folder / name, max_shard_size=max_shard_size)
         self.processor.save_pretrained(folder / "processor")
         self.scheduler.save_pretrained(folder / "scheduler")
-        write_json(folder / "model_index.json", PUBLISHED_INDEX)
+        write_json(folder / "model_index.json", model_index(folder))
 
     # ------------------------------------------------------------------ parts of a call
 

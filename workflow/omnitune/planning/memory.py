@@ -286,7 +286,7 @@ def encoder_bytes_of(base: Path, options: ExperimentOptions) -> int:
     total = 0
     for folder, size in ((base / "vae", FLOAT), (base / "mllm", text)):
         for path in folder.glob("*.safetensors"):
-            shapes, _ = read_header(path)
+            shapes = read_header(path).shapes
             # instructions pass neither through the vision tower nor through the output head
             names = [name for name in shapes if "visual." not in name and not name.startswith("lm_head.")]
             total += size * sum(math.prod(shapes[name]) for name in names)

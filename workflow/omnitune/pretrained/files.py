@@ -48,6 +48,11 @@ def require_parts(folder: Path, parts: Sequence[str], key: str) -> None:
     """Raises ValueError, naming the key, for a pipeline folder that lacks some of its parts."""
     wanted = [*([INDEX] if len(parts) > 1 else []), *parts]
     missing = [part for part in wanted if not (folder / part).exists()]
+    if missing and len(parts) > 1 and (folder / "config.json").is_file():
+        raise ValueError(
+            f"{key}: {folder} is a folder of weights, no pipeline. Name its base pipeline there, and this folder as "
+            "model.transformer_path."
+        )
     if missing:
         raise ValueError(f"{key}: {folder} lacks {', '.join(missing)}; it is not a folder in the published layout.")
 
@@ -86,6 +91,24 @@ def local_files(name: str) -> list[Path]:
         require_safe(path, f"model.pretrained_model_path: {name!r}")
         require_own(path, folder)
     return sorted(files)
+
+
+def require_pipeline(name: str) -> None:
+    """Raises ValueError for a `model.pretrained_model_path` that is a path, and leads to no whole pipeline folder."""
+    folder, key = Path(name), f"model.pretrained_model_path: {name!r}"
+    if name == DEMO:
+        return
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+            raise ValueError(f"{key} is neither a folder nor a repository id (owner/name).")
+        return
+    missing = [part for part in (INDEX, *PARTS) if not (folder / part).exists()]
+    if missing and (folder / "config.json").is_file():
+        raise ValueError(
+            f"{key} is a folder of weights, no pipeline. Name its base pipeline there, and this folder as model.transformer_path."
+        )
+    if missing:
+        raise ValueError(f"{key} lacks {', '.join(missing)}; it is not a folder in the published layout.")
 
 
 def walk(place: Path) -> Iterator[Path]:

@@ -31,9 +31,8 @@ def read_manifest(folder: Path) -> Manifest | None:
                 if path.parent == folder:
                     return Manifest(path, {name: facts["sha256"] for name, facts in content["files"].items()})
                 start = f"{folder.name}/"
-                return Manifest(
-                    path, {k.removeprefix(start): str(v) for k, v in content.items() if k.startswith(start)}
-                )
+                hashes = {k.removeprefix(start): str(v) for k, v in content.items() if k.startswith(start)}
+                return Manifest(path, hashes) if hashes else None  # of something else
             except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}: cannot be read ({error}). {_fix(path)}") from None
     return None

@@ -13,6 +13,9 @@ from omnitune.models.lora import (
     MAGNITUDE,
     TARGET_MODULES,
     adapted_modules,
+    adapter_alphas,
+    adapter_scale,
+    linear_names,
     lora_config,
     lora_state_dict,
     read_lora,
@@ -36,37 +39,39 @@ def lora_config_of(train: TrainOptions, model: Any) -> LoraConfig:
 
 
 def load_starting_adapter(model: Any, train: TrainOptions) -> None:
-    """Load the published adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
+    """Load the adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
+
+    It starts with the effect that it has by its own alpha; lora_B is brought to the scale that the options ask for.
 
     Raises:
-        ValueError: where there is none, or where rank, alpha, targets or kind differ from the options.
+        ValueError: where there is none, or where rank, targets or kind differ from the options.
     """
     assert train.lora_path is not None
     path = starting_adapter_file(train.lora_path)
-    tensors, config = read_lora(path)
+    tensors, config = read_lora(path, modules=linear_names(model))
     own = lora_state_dict(model)
-    _require_same_adapter(path, tensors, config or {}, own, train)
+    _require_same_adapter(path, tensors, own, train)
+    alphas = adapter_alphas({name: tensor.shape for name, tensor in tensors.items()}, config)
+    rank, found_rslora = train.lora_rank, bool((config or {}).get("use_rslora", False))
+    asked = adapter_scale(train.lora_alpha or rank, rank, train.lora_use_rslora)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+            if name.endswith(FACTORS[1]):
+                tensor.mul_(adapter_scale(alphas[name.removesuffix(FACTORS[1])], rank, found_rslora) / asked)
 
 
 def _require_same_adapter(
     path: Path,
     tensors: Mapping[str, torch.Tensor],
-    config: Mapping[str, Any],
     own: Mapping[str, torch.Tensor],
     train: TrainOptions,
 ) -> None:
     """Raises ValueError where an adapter is not of the kind, the modules and the sizes that the options ask for."""
-    alpha = train.lora_alpha or train.lora_rank
     ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(FACTORS[0])})
     for key, asked, found in (
         ("lora_use_dora", train.lora_use_dora, any(name.endswith(MAGNITUDE) for name in tensors)),
         ("lora_rank", train.lora_rank, ranks[0] if len(ranks) == 1 else ranks),
-        ("lora_use_rslora", train.lora_use_rslora, config.get("use_rslora", False)),
-        # as read_lora reads a file that does not say: alpha is the rank
-        ("lora_alpha", alpha, config.get("alpha_pattern") or config.get("lora_alpha", train.lora_rank)),
     ):
         if asked != found:
             raise ValueError(

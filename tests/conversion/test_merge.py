@@ -1,0 +1,71 @@
+"""Several adapters, of any tool, become a part of the weights under them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.conversions import RANK, adapters_of, lora_model, predict, random_model
+from omnitune.conversion.merge import merge
+from omnitune.conversion.write import Target
+from omnitune.models import OmniGen2Transformer2DModel, lora_state_dict, save_lora
+
+pytestmark = pytest.mark.unit
+
+
+def test_several_adapters_with_strengths(tmp_path: Path) -> None:
+    """One as we write it, one as ComfyUI reads it; peft gives what they come to together."""
+    random_model().save_pretrained(tmp_path / "base")
+    model = lora_model(("to_q",))
+    save_lora(tmp_path / "ours", lora_state_dict(model), model.peft_config["default"])
+    other = {name: 0.5 * tensor for name, tensor in lora_state_dict(lora_model(("to_q", "to_v"))).items()}
+    named = {f"diffusion_model.{name}": tensor for name, tensor in other.items()}
+    modules = {name.rpartition(".lora_")[0] for name in other}
+    alphas = {f"diffusion_model.{module}.alpha": torch.tensor(2.0) for module in modules}
+    save_file(named | alphas, tmp_path / "theirs.safetensors")
+    report = merge(
+        tmp_path / "base",
+        [tmp_path / "ours", tmp_path / "theirs.safetensors"],
+        [0.7, -0.5],
+        tmp_path / "out",
+        Target("merged"),
+    )
+    model.load_lora_adapter(other, prefix=None, adapter_name="theirs")  # of scale 1, where alpha / rank is a half
+    model.set_adapters(["default", "theirs"], [0.7, -0.25])
+    found = OmniGen2Transformer2DModel.from_pretrained(tmp_path / "out")
+    assert torch.allclose(predict(found), predict(model), atol=1e-5)
+    assert report["merged"] == [0.7, -0.5]
+    assert [entry["scale"] for entry in report["adapters"]] == report["merged"]
+    assert report["verified"][0]["modules"] == len(modules)
+
+
+def test_a_merge_into_bfloat16_weights_stays_in_them(tmp_path: Path) -> None:
+    base = random_model().to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    model = lora_model(("to_q",))
+    save_lora(tmp_path / "lora", lora_state_dict(model), model.peft_config["default"])
+    for target in (Target("merged"), Target("comfyui")):
+        merge(tmp_path / "base", [tmp_path / "lora"], [], tmp_path / target.format, target)
+        [file] = (tmp_path / target.format).glob("*.safetensors")
+        state = load_file(file)
+        assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+        changed = {name for name, tensor in base.state_dict().items() if not torch.equal(state[name], tensor)}
+        assert changed == {f"{name.rpartition('.lora_')[0]}.weight" for name in adapters_of(model)}
+
+
+def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
+    random_model().save_pretrained(tmp_path / "base")
+    save_lora(
+        tmp_path / "wide",
+        {"x_embedder.lora_A.weight": torch.zeros(RANK, 8), "x_embedder.lora_B.weight": torch.zeros(9, RANK)},
+    )
+    for base, loras, scales, message in (
+        ("base", ["wide"], [], "belongs to a model of another size: x_embedder takes"),
+        ("base", ["wide"], [1.0, 2.0], "2 strengths for 1 adapters"),
+        ("base", [], [], "name at least one adapter"),
+        ("wide", ["wide"], [], r"wide/config\.json is missing: name a `transformer` folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merge(tmp_path / base, [tmp_path / name for name in loras], scales, tmp_path / "out", Target("merged"))
+    assert not (tmp_path / "out").exists()

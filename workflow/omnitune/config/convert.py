@@ -1,0 +1,41 @@
+"""The section `convert` of an experiment's options: what becomes of the checkpoints that are evaluated."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from omnitune.config.affects import Affects
+from omnitune.config.base import Section
+from omnitune.paths import FORMATS
+
+
+class ConvertOptions(Section):
+    """In which forms the weights are written."""
+
+    formats: Annotated[
+        list[Literal["diffusers", "comfyui", "merged", "pipeline"]],
+        Field(
+            description="Each in a folder of its own beside the checkpoint: `diffusers`, `transformer` or `transformer_lora` in "
+            "the published layout, which is made in any case, as evaluation loads it; `comfyui`, one file for ComfyUI; "
+            "`merged`, an adapter merged into the base; `pipeline`, a whole pipeline folder."
+        ),
+        Affects("evaluations"),
+    ] = ["diffusers"]
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        Field(description="Precision of the written weights. null: float32, as trained; of a merge, that of the base."),
+        Affects("conversions"),
+    ] = None
+    max_shard_size: Annotated[
+        str,
+        Field(
+            pattern=r"^[1-9]\d*(KB|MB|GB)$",
+            description="Weights of more bytes are written in several files; those for ComfyUI are one in any case.",
+        ),
+        Affects("conversions"),
+    ] = "10GB"
+
+    @field_validator("formats")
+    @classmethod
+    def _each_once_and_the_first_in_any_case(cls, formats: list[str]) -> list[str]:
+        return [name for name in FORMATS if name in {FORMATS[0], *formats}]

@@ -1,0 +1,112 @@
+"""The model card of converted weights: README.md of their folder, ready to be uploaded, without paths of this machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omnitune.checkpoints.states import read_state
+from omnitune.config import ExperimentOptions
+from omnitune.paths import ADAPTER_FILE, COMFYUI_ADAPTER_FILE, COMFYUI_MODEL_FILE, STATE_FILE
+
+CARD_FILE = "README.md"
+MARK = "Written by `omnitune convert`."  # by which a card is known to be no one's own
+LICENCE = "apache-2.0"  # of the published OmniGen2
+SHOWN = ("learning_rate", "lr_scheduler", "optimizer", "global_batch_size", "mixed_precision", "ema_decay")
+SHOWN_OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_use_dora", "lora_use_rslora", "lora_target_modules")
+
+LOADING = {
+    "adapter": f"""    # Omnitune, or the published script with the same options
+    omnitune generate --model_path OmniGen2/OmniGen2 --transformer_lora_path {ADAPTER_FILE} --instruction ".."
+
+    # diffusers, with the transformer of a pipeline
+    pipeline.transformer.load_lora_adapter("FOLDER", prefix="transformer", weight_name="{ADAPTER_FILE}")
+
+    # peft
+    PeftModel.from_pretrained(transformer, "FOLDER")
+""",
+    "transformer": """    # Omnitune, or the published script with the same options
+    omnitune generate --model_path OmniGen2/OmniGen2 --transformer_path FOLDER --instruction ".."
+""",
+    "pipeline": """    # Omnitune, or the published script with the same options
+    omnitune generate --model_path FOLDER --instruction ".."
+""",
+    "comfyui adapter": f"    # ComfyUI: put {COMFYUI_ADAPTER_FILE} into models/loras, load it with LoraLoaderModelOnly\n",
+    "comfyui model": (
+        f"    # ComfyUI: put {COMFYUI_MODEL_FILE} into models/diffusion_models, load it with Load Diffusion Model\n"
+    ),
+}
+
+
+def model_card(options: ExperimentOptions, model_path: Path, report: Mapping[str, Any]) -> str:
+    """Text of the card: base and licence, data, options, how to load it.
+
+    Args:
+        options: the experiment's.
+        model_path: the checkpoint; of one of ours, step and data are told.
+        report: content of conversion.json, without its files.
+    """
+    known = model_path.is_dir() and (model_path / STATE_FILE).is_file()
+    state = read_state(model_path) if known else None
+    parts = [_front(options), f"# {options.name}\n", f"{_sentence(options, report, state.step if state else None)}\n"]
+    if state:
+        parts += ["## Data\n", _data(state.identity.get("data", {}))]
+    parts += [
+        "## Training\n",
+        _options(options),
+        "## Loading\n",
+        LOADING[_kind(report)],
+        _verified(report),
+        MARK + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def _base(options: ExperimentOptions) -> str | None:
+    """The repository of the base model; None for a local one, whose path is nobody's business."""
+    name = options.model.pretrained_model_path
+    local = options.model.upstream or options.model.transformer_path or Path(name).exists() or name.count("/") != 1
+    return None if local else name
+
+
+def _front(options: ExperimentOptions) -> str:
+    base = _base(options)
+    content: dict[str, Any] = {"license": LICENCE, "library_name": "diffusers", "pipeline_tag": "image-to-image"}
+    content |= {"base_model": base} if base else {}
+    content["tags"] = ["omnigen2", "text-to-image", *(["lora"] if options.train.lora_ft else [])]
+    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
+
+
+def _sentence(options: ExperimentOptions, report: Mapping[str, Any], step: int | None) -> str:
+    kind = {"lora": "A LoRA adapter of", "full": "A fine-tune of"}[report["kind"]]
+    merged = ", merged into its base" if report["merged"] else ""
+    steps = f" after {step} steps" if step is not None else ""
+    average = ", the average of its weights" if report["ema"] else ""
+    base = _base(options) or "OmniGen2 (from weights of its own)"
+    return f"{kind} {base}{merged}{steps}{average}; {report['parameters']:,} parameters, {report['dtype']}."
+
+
+def _data(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [f"| {name} | {found['samples']} | {found['ratio']:.3g} |" for name, found in sorted(sources.items())]
+    return "\n".join(["| source | samples | share |", "|---|---|---|", *rows, ""])
+
+
+def _options(options: ExperimentOptions) -> str:
+    names = (*SHOWN, *(SHOWN_OF_LORA if options.train.lora_ft else ()))
+    values = [(name, getattr(options.train, name)) for name in names]
+    return "\n".join([*(f"- {name}: {value}" for name, value in values if value is not None), ""])
+
+
+def _kind(report: Mapping[str, Any]) -> str:
+    apart = report["kind"] == "lora" and not report["merged"]
+    if report["format"] == "comfyui":
+        return "comfyui adapter" if apart else "comfyui model"
+    return "pipeline" if report["format"] == "pipeline" else "adapter" if apart else "transformer"
+
+
+def _verified(report: Mapping[str, Any]) -> str:
+    rows = [
+        f"- {found['read_as']}: largest relative difference {found['difference']:.1e}" for found in report["verified"]
+    ]
+    return "\n".join(["Compared with the trained weights, as read by\n", *rows, ""])

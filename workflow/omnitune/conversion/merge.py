@@ -1,0 +1,64 @@
+"""Merge adapters, of any tool that is read, into a transformer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omnitune.conversion.adapters import Adapter
+from omnitune.conversion.keys import empty_transformer
+from omnitune.conversion.start import starting_state
+from omnitune.conversion.write import Target, Weights, require_replaceable, write_weights
+from omnitune.io.files import portable, sha256_of
+from omnitune.models.lora import linear_names, read_lora, require_fitting
+from omnitune.paths import adapter_file
+from omnitune.training.architecture import read_architecture
+
+
+def merge(
+    transformer: Path, loras: Sequence[Path], scales: Sequence[float], save_path: Path, target: Target
+) -> dict[str, Any]:
+    """Writes W + the sum of scale x (W with one adapter - W), verified as a conversion is.
+
+    Args:
+        transformer: folder of the weights under the adapters, in the published layout.
+        loras: files or folders of adapters.
+        scales: the strength of each; empty for 1.
+        save_path: the folder to write; an older conversion there is replaced.
+        target: format, precision and file size.
+
+    Returns:
+        The content of `conversion.json`, which stands in the folder.
+
+    Raises:
+        ValueError: for weights or adapters that cannot be read or do not fit each other, and for a wrong number of scales.
+    """
+    if not loras:
+        raise ValueError("--lora: name at least one adapter to merge.")
+    strengths = list(scales) or [1.0] * len(loras)
+    if len(strengths) != len(loras):
+        raise ValueError(f"--scale: {len(strengths)} strengths for {len(loras)} adapters; give one for each, or none.")
+    require_replaceable(save_path)
+    config = read_architecture(transformer)
+    if not config:
+        raise ValueError(
+            f"{transformer / 'config.json'} is missing: name a `transformer` folder in the published layout."
+        )
+    model = empty_transformer(config)
+    adapters = []
+    for path, strength in zip(loras, strengths, strict=True):
+        tensors, said = read_lora(path, modules=linear_names(model))
+        require_fitting(path, tensors, model)
+        adapters.append((Adapter.of(tensors, said), strength))
+    state = starting_state(transformer, model)
+    files = [adapter_file(str(path)) for path in loras]
+    facts = {
+        "source": portable(transformer),
+        "adapters": [
+            {"source": portable(path), "sha256": sha256_of(path), "scale": strength}
+            for path, strength in zip(files, strengths, strict=True)
+        ],
+        "kind": "full",
+        "keys": len(state),
+        "parameters": sum(tensor.numel for tensor in state.values()),
+    }
+    return write_weights(save_path, Weights(config, state, adapters), target, facts)

@@ -1,0 +1,180 @@
+"""Write weights in one of the formats, and see that the programs that it is for read them as they should."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnitune.conversion.adapters import Adapter, folded, merged
+from omnitune.conversion.card import CARD_FILE, MARK
+from omnitune.conversion.formats import comfyui, diffusers, pipeline
+from omnitune.conversion.read import read_published
+from omnitune.conversion.tensors import PRECISIONS, State, open_safetensors
+from omnitune.conversion.verify import verify_adapter, verify_model
+from omnitune.io.files import atomic_folder, sha256_of, write_json
+from omnitune.paths import (
+    ADAPTER_FILE,
+    COMFYUI_MODEL_FILE,
+    CONVERSION_FILE,
+    FORMATS,
+    PEFT_CONFIG_FILE,
+    PEFT_FILE,
+)
+from omnitune.pretrained.files import INDEX, PARTS
+
+OWN_FILES = (
+    "config.json",
+    CONVERSION_FILE,
+    "diffusion_pytorch_model*",
+    ADAPTER_FILE,
+    PEFT_FILE,
+    PEFT_CONFIG_FILE,
+    "comfyui_*.safetensors",
+    ".snakemake*",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to write.
+
+    Attributes:
+        format: one of FORMATS.
+        dtype: fp32, bf16 or fp16; None keeps that of the weights.
+        max_shard_size: of a weight file, such as "10GB"; ComfyUI's is one file in any case.
+        base: pipeline folder, whose other parts the format `pipeline` copies.
+    """
+
+    format: str = FORMATS[0]
+    dtype: str | None = None
+    max_shard_size: str = "10GB"
+    base: Path | None = None
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, (None, *PRECISIONS))):
+            if value not in known:
+                raise ValueError(f"{key}: {value!r} is not allowed: needs one of {', '.join(filter(None, known))}.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What training has left.
+
+    Attributes:
+        config: init arguments of the transformer.
+        model: its weights, those under the adapters; None where an adapter alone is written.
+        adapters: each with its strength.
+        targets: names of the modules that an adapter of ours adapts, or their endings.
+    """
+
+    config: Mapping[str, Any]
+    model: State | None
+    adapters: Sequence[tuple[Adapter, float]] = ()
+    targets: Sequence[str] = ()
+
+
+def is_merged(format: str, adapter: Adapter) -> bool:
+    """Whether an adapter goes into this format as a part of the weights: of ComfyUI's, as DoRA is another thing there."""
+    return format in ("merged", "pipeline") or (format == "comfyui" and adapter.use_dora)
+
+
+def write_weights(
+    save_path: Path,
+    weights: Weights,
+    target: Target,
+    facts: dict[str, Any],
+    card: Callable[[dict[str, Any]], str] | None = None,
+) -> dict[str, Any]:
+    """Writes and verifies weights; nothing is left where they are not what they should be.
+
+    Args:
+        save_path: the folder, which is replaced.
+        weights: what to write.
+        target: how.
+        facts: what is known of them.
+        card: makes README.md of the content of conversion.json.
+
+    Returns:
+        `facts` with what was written and how it was verified: the content of conversion.json.
+    """
+    with atomic_folder(save_path) as partial:
+        verified = _write(partial, weights, target)
+        merges = weights.model is not None and len(weights.adapters) > 0
+        report = {
+            **facts,
+            "format": target.format,
+            "merged": [strength for _, strength in weights.adapters] if merges else None,
+            **verified,
+        }
+        if card:
+            (partial / CARD_FILE).write_text(card(report), encoding="utf-8")
+        report["files"] = {
+            path.relative_to(partial).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
+        }
+        write_json(partial / CONVERSION_FILE, report)
+        require_replaceable(save_path)  # once more: converting takes minutes
+    return report
+
+
+def _write(folder: Path, weights: Weights, target: Target) -> dict[str, Any]:
+    """Writes the files; returns their dtype, and by which programs' reading they were verified."""
+    if weights.model is None:
+        return _write_adapter(folder, weights, target)
+    state = merged(weights.model, weights.adapters)
+    common = target.dtype and PRECISIONS[target.dtype]
+    # a merge is computed in float32 and rounded to what the weights had
+    state = {name: state[name].to(common or weights.model[name].dtype) for name in sorted(state)}
+    if target.format == "comfyui":
+        asked = comfyui.write_model(folder, state)
+        written, programs = open_safetensors(folder / COMFYUI_MODEL_FILE), ["ComfyUI"]
+    elif target.format == "pipeline":
+        asked = pipeline.write_pipeline(folder, state, weights.config, target.max_shard_size, target.base)
+        written, programs = read_published(folder / pipeline.TRANSFORMER), ["omnitune", "published code"]
+    else:
+        asked = diffusers.write_transformer(folder, state, weights.config, target.max_shard_size)
+        written, programs = read_published(folder), ["omnitune", "published code"]
+    if len(list(folder.glob("*.safetensors"))) == 1 and target.format != "comfyui":
+        programs.append("ComfyUI")
+    result = verify_model(" and ".join(programs), written, asked, weights.model, weights.adapters)
+    return {"dtype": _name(state), "loads_in": programs, "verified": [result]}
+
+
+def _write_adapter(folder: Path, weights: Weights, target: Target) -> dict[str, Any]:
+    [(trained, _)] = weights.adapters
+    adapter = trained if target.format == "comfyui" else folded(trained)
+    dtype = PRECISIONS[target.dtype] if target.dtype else next(iter(adapter.tensors.values())).dtype
+    tensors = {name: adapter.tensors[name].to(dtype) for name in sorted(adapter.tensors)}
+    adapter = Adapter(tensors, adapter.alphas, adapter.use_rslora)
+    if target.format == "comfyui":
+        comfyui.write_adapter(folder, adapter)
+        programs = ["ComfyUI"]
+    else:
+        diffusers.write_adapter(folder, adapter, weights.targets)
+        programs = ["published code", "diffusers", "peft"]
+    verified = verify_adapter(folder, trained, dtype, programs)
+    return {"dtype": _name(tensors), "loads_in": ["omnitune", *programs], "verified": verified}
+
+
+def _name(state: State) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
+
+
+def require_replaceable(save_path: Path) -> None:
+    """A folder is replaced only where everything in it is a conversion's: a mistyped path must not cost someone's files."""
+    if save_path.exists() and not save_path.is_dir():
+        raise ValueError(f"{save_path}: is a file; name the folder to write.")
+    foreign = [entry.name for entry in (save_path.iterdir() if save_path.is_dir() else ()) if not _is_own(entry)]
+    if foreign:
+        raise ValueError(
+            f"{save_path}: holds {', '.join(sorted(foreign)[:5])}, which no conversion wrote: name another."
+        )
+
+
+def _is_own(entry: Path) -> bool:
+    if entry.is_dir():  # of a pipeline, beside its index
+        return entry.name in PARTS and (entry.parent / INDEX).is_file()
+    if entry.name == CARD_FILE:  # a person's own is none of ours
+        return MARK in entry.read_text(encoding="utf-8", errors="replace")
+    return entry.name == INDEX or any(entry.match(pattern) for pattern in OWN_FILES)

@@ -1,0 +1,115 @@
+"""A folder of a transformer's weights in the published layout: whether it is all there. Imports nothing heavy."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omnitune.io.weights import read_header
+
+CLASS = "OmniGen2Transformer2DModel"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+MOST_LAYERS = 1000
+ATTENTION = ("norm_k", "norm_q", "to_k", "to_out.0", "to_q", "to_v")
+BLOCK = (
+    *(f"attn.{name}.weight" for name in ATTENTION),
+    *(f"feed_forward.linear_{number}.weight" for number in (1, 2, 3)),
+    *(f"{name}.weight" for name in ("ffn_norm1", "ffn_norm2", "norm2")),
+)
+MODULATION = ("norm1.linear.bias", "norm1.linear.weight", "norm1.norm.weight")
+LINEAR = (
+    "norm_out.linear_1",
+    "norm_out.linear_2",
+    "ref_image_patch_embedder",
+    "time_caption_embed.caption_embedder.1",
+    "time_caption_embed.timestep_embedder.linear_1",
+    "time_caption_embed.timestep_embedder.linear_2",
+    "x_embedder",
+)
+SINGLE = ("image_index_embedding", "time_caption_embed.caption_embedder.0.weight")
+
+
+def parameter_names(config: Mapping[str, Any]) -> set[str]:
+    """Names of all parameters of the transformer with these init arguments."""
+    refiners, layers = config.get("num_refiner_layers", 2), config.get("num_layers", 32)
+    names = {*SINGLE, *(f"{module}.{part}" for module in LINEAR for part in ("weight", "bias"))}
+    for block, count in (("noise_refiner", refiners), ("ref_image_refiner", refiners), ("layers", layers)):
+        names |= {f"{block}.{number}.{part}" for number in range(count) for part in (*BLOCK, *MODULATION)}
+    return names | {f"context_refiner.{n}.{part}" for n in range(refiners) for part in (*BLOCK, "norm1.weight")}
+
+
+def transformer_files(folder: Path) -> list[Path]:
+    """The files of a transformer's folder that are loaded, sorted."""
+    return sorted([folder / "config.json", *folder.glob("diffusion_pytorch_model*.safetensors*")])
+
+
+def require_transformer(folder: Path, key: str) -> dict[str, Any]:
+    """Looks whether a folder of weights is whole: its config, its files, the names in their headers.
+
+    Args:
+        folder: in the published layout.
+        key: what names it, for messages.
+
+    Returns:
+        the content of its config.json.
+
+    Raises:
+        ValueError: for the first thing that is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"{key}: {folder} is no folder. Name one with config.json and diffusion_pytorch_model*.safetensors."
+        )
+    config = _config(folder, key)
+    index, single = folder / INDEX, folder / INDEX.removesuffix(".index.json")
+    if not index.is_file() and not single.is_file():
+        others = sorted(path.name for path in folder.iterdir())
+        raise ValueError(
+            f"{key}: {folder} has neither {single.name} nor {INDEX}; it holds {', '.join(others[:6]) or 'nothing'}."
+        )
+    found = {name for path in _files(index, single) for name in read_header(path).shapes}
+    expected = parameter_names(config)
+    for kind, names in (("lacks", expected - found), ("has besides", found - expected)):
+        if names:
+            raise ValueError(
+                f"{key}: {folder} {kind} {len(names)} of the {len(expected)} tensors that its config.json asks for: "
+                f"{_some(names)}."
+            )
+    return config
+
+
+def _config(folder: Path, key: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{key}: {path} is missing, which says the architecture. Take it from where the weights are from."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config.get("_class_name", CLASS)
+        counts = [config.get(key, 1) for key in ("num_layers", "num_refiner_layers")]
+        if not all(isinstance(count, int) and 0 < count <= MOST_LAYERS for count in counts):
+            raise ValueError(f"num_layers and num_refiner_layers must be numbers up to {MOST_LAYERS}")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}).") from None
+    if name != CLASS:
+        raise ValueError(f"{key}: {path} is of a {name}, not of OmniGen2's transformer ({CLASS}).")
+    return config
+
+
+def _files(index: Path, single: Path) -> list[Path]:
+    if not index.is_file():
+        return [single]
+    try:
+        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{index}: cannot be read ({error}).") from None
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{index}: names {outside[0]!r}, which is no file of this folder.")
+    return sorted(index.parent / name for name in names)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (", .." if len(listed) > 3 else "")
