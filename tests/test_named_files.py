@@ -7,9 +7,11 @@ import pytest
 
 from helpers.projects import changed, project, write
 from omnitune.errors import ConfigError
+from omnitune.evaluation.weights import evaluated_weights, require_there
 from omnitune.io.places import is_local
 from omnitune.io.weights import read_json, require_weights
 from omnitune.project import Project
+from omnitune.report.training import read_samples
 from omnitune.validation.summary import whole_of
 
 pytestmark = pytest.mark.unit
@@ -125,6 +127,28 @@ def test_a_folder_without_safetensors_is_no_model(place: Path) -> None:
         require_weights(place / "no")
     with pytest.raises(ValueError, match=r"l\.json: cannot be read: it holds no JSON object"):
         read_json(write(place / "l.json", "[]"))
+
+
+def test_weights_that_are_not_converted_are_not_looked_for_in_a_network(place: Path) -> None:
+    write(place / "experiments/x/checkpoint-4/transformer/conversion.json", "{}")
+    tuned = evaluated_weights(
+        base(place / "base"), Path("base/transformer"), Path("experiments/x/checkpoint-8/transformer")
+    )
+    with pytest.raises(ValueError, match=r"checkpoint-8/transformer is missing: .* Converted are checkpoint-4\."):
+        require_there(tuned)
+
+
+def test_images_while_training_know_what_they_are_of(place: Path) -> None:
+    for file in ("00000000/a.png", "00000004/a.png", "00000008/a.png", "inputs/a-0.png"):
+        write(place / file, "")
+    row = {"key": "a", "task_type": "edit", "instruction": "make it red", "inputs": ["inputs/a-0.png"]}
+    write(place / "prompts.jsonl", json.dumps(row) + "\n")
+    [sample] = read_samples(place)
+    assert (sample.instruction, sample.inputs, list(sample.images)) == (
+        "make it red",
+        [place / "inputs/a-0.png"],
+        [0, 8],
+    )
 
 
 def test_shares_of_notes_are_of_samples() -> None:
