@@ -28,7 +28,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
             row = {"source": source, "key": f"{source}_{number}", "output_tokens": int(rng.integers(1, 4096))}
             row |= {"widths": sides[0][:images].tolist(), "heights": sides[1][:images].tolist()}
             row |= {"input_tokens": int(rng.integers(0, 9000)), "text_tokens": None if number % 3 == 0 else number}
-            rows.append(row)
+            row |= {"shard": 0, "task_type": "t2i", "instruction": "", "tar": "many.tar", "tar_bytes": 0, "sha256": ""}
+            row |= {"json_offset": 0, "json_size": 0, "tar_sha256": ""}
+            rows.append(row | {"image_offsets": [0] * images, "image_sizes": [0] * images})
     folder = tmp_path_factory.mktemp("index")
     table = pa.Table.from_pylist(rows, INDEX_SCHEMA)
     pq.write_table(table, folder / "index.parquet")

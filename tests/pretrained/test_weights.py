@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from helpers.projects import sha256, write
 from omnitune.config.options import ModelOptions
 from omnitune.config.starts import model_name
-from omnitune.pretrained.files import PARTS
+from omnitune.pretrained.files import PARTS, WEIGHTED
 from omnitune.pretrained.prepare import prepare_pretrained
 from omnitune.pretrained.weights import check_weights
 
@@ -56,13 +57,10 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
     def fetch(name: str, revision: str | None, **_: object) -> str:
         fetched[name] = revision
         folder = tmp_path / name
-        for file in (
-            "model_index.json",
-            "config.json",
-            "model.safetensors",
-            *(f"{part}/config.json" for part in PARTS),
-        ):
+        for file in ("model_index.json", "config.json", *(f"{part}/config.json" for part in PARTS)):
             write(folder / file, "{}")
+        for part in (".", *WEIGHTED):
+            save_file({}, folder / part / "model.safetensors")
         return str(folder)
 
     monkeypatch.setattr("omnitune.pretrained.prepare.snapshot_download", fetch)
