@@ -165,23 +165,7 @@ def plan_with(planner: Planner, root: Path, key: str, field: FieldInfo, benchmar
 def expected_rules(key: str, field: FieldInfo) -> set[str]:
     affects = affects_of(field)
     assert affects is not None
-    stages = {*affects.stages, *affects.parts}
-    if key in CONDITIONAL:
-        stages -= CONDITIONAL[key]
-    return {RULES[stage] for stage in stages if stage in RULES}
-
-
-# Parts of keys that have no effect in the lab: it cuts shards by rows, and two trains on encoded data.
-CONDITIONAL = {
-    key: {"manifests"}
-    for key in (
-        "data.max_output_pixels",
-        "data.max_input_pixels",
-        "data.max_side_length",
-        "data.image_format",
-        "data.image_quality",
-    )
-}
+    return {RULES[stage] for stage in (*affects.stages, *affects.parts) if stage in RULES}
 
 
 def test_every_key_runs_what_it_names(planner: Planner, place: Path) -> None:
