@@ -156,7 +156,7 @@ class Graph:
             outputs = [f"{folder}/validation/sources/{source}/samples.parquet"]
             name = job("validate_source", dataset=dataset, source=source)
             sources.append(self._add(name, facts, [base], outputs, asked=False))
-        facts = picked(data, OF_MANIFESTS), sources_of(lab, dataset)
+        facts = picked(data, (*OF_MANIFESTS, *IMAGE_LIMITS)), sources_of(lab, dataset)
         outputs = [
             f"{folder}/validation/{file}" for file in ("samples.parquet", "rejected.jsonl", "summary.json", "shards")
         ]
