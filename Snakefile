@@ -8,7 +8,7 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-PARTS = "common inputs pretrained validate shard encode train convert evaluate report"
+PARTS = "common phases inputs pretrained validate shard encode train convert evaluate report"
 
 for part in PARTS.split():
 
@@ -30,7 +30,7 @@ CONVERTED = [
     *all_outputs(all_converted()),
 ]
 LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
-EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored())]
+EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored(PROJECT.experiments))]
 REPORTED = [
     *expand(paths.REPORT, experiment=PROJECT.experiments),
     *expand(paths.COMPARISON, sweep=filter(None, [PROJECT.swept])),

@@ -348,13 +348,8 @@ def get_conversions(wildcards):
 
 def get_scores(wildcards):
     """Scores and generations of each evaluation."""
-    evaluations = PROJECT.evaluations(wildcards.experiment).values()
-    scored = [
-        PROJECT.scored(*evaluation, name)
-        for evaluation in evaluations
-        for name in PROJECT.benchmarks
-    ]
-    return [path for output in behind(*scored) for path in output]
+    outputs = behind(*all_scored([wildcards.experiment]))
+    return [path for output in outputs for path in output]
 
 
 def get_protocols(wildcards):
@@ -378,17 +373,8 @@ def get_variant_trainings(wildcards):
 
 def get_variant_scores(wildcards):
     """Scores and generations of all variants, and once those of their base."""
-    evaluations = {
-        found
-        for name in PROJECT.variants
-        for found in PROJECT.evaluations(name).values()
-    }
-    scored = [
-        PROJECT.scored(*found, name)
-        for found in sorted(evaluations)
-        for name in PROJECT.benchmarks
-    ]
-    return [path for output in behind(*scored) for path in output]
+    outputs = behind(*all_scored(PROJECT.variants))
+    return [path for output in outputs for path in output]
 
 
 # ------------------------------------------------------------------ targets
@@ -447,12 +433,10 @@ def all_converted():
     ]
 
 
-def all_scored():
-    """Each evaluation, which two experiments may have in common."""
+def all_scored(experiments):
+    """Each evaluation of these experiments, of which two may have one in common."""
     evaluations = {
-        found
-        for name in PROJECT.experiments
-        for found in PROJECT.evaluations(name).values()
+        found for name in experiments for found in PROJECT.evaluations(name).values()
     }
     return [
         PROJECT.scored(*found, name)
