@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from helpers.projects import changed, project, write
+from omnitune import upkeep
+from omnitune.checkpoints import states
 from omnitune.checkpoints.states import TrainerState
 from omnitune.config import ExperimentOptions
 from omnitune.evaluation.results import read_scores
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of
 from omnitune.paths import STATE_FILE
 from omnitune.pretrained.weights import weights_hash
+from omnitune.project import Project
 from omnitune.training.inputs import lock_experiment
 from omnitune.upkeep import remove_experiment, rename_experiment
 
@@ -30,11 +33,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def record(output: str, **content: Any) -> Path:
+def record(output: str, folder: str = "metadata", **content: Any) -> Path:
     """What Snakemake keeps of an output, where it does."""
     text = urlsafe_b64encode(output.encode()).decode()
     parts = [text[start : start + 254] for start in range(0, len(text), 254)]
-    return write(Path(".snakemake/metadata", *(f"@{part}" for part in parts[:-1]), parts[-1]), json.dumps(content))
+    return write(Path(".snakemake", folder, *(f"@{part}" for part in parts[:-1]), parts[-1]), json.dumps(content))
 
 
 def trained(name: str, **options: Any) -> None:
@@ -119,6 +122,65 @@ def test_an_experiment_is_removed_with_what_is_known_of_it() -> None:
     remove_experiment(project(Path(), changed(name="other")), "old")
     assert [path.name for path in Path("experiments").iterdir()] == ["other"]
     assert not gone.exists() and all(path.is_file() for path in kept)
+
+
+@pytest.mark.parametrize("written", ["scores.json", "generations.jsonl"])
+def test_a_renaming_that_was_killed_is_ended_by_the_next(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained("old")
+    write_text = upkeep.write_text
+
+    def killed(path: Path, text: str) -> None:
+        write_text(path, text)
+        if path.name == written:
+            raise KeyboardInterrupt
+
+    loaded = project(Path(), changed(name="x"))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(upkeep, "write_text", killed)
+        rename_experiment(loaded, "old", "new")
+    rename_experiment(loaded, "old", "new")
+    evaluation = Path("experiments/new/evaluation/10/b")
+    assert read_scores(evaluation)["generations_sha256"] == sha256_of(evaluation / "generations.jsonl")
+    assert "/old/" not in (evaluation / "scores.json").read_text() + (evaluation / "generations.jsonl").read_text()
+
+
+def test_a_removal_that_was_killed_is_ended_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained("old")
+    gone = record("experiments/old/train.json")
+
+    def killed(path: Path) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(states, "remove_tree", killed)
+        remove_experiment(project(Path(), changed(name="x")), "old")
+    assert [path.name for path in Path("experiments").iterdir()] == ["old.removed.tmp"]
+    remove_experiment(project(Path(), changed(name="x")), "old")
+    assert not list(Path("experiments").iterdir()) and not gone.exists()
+
+
+@pytest.mark.parametrize("new", ["new", None])
+def test_what_a_killed_job_has_left_stays_known_as_incomplete(new: str | None) -> None:
+    trained("old")
+    left = record("experiments/old/train.json", "incomplete", external_jobid=None)
+    loaded = project(Path(), changed(name="x"))
+    rename_experiment(loaded, "old", new) if new else remove_experiment(loaded, "old")
+    assert not left.exists()
+    kept = [path for path in Path(".snakemake/incomplete").rglob("*") if path.is_file()]
+    assert kept == ([record("experiments/new/train.json", "incomplete")] if new else [])
+
+
+def test_what_variants_are_named_after_keeps_its_name() -> None:
+    trained("old")
+    loaded = project(Path(), changed(name="old"))
+    swept = Project.load(
+        {"experiments": ["0.yml"], "sweep": {"options": "0.yml", "set": {"train.learning_rate": [1e-5, 3e-5]}}}
+    )
+    with pytest.raises(ValueError, match=r"old is what the variants of the sweep are named after: .* all 2 of them"):
+        rename_experiment(swept, "old", "new")
+    assert Path("experiments/old").is_dir()
+    rename_experiment(loaded, "old", "new")
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,33 @@ def test_starting_over_again_loses_nothing() -> None:
     assert not (folder / "superseded-2").exists()
 
 
+@pytest.mark.parametrize("killed_at", range(5))
+def test_an_attempt_is_set_aside_whole_though_a_run_is_killed_at_it(
+    killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = ExperimentOptions.model_validate(changed(seed=2, resume_from_checkpoint=None))
+    for step in (5, 10):
+        folder = save(step, identity())
+    made = [folder / name for name in ("logs/metrics.jsonl", "evaluation/5/b/scores.json", "report/index.html")]
+    for path in made:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (folder / "superseded-by-hand").mkdir()
+    rename, left = Path.rename, iter(range(killed_at))
+
+    def killed(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        find_resumable(folder, 20, require_same(over, identity(seed=2), folder, "x.yml"))
+    assert find_resumable(folder, 20, require_same(over, identity(seed=2), folder, "x.yml")) is None
+    assert not list_checkpoints(folder) and not any(path.exists() for path in made)
+    assert len(list(folder.glob("superseded-[0-9]/*"))) >= 5
+
+
 @pytest.mark.parametrize(
     ("train", "line"),
     [

@@ -1,6 +1,7 @@
 """Experiments renamed and removed, with what Snakemake keeps of them in .snakemake."""
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -8,11 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from omnitune.checkpoints.states import newest_state, remove
+from omnitune.checkpoints.states import newest_state, removal_of, remove
 from omnitune.config.options import NAME
-from omnitune.io.files import is_whole, json_line, remove_tree, sealed, sha256_of, write_text
+from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
 from omnitune.paths import BASE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, parse_converted
 from omnitune.project import Project
 from omnitune.training.inputs import lock_experiment
@@ -62,11 +62,15 @@ def remove_experiment(project: Project, name: str) -> None:
     """
     _require_names(name)
     folder = Path(EXPERIMENT.format(experiment=name))
-    _require_there(folder)
+    half_gone = not folder.exists() and removal_of(folder).is_dir()  # a removal was killed
+    if not half_gone:
+        _require_there(folder)
     _require_free(project, name, "removed")
-    with lock_experiment(folder):
-        pass
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if not half_gone:
+        with lock_experiment(folder):
+            pass
+    place = removal_of(folder) if half_gone else folder
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and not path.is_symlink())
     remove(folder)
     _move_records(name, None)
     logger.info("removed %s (%.1f MB)", folder, size / 1e6)
@@ -100,6 +104,11 @@ def _require_free(project: Project, name: str, verb: str) -> None:
         raise ValueError(
             f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep it under "
             "another name, write an options file of its own, which extends that one, and take it out of the sweep."
+        )
+    if name == project.swept and verb == "renamed":
+        raise ValueError(
+            f"{name} is what the variants of the sweep are named after: by another name, all {len(project.variants)} of them "
+            "would be trained anew. Take the sweep out of the config first."
         )
     followers = sorted({*_trained_from(name), *_configured_from(project, name)} - {name})
     if followers:
@@ -154,27 +163,35 @@ def _rename_in_files(folder: Path, old: str, new: str) -> None:
     _rewrite(folder / "options.yml", lambda text: re.sub(r"(?m)^name: .*$", f"name: {new}", text, count=1))
     for evaluation in sorted(folder.glob("evaluation/*/*")):
         generations, scores = evaluation / GENERATIONS_FILE, evaluation / SCORES_FILE
-        before = sha256_of(generations) if generations.is_file() else None
+        if generations.is_file() and scores.is_file():
+            # Scores first: where this is killed between the two, they already name the rows that are written then.
+            _rewrite(scores, partial(_resealed_scores, old=old, new=new, rows=generations.read_text(encoding="utf-8")))
         for path in (generations, *sorted(evaluation.glob("parts/*.jsonl"))):
-            _rewrite(path, lambda text: "".join(_resealed(line, old, new) for line in text.splitlines(keepends=True)))
-        if scores.is_file() and json.loads(scores.read_text(encoding="utf-8")).get("generations_sha256") == before:
-            _rewrite(scores, partial(_resealed_scores, old=old, new=new, generations=sha256_of(generations)))
+            _rewrite(path, partial(_resealed, old=old, new=new))
 
 
 def _moved(text: str, old: str, new: str) -> str:
     return re.sub(rf"(?<![\w./-])experiments/{re.escape(old)}(?=[/\"'])", f"experiments/{new}", text)
 
 
-def _resealed(line: str, old: str, new: str) -> str:
-    content = json.loads(line)
-    return json_line(sealed(json.loads(_moved(line, old, new)))) if is_whole(content) else line
+def _resealed(rows: str, old: str, new: str) -> str:
+    """Lines of JSON, each sealed again where it was whole."""
+    return "".join(
+        json_line(sealed(json.loads(_moved(line, old, new)))) if is_whole(json.loads(line)) else line
+        for line in rows.splitlines(keepends=True)
+    )
 
 
-def _resealed_scores(text: str, old: str, new: str, generations: str) -> str:
-    if not is_whole(json.loads(text)):
+def _resealed_scores(text: str, old: str, new: str, rows: str) -> str:
+    """Scores of these rows of generations, where both were whole; others stay as they are."""
+    if not is_whole(json.loads(text)) or json.loads(text).get("generations_sha256") != _sha256(rows):
         return text
-    content: dict[str, Any] = {**json.loads(_moved(text, old, new)), "generations_sha256": generations}
+    content = {**json.loads(_moved(text, old, new)), "generations_sha256": _sha256(_resealed(rows, old, new))}
     return json.dumps(sealed(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -192,28 +209,31 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
 
 
 def _move_records(old: str, new: str | None) -> None:
-    """Lets Snakemake's records of an experiment's files be those of another name, or removes them (None)."""
-    folder = SNAKEMAKE / "metadata"
+    """Lets Snakemake's records of an experiment's files, and of those that a killed job has left, be those of another name, or
+    removes them (None).
+    """
     own = f"experiments/{old}/"
-    for record in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            name, text = _recorded(record.relative_to(folder)), record.read_text(encoding="utf-8")
-        except ValueError:  # no record
-            continue
-        if new is None:
-            if name.startswith(own):
+    for folder in (SNAKEMAKE / "metadata", SNAKEMAKE / "incomplete"):
+        for record in sorted(path for path in folder.rglob("*") if path.is_file()):
+            try:
+                name, text = _recorded(record.relative_to(folder)), record.read_text(encoding="utf-8")
+            except ValueError:  # no record
+                continue
+            if new is None and name.startswith(own):
                 record.unlink()
-            continue
-        changed = _moved(text, old, new)
-        target = (
-            folder / _record_path(f"experiments/{new}/{name.removeprefix(own)}") if name.startswith(own) else record
-        )
-        if changed == text and target == record:
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, changed)
-        if target != record:
-            record.unlink()
+            elif new is not None:
+                renamed = f"experiments/{new}/{name.removeprefix(own)}" if name.startswith(own) else name
+                _replace(record, folder / _record_path(renamed), text, _moved(text, old, new))
+
+
+def _replace(record: Path, target: Path, text: str, changed: str) -> None:
+    """Puts a record in another place, or other text into it."""
+    if changed == text and target == record:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, changed)
+    if target != record:
+        record.unlink()
 
 
 def _recorded(path: Path) -> str:

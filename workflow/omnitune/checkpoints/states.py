@@ -15,6 +15,7 @@ logger = logging.getLogger("omnitune")
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _EVALUATED = re.compile(r"(\d+)(-ema)?")
+_SUPERSEDED = re.compile(r"superseded-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,18 @@ def newest_state(folder: Path) -> TrainerState | None:
     return read_state(checkpoints[max(checkpoints)]) if checkpoints else None
 
 
-def remove(checkpoint: Path) -> None:
-    """Removes a checkpoint under a name that a killed removal does not leave looking whole."""
-    doomed = checkpoint.with_name(f"{checkpoint.name}.removed.tmp")
+def remove(folder: Path) -> None:
+    """Removes a folder under a name that a killed removal does not leave looking whole; called again, it ends that removal."""
+    doomed = removal_of(folder)
+    if folder.exists():
+        remove_tree(doomed)
+        folder.rename(doomed)
     remove_tree(doomed)
-    checkpoint.rename(doomed)
-    remove_tree(doomed)
+
+
+def removal_of(folder: Path) -> Path:
+    """Where what is being removed lies."""
+    return folder.with_name(f"{folder.name}.removed.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -166,12 +173,13 @@ def find_resumable(folder: Path, last_step: int, same: bool) -> Path | None:
     if not same:
         whole = [folder / name for name in ("logs", "options.yml", "train.json", "report")]
         made = _evaluations(folder, after=0)
-        set_aside(folder, [*checkpoints.values(), *made, *whole], "resume_from_checkpoint: null, and other options")
+        # Checkpoints last, the newest at the end: while one is left, a run that was killed here is known as not done.
+        set_aside(folder, [*made, *whole, *checkpoints.values()], "resume_from_checkpoint: null, and other options")
         return None
     beyond = [path for step, path in checkpoints.items() if step > last_step]
     if beyond:
         made = _evaluations(folder, after=last_step)
-        set_aside(folder, [*beyond, *made, folder / "report"], f"train.max_train_steps: {last_step}")
+        set_aside(folder, [*made, folder / "report", *beyond], f"train.max_train_steps: {last_step}")
     usable = [step for step in checkpoints if step <= last_step]
     return checkpoints[max(usable)] if usable else None
 
@@ -184,7 +192,7 @@ def _evaluations(folder: Path, after: int) -> list[Path]:
 
 def next_superseded(folder: Path) -> Path:
     """Where the next checkpoints to be set aside go."""
-    numbers = [int(p.name.rsplit("-", 1)[1]) for p in folder.glob("superseded-*")]
+    numbers = [int(match[1]) for path in folder.glob("superseded-*") if (match := _SUPERSEDED.fullmatch(path.name))]
     return folder / f"superseded-{1 + max(numbers, default=0)}"
 
 
