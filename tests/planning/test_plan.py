@@ -12,6 +12,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from helpers.projects import changed
 from helpers.tiny import TRANSFORMER
 from omnitune.cli import app
 from omnitune.config import ExperimentOptions
@@ -20,7 +21,7 @@ from omnitune.config.sources import read_mixture
 from omnitune.flops import SampleTokens
 from omnitune.loading.loader import TrainingBatches
 from omnitune.loading.order import MixtureOrder
-from omnitune.planning.disk import data_space
+from omnitune.planning.disk import DiskSpace, conversions_space, data_space
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.measured import measured_hours
 from omnitune.planning.plan import TrainingPlan, measured_rate, plan_training
@@ -311,6 +312,26 @@ def test_disk_of_data_is_counted(project: Path) -> None:
     assert encodings.size == 2 * (latents + texts)
     Path("prepared/mix/shards/index.parquet").unlink()
     assert [space.size for space in data_space(options, TRANSFORMER, samples_of(project), sources)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("lora", "convert", "pipeline", "size"),
+    [
+        (False, {}, None, 2 * 400),
+        (False, {"formats": ["comfyui", "pipeline"], "dtype": "bf16"}, 1000, 2 * (200 + 200 + 1000)),
+        (True, {}, None, 2 * 12),
+        (True, {"formats": ["comfyui", "merged"]}, None, 2 * (12 + 12 + 400)),
+        (True, {"formats": ["pipeline"]}, None, None),
+    ],
+)
+def test_disk_of_conversions_is_that_of_all_formats(
+    lora: bool, convert: dict[str, Any], pipeline: int | None, size: int | None
+) -> None:
+    train = {"max_train_steps": 20, "lora_ft": lora}
+    content = changed(train=train, val={"evaluate_checkpoints": "all"}, logger={"checkpointing_steps": 10})
+    options = ExperimentOptions.model_validate({**content, "convert": convert})
+    base = [DiskSpace("base model", pipeline, "")]
+    assert conversions_space(options, parameters=100, trained=3, base=base).size == size
 
 
 def test_published_weights_are_known_before_they_are_there(tmp_path: Path) -> None:

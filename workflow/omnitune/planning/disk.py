@@ -17,6 +17,8 @@ from omnitune.planning.samples import AssumedSamples
 from omnitune.sharding.index import ShardIndex
 
 LATENTS_PER_TOKEN = 2 * 2  # positions of the VAE's latents
+WIDTHS = {None: 4, "fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a converted number, at most
+BASE_MODEL = "base model"
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,35 @@ def weights_space(start: StartingWeights) -> list[DiskSpace]:
     model, there = start.source, start.base.is_dir()
     found = pipeline_bytes(model, start.base)
     state = "is there" if there else f"a copy of {model.pretrained_model_path}" if _is_local(model) else "about"
-    space = [DiskSpace("base model", found, f"{start.base}; {state}")]
+    space = [DiskSpace(BASE_MODEL, found, f"{start.base}; {state}")]
     fetched = download_bytes(model)
     if there or fetched == 0:
         return space
     return [DiskSpace("downloads", fetched, "in cache_dir, or else the library's cache; about, may be there"), *space]
+
+
+def conversions_space(
+    options: ExperimentOptions, parameters: int, trained: int, base: Sequence[DiskSpace] = ()
+) -> DiskSpace:
+    """Of what is converted: each checkpoint, or average, that is evaluated, in each of its formats.
+
+    Args:
+        options: of the experiment.
+        parameters, trained: numbers of the transformer's.
+        base: of the base model, from `weights_space`; a whole pipeline is about as large, and not known where that is not.
+    """
+    width, number, formats = WIDTHS[options.convert.dtype], len(options.evaluated), options.convert.formats
+    written = dict.fromkeys(formats, width * parameters)
+    if options.train.lora_ft:
+        written |= {name: width * trained for name in formats if name in ("diffusers", "comfyui")}
+    sizes: list[int | None] = [number * size for name, size in written.items() if name != "pipeline"]
+    if "pipeline" in formats:
+        pipeline = next((space.size for space in base if space.purpose == BASE_MODEL), None)
+        sizes.append(None if pipeline is None else number * pipeline)
+    known = [size for size in sizes if size is not None]
+    return DiskSpace(
+        "conversions", sum(known) if len(known) == len(sizes) else None, f"{number} as {', '.join(formats)}"
+    )
 
 
 def _is_local(model: Any) -> bool:

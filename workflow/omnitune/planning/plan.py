@@ -12,7 +12,7 @@ from omnitune.config.sources import sources_of
 from omnitune.flops import ModelFlops
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.paths import INDEX
-from omnitune.planning.disk import DiskSpace, data_space, weights_space
+from omnitune.planning.disk import DiskSpace, conversions_space, data_space, weights_space
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.measured import GpuHours, measured_hours
 from omnitune.planning.memory import (
@@ -22,7 +22,6 @@ from omnitune.planning.memory import (
     cheapest_strategy,
     device_memory,
     encoder_bytes_of,
-    gigabytes,
     optimizer_state,
     planned_model,
 )
@@ -152,7 +151,7 @@ def plan_training(inputs: PlanInputs, rate: Rate | None) -> TrainingPlan:
             *inputs.weights,
             *data_space(options, inputs.config, inputs.samples, inputs.sources),
             DiskSpace("checkpoints", checkpoints * checkpoint_bytes, f"{checkpoints} kept"),
-            _converted(options, trained if options.train.lora_ft else parameters),
+            conversions_space(options, parameters, trained, inputs.weights),
         ],
         assumed=inputs.samples.reason if isinstance(inputs.samples, AssumedSamples) else "",
         remedies=[] if fits else find_remedies(inputs, strategy, workload, memory.total),
@@ -206,12 +205,6 @@ def _published_encoders(options: ExperimentOptions, start: StartingWeights) -> i
 def _checkpoint_bytes(model: OmniGen2Transformer2DModel, trained: int, options: ExperimentOptions) -> int:
     averaged = 2 if options.train.ema_decay else 1
     return FLOAT * trained * averaged + optimizer_state(model, options.train)
-
-
-def _converted(options: ExperimentOptions, parameters: int) -> DiskSpace:
-    """Of the checkpoints, and averages, that are evaluated; a conversion holds all weights, or an adapter's."""
-    number = len(options.evaluated)
-    return DiskSpace("conversions", number * FLOAT * parameters, f"{number} of {gigabytes(FLOAT * parameters)}")
 
 
 def _strategy(inputs: PlanInputs, workload: Workload) -> tuple[str, str]:
