@@ -13,7 +13,7 @@ from omnitune.evaluation.prompts import open_image
 from omnitune.io.files import atomic_path
 from omnitune.io.places import is_local
 from omnitune.io.weights import read_header, require_weights
-from omnitune.models import DEFAULT_NEGATIVE_PROMPT
+from omnitune.models import DEFAULT_NEGATIVE_PROMPT, OmniGen2Pipeline
 from omnitune.paths import adapter_file
 from omnitune.pretrained.files import PARTS, check_parts
 
@@ -57,21 +57,11 @@ def generate_images(
 
     The arguments are those of the published inference script. Raises ValueError or OSError for what cannot be loaded.
     """
-    if output_image_path.suffix.lower() not in WRITTEN:
-        known = ", ".join(WRITTEN)
-        raise ValueError(
-            f"--output_image_path: {output_image_path} is no name of an image; end it with one of {known}."
-        )
+    _check_output(output_image_path)
     _check_weights(model_path, transformer_path, transformer_lora_path)
     inputs = [open_image(path) for path in input_image_path] if input_image_path else None
-    offload = enable_model_cpu_offload and torch.cuda.is_available()
-    if enable_model_cpu_offload and not offload:
-        logger.warning("--enable_model_cpu_offload: there is no GPU to take models off; it has no effect")
-    weights, device = (model_path, transformer_path, transformer_lora_path), "cpu" if offload else None
-    pipeline = load_pipeline(*weights, dtype=dtype, scheduler=scheduler, device=device)
-    if offload:
-        pipeline.enable_model_cpu_offload()
-    pipeline.set_progress_bar_config(disable=False)
+    weights = (model_path, transformer_path, transformer_lora_path)
+    pipeline = _load(*weights, dtype=dtype, scheduler=scheduler, offload=enable_model_cpu_offload)
     output: Any = pipeline(
         prompt=instruction,
         negative_prompt=DEFAULT_NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
@@ -90,6 +80,13 @@ def generate_images(
     return _save(output.images, output_image_path)
 
 
+def _check_output(path: Path) -> None:
+    if path.suffix.lower() not in WRITTEN:
+        raise ValueError(
+            f"--output_image_path: {path} is no name of an image; end it with one of {', '.join(WRITTEN)}."
+        )
+
+
 def _check_weights(model: str, transformer: Path | None, lora: Path | None) -> None:
     """Raises ValueError, naming the option, for weights that are not there or damaged, before any are loaded."""
     if is_local(model, "--model_path"):
@@ -102,6 +99,21 @@ def _check_weights(model: str, transformer: Path | None, lora: Path | None) -> N
             raise ValueError(f"--transformer_path: {error}") from None
     if lora is not None and is_local(str(lora), "--transformer_lora_path"):
         read_header(adapter_file(str(lora)))
+
+
+def _load(
+    model: str, transformer: Path | None, lora: Path | None, *, dtype: str, scheduler: str, offload: bool
+) -> OmniGen2Pipeline:
+    """The pipeline, on the GPU if there is one; with `offload` its models are there only while they work."""
+    if offload and not torch.cuda.is_available():
+        logger.warning("--enable_model_cpu_offload: there is no GPU to take models off; it has no effect")
+        offload = False
+    device = "cpu" if offload else None
+    pipeline = load_pipeline(model, transformer, lora, dtype=dtype, scheduler=scheduler, device=device)
+    if offload:
+        pipeline.enable_model_cpu_offload()
+    pipeline.set_progress_bar_config(disable=False)
+    return pipeline
 
 
 def _save(images: Sequence[Image.Image], path: Path) -> list[Path]:
