@@ -47,6 +47,7 @@ def trained(name: str, **options: Any) -> None:
     write(folder / "checkpoint-10" / STATE_FILE, json.dumps(vars(state)))
     write(folder / "train.json", json.dumps({"experiment": name, "final_step": 10}, indent=2))
     write(folder / "options.yml", changed(name=name))
+    write(folder / "variant.yml", changed(name=name))
     write(
         folder / "checkpoint-10/transformer/conversion.json",
         json.dumps({"source": f"experiments/{name}/checkpoint-10", "files": {}}),
@@ -77,7 +78,8 @@ def test_all_that_an_experiment_has_made_goes_along() -> None:
     assert weights_hash(folder / "checkpoint-10/transformer") == weights, "by which scores know what was evaluated"
     assert not Path("experiments/old").exists()
     assert options.read_text().startswith("# mine\nname: 'new'  # so far\n")
-    assert ExperimentOptions.load(options).name == ExperimentOptions.load(folder / "options.yml").name == "new"
+    for file in (options, folder / "options.yml", folder / "variant.yml"):
+        assert ExperimentOptions.load(file).name == "new"
     assert json.loads((folder / "train.json").read_text())["experiment"] == "new"
     scores = read_scores(folder / "evaluation/10/b")
     rows = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from omnitune.checkpoints.states import newest_state, removal_of, remove
 from omnitune.config.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
-from omnitune.paths import BASE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, parse_converted
+from omnitune.paths import BASE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
 from omnitune.project import Project
 from omnitune.training.inputs import lock_experiment
 
@@ -160,7 +160,8 @@ def _rename_in_files(folder: Path, old: str, new: str) -> None:
     known by them.
     """
     _rewrite(folder / "train.json", lambda text: text.replace(f'"experiment": "{old}"', f'"experiment": "{new}"'))
-    _rewrite(folder / "options.yml", lambda text: re.sub(r"(?m)^name: .*$", f"name: {new}", text, count=1))
+    for options in (folder / "options.yml", Path(VARIANT.format(experiment=new))):
+        _rewrite(options, lambda text: re.sub(r"(?m)^name: .*$", f"name: {new}", text, count=1))
     for evaluation in sorted(folder.glob("evaluation/*/*")):
         generations, scores = evaluation / GENERATIONS_FILE, evaluation / SCORES_FILE
         if generations.is_file() and scores.is_file():
