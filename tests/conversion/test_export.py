@@ -95,6 +95,21 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
         convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "mine", start_of(tmp_path))
 
 
+def test_weights_of_others_are_never_replaced(tmp_path: Path) -> None:
+    """They have the names of ours. Beside the state of a training lies what the rule writes anew."""
+    write_checkpoint(random_model().state_dict(), tmp_path / "checkpoint-3", "bin")
+    theirs = tmp_path / "theirs/transformer"
+    random_model(1).save_pretrained(theirs)
+    before = sha256_of(theirs / "diffusion_pytorch_model.safetensors")
+    arguments = options_for(), tmp_path / "checkpoint-3", theirs, start_of(tmp_path)
+    with pytest.raises(ValueError, match=r"theirs/transformer: holds weights without conversion\.json"):
+        convert(*arguments)
+    assert sha256_of(theirs / "diffusion_pytorch_model.safetensors") == before
+    (tmp_path / "theirs" / STATE_FILE).write_text("{}")
+    convert(*arguments)
+    assert (theirs / "conversion.json").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["distributed", "bin", "safetensors"])
 @pytest.mark.parametrize("with_base", [False, True])
@@ -341,6 +356,17 @@ def test_verification_finds_a_changed_bit(tmp_path: Path) -> None:
     changed = {**expected, "x_embedder.bias": Digest.of(LazyTensor.of(model.x_embedder.bias + 1e-6))}
     with pytest.raises(ValueError, match=r"1 tensors differ after reading: x_embedder\.bias"):
         verify_model("omnitune", read_published(tmp_path / "full"), changed)
+
+
+def test_files_of_torch_save_that_are_no_weights_are_explained(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["a"] = endless
+    for content in (endless, {3: torch.zeros(1)}, {"a": torch.zeros(1, dtype=torch.complex64)}):
+        torch.save(content, tmp_path / "x.bin")
+        with pytest.raises(ValueError, match=r"x\.bin: (a|3) are no tensors of numbers with a name"):
+            read_checkpoint(tmp_path / "x.bin")
+    torch.save({"state": {"model": {"a": torch.zeros(1)}}}, tmp_path / "x.bin")
+    assert read_checkpoint(tmp_path / "x.bin").keys() == {"a"}
 
 
 def test_paths_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from helpers.conversions import (
     write_checkpoint,
 )
 from helpers.models import tiny_pipeline
-from omnitune.conversion.adapters import Adapter
+from omnitune.conversion.adapters import Adapter, folded, merged
 from omnitune.conversion.export import convert
-from omnitune.conversion.formats import comfyui
-from omnitune.conversion.tensors import LazyTensor, open_safetensors, write_safetensors
+from omnitune.conversion.formats import comfyui, diffusers
+from omnitune.conversion.tensors import Digest, LazyTensor, open_safetensors, write_safetensors
+from omnitune.conversion.verify import verify_adapter, verify_model
 from omnitune.conversion.write import Target
 from omnitune.models import OmniGen2Pipeline, OmniGen2Transformer2DModel, load_lora
 
@@ -214,6 +216,45 @@ def test_a_failed_verification_leaves_nothing(
     with pytest.raises(ValueError, match=r"as read by ComfyUI: (.* gives other outputs|after reading, missing)"):
         converted(tmp_path, "comfyui", {})
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "start"}
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_scale_of_a_weak_adapter_is_found(tmp_path: Path, dora: bool, dtype: torch.dtype) -> None:
+    """Of one that adds little, the outputs over usual weights would not show it in few digits."""
+    tensors = {"to_q.lora_A.weight": torch.randn(4, 32), "to_q.lora_B.weight": 1e-6 * torch.randn(24, 4)}
+    tensors |= {"to_q.lora_magnitude_vector": torch.rand(24)} if dora else {}
+    adapter = Adapter({name: LazyTensor.of(tensor) for name, tensor in tensors.items()}, {"to_q": 8.0})
+    right = folded(adapter)
+    for written, fits in ((right, True), (adapter, False)):  # the programs take alpha / rank for 1
+        rounded = {name: tensor.to(dtype) for name, tensor in written.tensors.items()}
+        diffusers.write_adapter(tmp_path, Adapter(rounded, right.alphas), ["to_q"])
+        with nullcontext() if fits else pytest.raises(ValueError, match="to_q gives other outputs"):
+            verify_adapter(tmp_path, adapter, dtype, ["published code", "diffusers", "peft"])
+
+
+def test_a_weak_adapter_that_a_merge_has_lost_is_found() -> None:
+    torch.manual_seed(0)
+    base = {"to_q.weight": LazyTensor.of(torch.randn(64, 64).to(torch.bfloat16))}
+    tensors = {"to_q.lora_A.weight": torch.randn(4, 64), "to_q.lora_B.weight": 3e-4 * torch.randn(64, 4)}
+    adapter = Adapter({name: LazyTensor.of(tensor) for name, tensor in tensors.items()}, {"to_q": 4.0})
+    exact = merged(base, [(adapter, 1.0)])
+    for state, fits in ((exact, True), (base, False)):
+        written = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+        expected = {name: Digest.of(tensor) for name, tensor in written.items()}
+        with nullcontext() if fits else pytest.raises(ValueError, match=r"to_q gives .* weights are others"):
+            verify_model("omnitune", written, expected, base, [(adapter, 1.0)])
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    state = random_model().state_dict()
+    state["x_embedder.bias"][1] = 1e6
+    write_checkpoint(state, tmp_path / "checkpoint-3", "bin")
+    arguments = options_for(), tmp_path / "checkpoint-3", tmp_path / "out", start_of(tmp_path)
+    with pytest.raises(ValueError, match=r"x_embedder\.bias: holds NaN or infinity as F16; .* take bf16 or fp32"):
+        convert(*arguments, target=Target(dtype="fp16"))
+    assert not (tmp_path / "out").exists()
+    assert convert(*arguments, target=Target(dtype="bf16"))["dtype"] == "bfloat16"
 
 
 def test_a_format_that_does_not_fit_is_refused(tmp_path: Path) -> None:

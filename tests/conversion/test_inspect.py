@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from helpers.conversions import (
     RANK,
@@ -56,6 +56,36 @@ def test_each_format_of_an_adapter(tmp_path: Path) -> None:
     pairs = {f"{name}.lora_down.weight": tensor for name, tensor in state.items()}
     save_file(pairs | {f"{name}.lora_up.weight": torch.zeros(4, 2) for name in state}, tmp_path / "kohya.safetensors")
     assert picked(inspect(tmp_path / "kohya.safetensors"), "modules", "loads_in") == [2, ["omnitune", "ComfyUI"]]
+
+
+def test_programs_that_miss_a_scale_or_the_model_are_not_named(tmp_path: Path) -> None:
+    def written(before: str, module: str, **others: torch.Tensor) -> Path:
+        pair = {
+            f"{before}{module}.lora_A.weight": torch.zeros(2, 4),
+            f"{before}{module}.lora_B.weight": torch.zeros(4, 2),
+        }
+        save_file(
+            pair | {f"{before}{module}{end}": tensor for end, tensor in others.items()}, tmp_path / "x.safetensors"
+        )
+        return tmp_path / "x.safetensors"
+
+    alpha = {".alpha": torch.tensor(1.0)}
+    assert inspect(written("transformer.", "layers.0.attn.to_q"))["loads_in"] == [
+        "omnitune",
+        "diffusers",
+        "published code",
+    ]
+    assert inspect(written("transformer.", "layers.0.attn.to_q", **alpha))["loads_in"] == ["omnitune"]
+    assert inspect(written("diffusion_model.", "layers.0.attn.to_q", **alpha))["loads_in"] == ["omnitune", "ComfyUI"]
+    said = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 1})}
+    save_file(load_file(written("", "layers.0.attn.to_q")), tmp_path / "said.safetensors", metadata=said)
+    assert picked(inspect(tmp_path / "said.safetensors"), "scale", "loads_in") == [[0.5], ["omnitune"]]
+    with pytest.raises(
+        ValueError, match=r"adapts 1 modules that OmniGen2's transformer does not have: blocks\.0\.to_q\."
+    ):
+        inspect(written("transformer.", "blocks.0.to_q"))
+    save_file({"layers.999999999.x": torch.zeros(1), "layers.y.x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert inspect(tmp_path / "x.safetensors")["kind"] == "checkpoint"
 
 
 def test_transformers_and_pipelines(tmp_path: Path) -> None:

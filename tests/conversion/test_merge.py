@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from helpers.conversions import RANK, adapters_of, lora_model, predict, random_model
 from omnitune.conversion.merge import merge
 from omnitune.conversion.write import Target
-from omnitune.models import OmniGen2Transformer2DModel, lora_state_dict, save_lora
+from omnitune.models import OmniGen2Transformer2DModel, load_lora, lora_state_dict, save_lora
 
 pytestmark = pytest.mark.unit
 
@@ -40,6 +40,23 @@ def test_several_adapters_with_strengths(tmp_path: Path) -> None:
     assert report["verified"][0]["modules"] == len(modules)
 
 
+def test_ranks_of_each_module_have_a_scale_of_1_without_more(tmp_path: Path) -> None:
+    """A merge is what the adapter gives where it is loaded."""
+    random_model().save_pretrained(tmp_path / "base")
+    tensors = lora_state_dict(lora_model(("to_v",)))
+    for name in [name for name in tensors if name.startswith("layers.0")]:
+        tensors[name] = tensors[name][:2] if "lora_A" in name else tensors[name][:, :2]
+    save_lora(tmp_path / "lora", tensors)
+    merge(tmp_path / "base", [tmp_path / "lora"], [], tmp_path / "out", Target("merged"))
+    model = random_model()
+    load_lora(model, tmp_path / "lora")
+    by_diffusers = random_model()
+    by_diffusers.load_lora_adapter(tmp_path / "lora", prefix="transformer", use_safetensors=True)
+    found = predict(OmniGen2Transformer2DModel.from_pretrained(tmp_path / "out"))
+    assert torch.allclose(found, predict(model), atol=1e-5)
+    assert torch.allclose(found, predict(by_diffusers), atol=1e-5)
+
+
 def test_a_merge_into_bfloat16_weights_stays_in_them(tmp_path: Path) -> None:
     base = random_model().to(torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
@@ -63,9 +80,13 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
     for base, loras, scales, message in (
         ("base", ["wide"], [], "belongs to a model of another size: x_embedder takes"),
         ("base", ["wide"], [1.0, 2.0], "2 strengths for 1 adapters"),
+        ("base", ["wide"], [float("nan")], "--scale: nan is no number"),
         ("base", [], [], "name at least one adapter"),
-        ("wide", ["wide"], [], r"wide/config\.json is missing: name a `transformer` folder"),
+        ("wide", ["wide"], [], r"--transformer: .*wide/config\.json is missing, which says the architecture"),
     ):
         with pytest.raises(ValueError, match=message):
             merge(tmp_path / base, [tmp_path / name for name in loras], scales, tmp_path / "out", Target("merged"))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "base/conversion.json").write_text("{}")
+    with pytest.raises(ValueError, match="base: is read for this; name another folder"):
+        merge(tmp_path / "base", [tmp_path / "wide"], [], tmp_path / "base", Target("merged"))

@@ -77,7 +77,6 @@ def test_metadata_of_adapters(content: object, cut: int) -> None:
     except ValueError as error:
         assert str(error).startswith(f"{path}: ")
     else:
-        assert config is not None
         assert config["target_modules"] == ["layers.0.to_q", "layers.1.to_q"]
         assert config["r"] in (4, 8)
 

@@ -29,12 +29,10 @@ class Adapter:
     use_rslora: bool = False
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None) -> "Adapter":
+    def of(cls, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> "Adapter":
         """One that `omnitune.models.read_lora` has read."""
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        use_rslora = bool((config or {}).get("use_rslora", False))
         lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
-        return cls(lazy, adapter_alphas(shapes, config), use_rslora)
+        return cls(lazy, adapter_alphas(config), config["use_rslora"])
 
     @cached_property
     def modules(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Turn a training checkpoint into weights that others load, in one of several formats."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,23 +61,27 @@ def convert(
     Raises:
         ValueError: for a checkpoint that cannot be read or whose keys, shapes or rank do not fit.
     """
-    model_path, save_path, target = Path(model_path), Path(save_path), target or Target()
-    require_replaceable(save_path)
+    target = target or Target()
+    require_replaceable(save_path, [transformer] if transformer else [])
+    _require_adapter(options, target.format, scale)
     config = architecture(options, transformer)
     model = empty_transformer(config)
     saved = check_checkpoint(model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
     found = read_checkpoint(averaged_state(model_path) if ema else model_path)
     state, counts = _checked_state(options, found, model, model_path, transformer)
     _require_one_dtype(state, target.dtype, model_path)
-    if options.train.lora_ft:
-        weights = _adapted(options, state, config, model, transformer, target.format, scale)
-    elif target.format == "merged" or scale != 1:
-        raise ValueError("format merged and a scale are for adapters, but train.lora_ft is false in the options.")
-    else:
-        weights = Weights(config, state)
+    weights = _weights(options, state, config, model, transformer, target.format, scale)
     origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
     card = partial(model_card, options, model_path)
     return write_weights(save_path, weights, target, origin | _describe(options, state, counts), card)
+
+
+def _require_adapter(options: ExperimentOptions, format: str, scale: float) -> None:
+    """Raises ValueError for what only an adapter can be, and a scale that is no number."""
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: {scale} is no number.")
+    if not options.train.lora_ft and (format == "merged" or scale != 1):
+        raise ValueError("format merged and a scale are for adapters, but train.lora_ft is false in the options.")
 
 
 def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[s
     return given
 
 
-def _adapted(
+def _weights(
     options: ExperimentOptions,
     state: State,
     config: dict[str, Any],
@@ -108,8 +113,10 @@ def _adapted(
     format: str,
     scale: float,
 ) -> Weights:
-    """The adapter, and the weights under it where the format wants them merged."""
+    """The transformer's weights; of an adapter, it, and the weights under it where the format wants them merged."""
     train = options.train
+    if not train.lora_ft:
+        return Weights(config, state)
     modules = [name.removesuffix(FACTORS[0]) for name in state if name.endswith(FACTORS[0])]
     adapter = Adapter(state, dict.fromkeys(modules, train.lora_alpha or train.lora_rank), train.lora_use_rslora)
     into_weights = is_merged(format, adapter)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.checkpoints.states import read_state
-from omnitune.conversion.read import read_checkpoint
+from omnitune.conversion.read import read_checkpoint, some
 from omnitune.conversion.tensors import State
 from omnitune.io.files import sha256_of
 from omnitune.io.weights import read_header
-from omnitune.models.adapter_names import FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX
+from omnitune.models.adapter_names import ALPHA, FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX
 from omnitune.models.lora import AdapterHeader, adapted_modules, adapter_alphas, adapter_scale, read_lora_header
 from omnitune.paths import (
     ADAPTER_FILE,
@@ -78,10 +78,10 @@ def _transformer(folder: Path) -> Facts:
 def _file(path: Path) -> Facts:
     """A .safetensors file: an adapter, or a model in one file."""
     header = read_header(path)
-    if any("lora_" in name for name in header.shapes):
+    if any("lora" in name for name in header.shapes):
         return _adapter(path)
-    counts = {
-        block: 1 + max((int(name.split(".")[1]) for name in header.shapes if name.startswith(f"{block}.")), default=-1)
+    counts = {  # of different names: a number in one may be any
+        block: len({name.split(".")[1] for name in header.shapes if name.startswith(f"{block}.")})
         for block in ("layers", "noise_refiner")
     }
     expected = parameter_names({"num_layers": counts["layers"], "num_refiner_layers": counts["noise_refiner"]})
@@ -100,13 +100,18 @@ def _file(path: Path) -> Facts:
 def _adapter(path: Path) -> Facts:
     modules = {name.removesuffix(".weight") for name in parameter_names(MANY)}
     found = read_lora_header(path, modules=modules)
+    strange = adapted_modules(found.shapes) - modules
+    if strange:
+        raise ValueError(
+            f"{found.path}: adapts {len(strange)} modules that OmniGen2's transformer does not have: {some(strange, 3)}. It "
+            "belongs to another model."
+        )
     header = read_header(found.path)
-    use_rslora = bool((found.config or {}).get("use_rslora", False))
-    alphas = adapter_alphas(found.shapes, found.config)
+    alphas = adapter_alphas(found.config)
     ranks = {
         name.removesuffix(FACTORS[0]): shape[0] for name, shape in found.shapes.items() if name.endswith(FACTORS[0])
     }
-    scales = sorted({adapter_scale(alphas[module], ranks[module], use_rslora) for module in ranks})
+    scales = sorted({adapter_scale(alphas[module], ranks[module], found.config["use_rslora"]) for module in ranks})
     dora = any(name.endswith(MAGNITUDE) for name in found.shapes)
     ends = Counter(
         ".".join(part for part in module.split(".") if not part.isdigit()).split(".", 1)[-1] for module in ranks
@@ -131,7 +136,8 @@ def _names_of(found: AdapterHeader) -> str:
 
 def _programs(found: AdapterHeader, scales: list[float], dora: bool) -> list[str]:
     prefixes, programs = found.names.prefixes, ["omnitune"]
-    if prefixes == {PREFIX}:
+    alphas = any(plain.endswith(ALPHA) for plain in found.names.plain.values())
+    if not alphas and all(name == PREFIX + plain for name, plain in found.names.plain.items()):
         programs += ["diffusers"]
         # it reads no metadata: the scale is 1 there
         programs += ["published code"] if scales == [1.0] else []
@@ -139,7 +145,8 @@ def _programs(found: AdapterHeader, scales: list[float], dora: bool) -> list[str
         programs += ["peft"]
     if (found.path.parent / PEFT_FILE).is_file() and (found.path.parent / PEFT_CONFIG_FILE).is_file():
         programs += [] if "peft" in programs else ["peft"]
-    if prefixes <= {"diffusion_model.", "", KOHYA_PREFIX} and not dora:
+    # nor does it: the scale is that of .alpha, or 1
+    if prefixes <= {"diffusion_model.", "", KOHYA_PREFIX} and not dora and (alphas or scales == [1.0]):
         programs += ["ComfyUI"]
     return programs
 

@@ -1,5 +1,6 @@
 """Merge adapters, of any tool that is read, into a transformer."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from omnitune.conversion.keys import empty_transformer
 from omnitune.conversion.start import starting_state
 from omnitune.conversion.write import Target, Weights, require_replaceable, write_weights
 from omnitune.io.files import portable, sha256_of
+from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import linear_names, read_lora, require_fitting
 from omnitune.paths import adapter_file
-from omnitune.training.architecture import read_architecture
+from omnitune.pretrained.transformer import require_transformer
 
 
 def merge(
@@ -32,23 +34,11 @@ def merge(
     Raises:
         ValueError: for weights or adapters that cannot be read or do not fit each other, and for a wrong number of scales.
     """
-    if not loras:
-        raise ValueError("--lora: name at least one adapter to merge.")
-    strengths = list(scales) or [1.0] * len(loras)
-    if len(strengths) != len(loras):
-        raise ValueError(f"--scale: {len(strengths)} strengths for {len(loras)} adapters; give one for each, or none.")
-    require_replaceable(save_path)
-    config = read_architecture(transformer)
-    if not config:
-        raise ValueError(
-            f"{transformer / 'config.json'} is missing: name a `transformer` folder in the published layout."
-        )
+    strengths = _strengths(loras, scales)
+    require_replaceable(save_path, [transformer, *loras])
+    config = require_transformer(transformer, "--transformer")
     model = empty_transformer(config)
-    adapters = []
-    for path, strength in zip(loras, strengths, strict=True):
-        tensors, said = read_lora(path, modules=linear_names(model))
-        require_fitting(path, tensors, model)
-        adapters.append((Adapter.of(tensors, said), strength))
+    adapters = [(_fitting(path, model), strength) for path, strength in zip(loras, strengths, strict=True)]
     state = starting_state(transformer, model)
     files = [adapter_file(str(path)) for path in loras]
     facts = {
@@ -62,3 +52,21 @@ def merge(
         "parameters": sum(tensor.numel for tensor in state.values()),
     }
     return write_weights(save_path, Weights(config, state, adapters), target, facts)
+
+
+def _strengths(loras: Sequence[Path], scales: Sequence[float]) -> list[float]:
+    if not loras:
+        raise ValueError("--lora: name at least one adapter to merge.")
+    strengths = list(scales) or [1.0] * len(loras)
+    if len(strengths) != len(loras):
+        raise ValueError(f"--scale: {len(strengths)} strengths for {len(loras)} adapters; give one for each, or none.")
+    wrong = [strength for strength in strengths if not math.isfinite(strength)]
+    if wrong:
+        raise ValueError(f"--scale: {wrong[0]} is no number.")
+    return strengths
+
+
+def _fitting(path: Path, model: OmniGen2Transformer2DModel) -> Adapter:
+    tensors, config = read_lora(path, modules=linear_names(model))
+    require_fitting(path, tensors, model)
+    return Adapter.of(tensors, config)

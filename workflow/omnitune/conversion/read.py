@@ -1,6 +1,5 @@
 """Read the model state out of a training checkpoint, whichever way it was written, and published weights."""
 
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any
 import torch
 
 from omnitune.checkpoints.distributed import TensorFolder
-from omnitune.conversion.tensors import LazyTensor, State, open_safetensors
+from omnitune.conversion.tensors import NAMES, LazyTensor, State, open_safetensors
 from omnitune.errors import reason_of
+from omnitune.io.weights import weight_map
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 from omnitune.pretrained.transformer import INDEX
 
 KNOWN_NAMES = (MODEL_FOLDER, "pytorch_model_fsdp.bin", "pytorch_model.bin", "model.safetensors")
+WRAPPED = 3  # most dictionaries around a model state, as in {"state": {"model": ..}}
 WRAPPERS = ("model.", "module.", "_orig_mod.", "base_model.")
 
 
@@ -116,14 +117,20 @@ def _read_torch(path: Path) -> State:
         content = _load_unmapped(path)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a file of torch.save: {reason_of(error)}") from error
-    while isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
-        content = next(iter(content.values()))
+    for _ in range(WRAPPED):
+        if isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
+            content = next(iter(content.values()))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, no model state.")
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    others = [str(name)[:100] for name, value in content.items() if not _is_weight(name, value)]
     if others:
-        raise ValueError(f"{path}: {some(others)} are objects, no tensors: this is not a model state.")
+        raise ValueError(f"{path}: {some(others)} are no tensors of numbers with a name: this is not a model state.")
     return {name: LazyTensor.of(tensor) for name, tensor in content.items()}
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return isinstance(name, str) and plain and value.dtype in NAMES
 
 
 def _load_unmapped(path: Path) -> Any:
@@ -159,13 +166,7 @@ def read_published(folder: Path) -> State:
                 f"{folder}: holds {len(files)} .safetensors files; published weights are one, or several with {INDEX}."
             )
         return open_safetensors(files[0])
-    try:
-        places = {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{index}: cannot be read ({error}).") from None
-    outside = [file for file in places.values() if Path(file).name != file]
-    if outside:
-        raise ValueError(f"{index}: names {outside[0]!r}, which is no file of this folder.")
+    places = weight_map(index)
     opened = {file: open_safetensors(folder / file) for file in sorted(set(places.values()))}
     lost = [name for name, file in places.items() if name not in opened[file]]
     if lost:

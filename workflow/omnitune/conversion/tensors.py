@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from omnitune.errors import reason_of
+from omnitune.models.files import is_finite
 
 # As .safetensors names them.
 DTYPES = {
@@ -111,6 +112,9 @@ def write_safetensors(
 
     Returns:
         what was to be written, by name.
+
+    Raises:
+        ValueError: for a tensor that is not finite, or no longer where its numbers are too large for its type.
     """
     names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -126,14 +130,18 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            content = _bytes(state[name])
+            content = _bytes(state[name], name)
             file.write(content)
             digests[name] = Digest(state[name].shape, state[name].dtype, zlib.crc32(content))
     return digests
 
 
-def _bytes(lazy: LazyTensor) -> memoryview:
+def _bytes(lazy: LazyTensor, written_as: str | None = None) -> memoryview:
     tensor = lazy.load()
+    if written_as and not is_finite(tensor):
+        kind = NAMES[lazy.dtype]
+        advice = "; its numbers may be too large for this type: take bf16 or fp32" if kind == "F16" else ""
+        raise ValueError(f"{written_as}: holds NaN or infinity as {kind}{advice}. Nothing was written.")
     assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
     plain: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(plain)

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 
 from omnitune.conversion.adapters import Adapter, peft_layer
-from omnitune.conversion.formats.readers import READERS
+from omnitune.conversion.formats.readers import READERS, Factors
 from omnitune.conversion.read import some
-from omnitune.conversion.tensors import Digest, State
+from omnitune.conversion.tensors import Digest, LazyTensor, State
 from omnitune.models.lora import FACTORS
 
 TOLERANCE = (
-    1e-4  # of a fold or a merge, relative to what the adapter adds; the rounding of the written numbers comes on top
+    1e-4  # of a fold or a merge, relative to what the adapter adds; the rounding to the written type comes on top
 )
-INPUTS = 4  # rows of seeded numbers that each module is compared with
+ARITHMETIC = 2e-6  # of float32, in which merges are computed, relative to a weight
+INPUTS = 4  # rows of seeded numbers that each module of an adapter is compared with
 
 
 def verify_adapter(folder: Path, adapter: Adapter, dtype: torch.dtype, programs: Sequence[str]) -> list[dict[str, Any]]:
@@ -24,7 +25,8 @@ def verify_adapter(folder: Path, adapter: Adapter, dtype: torch.dtype, programs:
 
     Args:
         folder: what was written.
-        adapter: as it was trained; its modules are put over seeded weights, since its effect does not depend on them.
+        adapter: as it was trained. Its modules are put over seeded weights as large as what it adds, however little that
+            is: over larger ones, a wrong scale would be lost in the rounding of the outputs.
         dtype: that was written.
         programs: names of READERS.
 
@@ -36,17 +38,32 @@ def verify_adapter(folder: Path, adapter: Adapter, dtype: torch.dtype, programs:
     """
     results = []
     for program in programs:
-        found = dict(READERS[program](folder))
-        _require_equal_names(f"{folder}, as read by {program}", set(found), set(adapter.modules))
-        worst = 0.0
-        for module in adapter.modules:
-            width, height = adapter.tensors[module + FACTORS[0]].shape[1], adapter.tensors[module + FACTORS[1]].shape[0]
-            weight, x = _seeded(module, height, width)
-            read = found[module].output(weight, x)
-            difference = _difference(weight, x, read, [(adapter, 1.0)], module, dtype)
-            worst = max(worst, _within(f"{folder}, as read by {program}", module, *difference))
-        results.append({"read_as": program, "modules": len(adapter.modules), "difference": worst})
+        where, found, worst = f"{folder}, as read by {program}", set[str](), 0.0
+        for module, factors in READERS[program](folder):
+            found.add(module)
+            if module in adapter.modules:
+                worst = max(worst, _adapter_difference(where, factors, adapter, module, dtype))
+        _require_equal_names(where, found, adapter.modules)
+        results.append({"read_as": program, "modules": len(found), "difference": worst})
     return results
+
+
+@torch.no_grad()
+def _adapter_difference(where: str, factors: Factors, adapter: Adapter, module: str, dtype: torch.dtype) -> float:
+    product = adapter.part(module, FACTORS[1], torch.float64) @ adapter.part(module, FACTORS[0], torch.float64)
+    added = adapter.scale(module) * product
+    generator = torch.Generator().manual_seed(zlib.crc32(module.encode()))
+    weight = torch.randn(added.shape, generator=generator, dtype=torch.float64)
+    weight *= (added.norm() or 1.0) / weight.norm()  # of an adapter that adds nothing yet, any
+    x = torch.randn(INPUTS, added.shape[1], generator=generator, dtype=torch.float64)
+    trained = peft_layer(weight, adapter, module)(x)
+    difference, size = float((factors.output(weight, x) - trained).norm()), float(trained.norm())
+    allowed = (TOLERANCE + torch.finfo(dtype).eps) * size
+    if not difference <= allowed:  # nor NaN
+        raise ValueError(
+            f"{where}: {_unlike(module)} (difference {difference:.2g} of {size:.2g}, allowed {allowed:.2g})."
+        )
+    return difference / size if size else 0.0
 
 
 def verify_model(
@@ -56,7 +73,7 @@ def verify_model(
     base: State | None = None,
     adapters: Sequence[tuple[Adapter, float]] = (),
 ) -> dict[str, Any]:
-    """Compares a model's weights: bit for bit, and where an adapter was merged by outputs for seeded numbers.
+    """Compares a model's weights: bit for bit, and where adapters were merged with the weights that peft comes to.
 
     Args:
         read_as: the program that reads them so.
@@ -79,48 +96,35 @@ def verify_model(
     worst = 0.0
     for module in modules:
         assert base is not None
-        weight, lazy = base[f"{module}.weight"].load().double(), written[f"{module}.weight"]
-        x = _seeded(module, 1, weight.shape[1])[1]
-        read = x @ lazy.load().double().T
-        difference = _difference(weight, x, read, adapters, module, lazy.dtype)
-        worst = max(worst, _within(read_as, module, *difference))
+        name = f"{module}.weight"
+        worst = max(worst, _merge_difference(read_as, written[name], base[name], adapters, module))
     return {"read_as": read_as, "tensors": len(expected), "modules": len(modules), "difference": worst}
 
 
-def _seeded(module: str, features_out: int, features_in: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight and inputs that are a function of the module's name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(module.encode()))
-    weight = torch.randn(features_out, features_in, generator=generator, dtype=torch.float64) / features_in**0.5
-    return weight, torch.randn(INPUTS, features_in, generator=generator, dtype=torch.float64)
-
-
 @torch.no_grad()
-def _difference(
-    weight: torch.Tensor,
-    x: torch.Tensor,
-    read: torch.Tensor,
-    adapters: Sequence[tuple[Adapter, float]],
-    module: str,
-    dtype: torch.dtype,
-) -> tuple[float, float, float]:
-    """Norms: of the difference to what was trained, of what is allowed, and of the output."""
-    plain = x @ weight.T
-    own = [
-        (peft_layer(weight, adapter, module), strength) for adapter, strength in adapters if module in adapter.modules
-    ]
-    change = sum((strength * (layer(x) - plain) for layer, strength in own), torch.zeros_like(plain))
-    trained = plain + change
-    allowed = TOLERANCE * change.norm() + torch.finfo(dtype).eps * trained.norm()
-    return float((read - trained).norm()), float(allowed), float(trained.norm())
+def _merge_difference(
+    where: str, written: LazyTensor, base: LazyTensor, adapters: Sequence[tuple[Adapter, float]], module: str
+) -> float:
+    """Each number must be the nearest of its type to what training has trained, so that no change is lost in rounding."""
+    weight, info = base.load().double(), torch.finfo(written.dtype)
+    change = torch.zeros_like(weight)
+    for adapter, strength in adapters:
+        if module in adapter.modules:
+            layer = peft_layer(weight, adapter, module)
+            layer.merge()
+            change += strength * (layer.get_base_layer().weight - weight)
+    trained = weight + change
+    rounding = info.eps / 2 * trained.abs().clamp(min=info.smallest_normal)
+    allowed = rounding + ARITHMETIC * (trained.abs() + change.abs()) + TOLERANCE * change.square().mean().sqrt()
+    difference = written.load().double() - trained
+    wrong = int((~(difference.abs() <= allowed)).sum())  # NaN too
+    if wrong:
+        raise ValueError(f"{where}: {_unlike(module)} ({wrong} of {trained.numel()} weights are others).")
+    return float(difference.norm() / trained.norm()) if trained.any() else 0.0
 
 
-def _within(where: str, module: str, difference: float, allowed: float, size: float) -> float:
-    if not difference <= allowed:  # nor NaN
-        raise ValueError(
-            f"{where}: {module} gives other outputs than what was trained (difference {difference:.2g}, allowed "
-            f"{allowed:.2g}, output {size:.2g}); with fp16 or bf16, try fp32."
-        )
-    return difference / size if size else 0.0
+def _unlike(module: str) -> str:
+    return f"{module} gives other outputs than what was trained; with fp16 or bf16, try fp32"
 
 
 def _require_equal_names(where: str, found: Any, expected: Any) -> None:

@@ -1,6 +1,6 @@
 """Write weights in one of the formats, and see that the programs that it is for read them as they should."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omnitune.paths import (
     FORMATS,
     PEFT_CONFIG_FILE,
     PEFT_FILE,
+    STATE_FILE,
 )
 from omnitune.pretrained.files import INDEX, PARTS
 
@@ -161,14 +162,26 @@ def _name(state: State) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
 
 
-def require_replaceable(save_path: Path) -> None:
-    """A folder is replaced only where everything in it is a conversion's: a mistyped path must not cost someone's files."""
+def require_replaceable(save_path: Path, sources: Iterable[Path] = ()) -> None:
+    """A folder is replaced only where a conversion wrote all that is in it: a mistyped path must not cost someone's files.
+
+    Weights of others have the same names, so it must hold conversion.json; beside the state of a training, where Snakemake
+    removes that file before the rule writes anew, the names are enough. Nor is one of the `sources` replaced, that are read.
+    """
+    if any(save_path.resolve() == source.resolve() for source in sources):
+        raise ValueError(f"{save_path}: is read for this; name another folder to write.")
     if save_path.exists() and not save_path.is_dir():
         raise ValueError(f"{save_path}: is a file; name the folder to write.")
     foreign = [entry.name for entry in (save_path.iterdir() if save_path.is_dir() else ()) if not _is_own(entry)]
     if foreign:
         raise ValueError(
             f"{save_path}: holds {', '.join(sorted(foreign)[:5])}, which no conversion wrote: name another."
+        )
+    known = (save_path / CONVERSION_FILE).is_file() or (save_path.parent / STATE_FILE).is_file()
+    if save_path.is_dir() and any(save_path.iterdir()) and not known:
+        raise ValueError(
+            f"{save_path}: holds weights without {CONVERSION_FILE}, which may be someone's own: name another folder, or "
+            "remove it."
         )
 
 

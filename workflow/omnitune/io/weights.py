@@ -69,10 +69,7 @@ def require_weights(folder: Path | str) -> None:
     require_json(folder)
     found = {path.name for path in folder.glob("*.safetensors")}
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict):
-            raise ValueError(f"{index}: has no weight_map. {FETCH}")
-        lost = sorted(set(map(str, named.values())) - found)
+        lost = sorted(set(weight_map(index).values()) - found)
         if lost:
             raise ValueError(f"{folder / lost[0]}: is missing, which {index.name} names. {FETCH}")
     if not found:
@@ -81,6 +78,17 @@ def require_weights(folder: Path | str) -> None:
         raise ValueError(f"{folder}: holds no .safetensors file{beside}. Put the weights there.")
     for name in sorted(found):
         read_header(folder / name)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index beside them; ValueError where it has none, or names what is not beside it."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise ValueError(f"{index}: has no weight_map. {FETCH}")
+    outside = [file for file in found.values() if Path(file).name != file]
+    if outside:
+        raise ValueError(f"{index}: names {outside[0]!r}, which is no file of this folder.")
+    return found
 
 
 def require_json(folder: Path | str) -> None:

@@ -40,23 +40,21 @@ def adapter_ranks(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, 
     return ranks
 
 
-def checked_metadata(path: Path, text: str | None, ranks: Mapping[str, int], use_dora: bool) -> dict[str, Any] | None:
+def checked_metadata(path: Path, text: str, ranks: Mapping[str, int], use_dora: bool) -> dict[str, Any]:
     """The config of an adapter, made from its tensors and from the few numbers of its metadata that they do not say.
 
     Args:
         path: the file, for messages.
-        text: its metadata, a JSON object with keys of peft's LoraConfig after `transformer.`; None without any.
+        text: its metadata, a JSON object with keys of peft's LoraConfig after `transformer.`.
         ranks: of each module that it adapts, see adapter_ranks.
         use_dora: whether the tensors are those of DoRA.
 
     Returns:
-        arguments of LoraConfig that hold plain numbers and whole names of modules; None where `text` is.
+        arguments of LoraConfig that hold plain numbers and whole names of modules.
 
     Raises:
         ValueError: for keys that are unknown or not supported, and values that do not fit the tensors.
     """
-    if text is None:
-        return None
     found = _object(path, text)
     _require_known(path, found)
     rank, _ = Counter(ranks.values()).most_common(1)[0]

@@ -58,6 +58,7 @@ def read_names(names: Iterable[str], modules: Iterable[str] = ()) -> AdapterName
     """
     known = {module.replace(".", "_"): module for module in modules}
     plain: dict[str, str] = {}
+    seen: set[str] = set()
     prefixes: set[str] = set()
     for name in sorted(names):
         end = max((end for end in ENDS if name.endswith(end)), key=len, default=None)
@@ -65,10 +66,11 @@ def read_names(names: Iterable[str], modules: Iterable[str] = ()) -> AdapterName
         if end is None or module is None:
             continue
         found = module + ENDS[end]
-        if found in plain.values():
+        if found in seen:
             raise ValueError(f"{name}: is there twice, as {found} under another name too")
+        seen.add(found)
         plain[name] = found
-    incomplete = _incomplete(plain.values())
+    incomplete = _incomplete(seen)
     plain = {name: found for name, found in plain.items() if found not in incomplete}
     return AdapterNames(plain, sorted(set(names) - plain.keys()), prefixes)
 

@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -171,12 +170,9 @@ def metadata_text(config: LoraConfig | Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True)
 
 
-def adapter_alphas(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any] | None) -> dict[str, float]:
-    """Alpha of each module of an adapter that read_lora has read, as diffusers takes it: without a config, the usual rank."""
-    ranks = {name.removesuffix(FACTORS[0]): shape[0] for name, shape in shapes.items() if name.endswith(FACTORS[0])}
-    usual, _ = Counter(ranks.values()).most_common(1)[0]
-    said = config or {}
-    return {module: said.get("alpha_pattern", {}).get(module, said.get("lora_alpha", usual)) for module in ranks}
+def adapter_alphas(config: Mapping[str, Any]) -> dict[str, float]:
+    """Alpha of each module, by the config of an adapter that read_lora has read."""
+    return {module: config["alpha_pattern"].get(module, config["lora_alpha"]) for module in config["target_modules"]}
 
 
 class AdapterHeader(NamedTuple):
@@ -186,18 +182,18 @@ class AdapterHeader(NamedTuple):
         path: the file.
         names: of its tensors, as they were read.
         shapes: of its tensors, named as lora_state_dict names them.
-        config: arguments of LoraConfig; None where the file carries none, so that alpha is the rank.
+        config: arguments of LoraConfig; where the file says nothing of a scale, alpha is the rank of each module.
     """
 
     path: Path
     names: AdapterNames
     shapes: dict[str, list[int]]
-    config: dict[str, Any] | None
+    config: dict[str, Any]
 
 
 def read_lora(
     source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()
-) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read an adapter from its file, its folder, or the repository with this id; also one that another tool has written.
 
     Args:
@@ -206,8 +202,7 @@ def read_lora(
         modules: names of the model's linear layers, by which kohya's names (`lora_unet_..`) are told apart.
 
     Returns:
-        the tensors as lora_state_dict names them, and the adapter's config, or None where the file carries none: alpha is
-        the rank then.
+        the tensors as lora_state_dict names them, and the adapter's config, see AdapterHeader.
 
     Raises:
         ValueError, FileNotFoundError: as of read_lora_header, and for numbers that are not finite.
@@ -245,7 +240,7 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
     text = texts.get(METADATA_KEY)
     if text is None and names.prefixes == {PEFT_PREFIX} and (path.parent / PEFT_CONFIG_FILE).is_file():
         text = (path.parent / PEFT_CONFIG_FILE).read_text(encoding="utf-8")
-    if alphas or (text is None and names.prefixes != {PREFIX}):
+    if alphas or text is None:
         return AdapterHeader(path, names, shapes, config_of_alphas(path, alphas, ranks, use_dora))
     return AdapterHeader(path, names, shapes, checked_metadata(path, text, ranks, use_dora))
 

@@ -1,11 +1,10 @@
 """A folder of a transformer's weights in the published layout: whether it is all there. Imports nothing heavy."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omnitune.io.weights import read_header
+from omnitune.io.weights import read_header, read_json, weight_map
 
 CLASS = "OmniGen2Transformer2DModel"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -67,7 +66,8 @@ def require_transformer(folder: Path, key: str) -> dict[str, Any]:
         raise ValueError(
             f"{key}: {folder} has neither {single.name} nor {INDEX}; it holds {', '.join(others[:6]) or 'nothing'}."
         )
-    found = {name for path in _files(index, single) for name in read_header(path).shapes}
+    files = sorted({folder / file for file in weight_map(index).values()}) if index.is_file() else [single]
+    found = {name for path in files for name in read_header(path).shapes}
     expected = parameter_names(config)
     for kind, names in (("lacks", expected - found), ("has besides", found - expected)):
         if names:
@@ -84,30 +84,14 @@ def _config(folder: Path, key: str) -> dict[str, Any]:
         raise ValueError(
             f"{key}: {path} is missing, which says the architecture. Take it from where the weights are from."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        name = config.get("_class_name", CLASS)
-        counts = [config.get(key, 1) for key in ("num_layers", "num_refiner_layers")]
-        if not all(isinstance(count, int) and 0 < count <= MOST_LAYERS for count in counts):
-            raise ValueError(f"num_layers and num_refiner_layers must be numbers up to {MOST_LAYERS}")
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}).") from None
+    config = read_json(path)
+    counts = [config.get(key, 1) for key in ("num_layers", "num_refiner_layers")]
+    if not all(isinstance(count, int) and 0 < count <= MOST_LAYERS for count in counts):
+        raise ValueError(f"{path}: num_layers and num_refiner_layers must be numbers up to {MOST_LAYERS}.")
+    name = config.get("_class_name", CLASS)
     if name != CLASS:
         raise ValueError(f"{key}: {path} is of a {name}, not of OmniGen2's transformer ({CLASS}).")
     return config
-
-
-def _files(index: Path, single: Path) -> list[Path]:
-    if not index.is_file():
-        return [single]
-    try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{index}: cannot be read ({error}).") from None
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise ValueError(f"{index}: names {outside[0]!r}, which is no file of this folder.")
-    return sorted(index.parent / name for name in names)
 
 
 def _some(names: Iterable[str]) -> str:

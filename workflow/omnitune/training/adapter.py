@@ -51,8 +51,8 @@ def load_starting_adapter(model: Any, train: TrainOptions) -> None:
     tensors, config = read_lora(path, modules=linear_names(model))
     own = lora_state_dict(model)
     _require_same_adapter(path, tensors, own, train)
-    alphas = adapter_alphas({name: tensor.shape for name, tensor in tensors.items()}, config)
-    rank, found_rslora = train.lora_rank, bool((config or {}).get("use_rslora", False))
+    alphas = adapter_alphas(config)
+    rank, found_rslora = train.lora_rank, config["use_rslora"]
     asked = adapter_scale(train.lora_alpha or rank, rank, train.lora_use_rslora)
     with torch.no_grad():
         for name, tensor in own.items():

@@ -1,18 +1,18 @@
 """The architecture of the weights that a training starts from: as they say it, and as model.arch_opt does."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.options import ArchOptions
+from omnitune.io.weights import read_json
 
 
 def read_architecture(transformer: Path) -> dict[str, Any]:
     """Content of the config.json of a transformer's folder; empty where there is none."""
     path = transformer / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def differing_keys(asked: ArchOptions, found: Mapping[str, Any]) -> list[str]:
