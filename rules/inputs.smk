@@ -399,6 +399,11 @@ def all_drawn():
             PROJECT.drawn(
                 benchmark.prompts for benchmark in PROJECT.benchmarks.values()
             ),
+            PROJECT.drawn(
+                options.val.data_path
+                for options in PROJECT.experiments.values()
+                if options.val.data_path
+            ),
         },
     )
 

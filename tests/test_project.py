@@ -234,6 +234,8 @@ def test_a_plain_experiment_has_these_phases(tmp_path: Path, monkeypatch: pytest
     write(tmp_path / "mix.yml", {"data": [{"path": "own.jsonl"}]})
     own = project(tmp_path, changed())
     assert [phase.rule for phase in own.validated("mix")] == ["prepare_pretrained", "validate_dataset"]
+    heldout = project(tmp_path, changed(val={"data_path": "resources/demo/heldout/star.jsonl"}))
+    assert "prepare_demo_data" in [phase.rule for phase in heldout.trained("x")], "held-out rows of the demo are drawn"
 
 
 def test_the_order_in_the_config_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,3 +304,12 @@ def test_ratios_of_any_nesting(tree: list) -> None:
     assert ratios(sources) == pytest.approx(expected, rel=1e-9)
     assert sum(source.ratio for source in sources) == pytest.approx(1, abs=1e-9)
     assert all(source.ratio > 0 for source in sources)
+
+
+def test_where_a_file_was_looked_for_is_said_once(tmp_path: Path) -> None:
+    mixture = tmp_path / "mix.yml"
+    mixture.write_text("data: []\n")
+    named = Source("a", (Path("/data/a.jsonl"),), 1.0, "t2i", mixture).missing("/data/a.jsonl")
+    assert named == f"{mixture}: /data/a.jsonl does not exist. Check the path."
+    relative = Source("a", (Path("a.jsonl"),), 1.0, "t2i", mixture).missing("a.jsonl")
+    assert "a.jsonl does not exist. Looked for " in relative

@@ -34,7 +34,7 @@ def test_pictures_outside_are_refused(project: Path, image: str, key: str) -> No
     Path("link.png").symlink_to(project / "private.png")
     name = image.format(project)
     write(**({"input_images": [name], "task_type": "edit"} if key == "input_images" else {"output_image": name}))
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: .*which is outside.*image_root"):
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: .*is outside.*image_root"):
         read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
     assert read_prompts(Benchmark(prompts="prompts.jsonl", image_root=str(project)), Path())
 

@@ -38,10 +38,10 @@ def test_sources_outside_the_project_are_refused(project: Path, path: str) -> No
     Path("link.jsonl").symlink_to(project / "private" / "keys.jsonl")
     Path("linked").symlink_to(project / "private")
     named = mixture(path.format(project / "private"))
-    with pytest.raises(ConfigError, match=r"data\.0\.path.*which is outside.*data\.source_root"):
+    with pytest.raises(ConfigError, match=r"data\.0\.path.*is outside.*data\.source_root"):
         read_mixture(named)
     assert read_mixture(named, [str(project / "private"), "."])
-    with pytest.raises(ConfigError, match="which is outside"):
+    with pytest.raises(ConfigError, match="is outside"):
         read_mixture(named, [str(project / "other")])
 
 
@@ -49,7 +49,7 @@ def test_a_wildcard_leads_nowhere_else(project: Path) -> None:
     Path("a").mkdir()
     with pytest.raises(ConfigError, match=r"`\.\.` stands behind a wildcard"):
         read_mixture(mixture("*/../../private/*.jsonl"))
-    with pytest.raises(ConfigError, match="/ leads to /, which is outside"):
+    with pytest.raises(ConfigError, match=": / is outside the working directory and"):
         read_mixture(mixture("/**/*.jsonl"))
 
 
@@ -81,7 +81,7 @@ def test_a_root_may_be_a_url(project: Path) -> None:
     named = mixture("s3://bucket/mine/a.jsonl")
     assert read_mixture(named) == read_mixture(named, ["s3://bucket/mine"])
     for root in ("s3://bucket/min", "s3://other", "."):
-        with pytest.raises(ConfigError, match="which is outside"):
+        with pytest.raises(ConfigError, match="is outside"):
             read_mixture(named, [root])
 
 

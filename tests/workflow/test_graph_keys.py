@@ -74,6 +74,7 @@ WITH = {
 }
 # What names files, what other keys must go with, and what is tested elsewhere.
 NOT_HERE = {
+    "extends",
     "name",
     "data.data_path",
     "prompts",

@@ -391,7 +391,9 @@ class Project:
     @cache  # noqa: B019  (a project lives as long as its process)
     def admitted(self, experiment: str, above: tuple[str, ...] = ()) -> Phases:
         """Up to what an experiment's training is a function of."""
-        before = (*self.indexed(self.experiments[experiment].data.dataset), *self.started(experiment, above))
+        options = self.experiments[experiment]
+        heldout = self.drawn(filter(None, [options.val.data_path]))
+        before = (*heldout, *self.indexed(options.data.dataset), *self.started(experiment, above))
         return _each_once((*before, Phase.of("prepare_training", experiment=experiment)))
 
     @cache  # noqa: B019  (a project lives as long as its process)

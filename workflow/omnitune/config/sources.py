@@ -60,7 +60,8 @@ class Source:
         tried = {str(place) for place in self.places(Path(file))}
         line = line_of(self.mixture, lambda value: str(Path(value)) in tried) if self.mixture else None
         where = f"{self.mixture}, line {line}" if line else f"{self.mixture or self.name}"
-        return f"{where}: {file} does not exist. Looked for {' and '.join(sorted(tried))}. Check the path."
+        looked = "" if tried == {file} else f" Looked for {' and '.join(sorted(tried))}."
+        return f"{where}: {file} does not exist.{looked} Check the path."
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def require_below(place: str | Path, roots: Sequence[str | Path], where: str, fi
     """Raises ConfigError, with `where` it is named and the fix, for a place outside all of the roots, links followed."""
     if not any(is_below(place, root) for root in roots):
         target = place if storage.is_url(place) else os.path.realpath(place)
-        raise ConfigError(
-            f"{where}: {place} leads to {target}, which is outside {' and '.join(map(str, roots))}. {fix}."
-        )
+        named = str(place) if str(place) == str(target) else f"{place} leads to {target}, which"
+        outside = " and ".join("the working directory" if str(root) == "." else str(root) for root in roots)
+        raise ConfigError(f"{where}: {named} is outside {outside}. {fix}.")
 
 
 def is_below(place: str | Path, root: str | Path) -> bool:
