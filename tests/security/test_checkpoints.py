@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
@@ -102,6 +103,19 @@ def _huge(content: Any) -> None:
         entry.size = torch.Size([1 << 40, 1 << 10])
 
 
+def _holes(content: Any) -> None:
+    for entry in content.state_dict_metadata.values():
+        entry.chunks = []
+
+
+def _twice(content: Any) -> None:
+    """The first half of each tensor stands for the second, too."""
+    for entry in content.state_dict_metadata.values():
+        half = torch.Size([entry.size[0] // 2, *entry.size[1:]])
+        start = torch.Size([0] * len(entry.size))
+        entry.chunks = [ChunkStorageMetadata(start, half)] * 2
+
+
 def _fields(content: Any) -> None:
     content.storage_data = 3
 
@@ -111,6 +125,8 @@ def _fields(content: Any) -> None:
     [
         (_elsewhere, r"names '\.\./\.\./secret', which is no file of this folder"),
         (_huge, r"names tensors of \d+ bytes, but the files beside it have \d+"),
+        (_holes, r"do not make up the whole tensor"),
+        (_twice, r"do not make up the whole tensor"),
         (_fields, r"is not the metadata of a distributed checkpoint"),
     ],
 )

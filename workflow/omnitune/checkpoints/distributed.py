@@ -1,6 +1,8 @@
 """torch's distributed checkpoints, read so that nothing in their files can run code."""
 
 import io
+import itertools
+import math
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -119,6 +121,28 @@ def _require_sound(folder: Path, metadata: Metadata) -> None:
         )
         if claimed > held:
             raise ValueError(f"{path}: names tensors of {claimed} bytes, but the files beside it have {held}.")
+    for name, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata) and not _is_covered(entry):
+            raise ValueError(f"{path}: the parts of {str(name)!r} do not make up the whole tensor.")
+
+
+def _is_covered(entry: TensorStorageMetadata) -> bool:
+    """Whether each number of a tensor stands in one part: others would be what the memory held before."""
+    parts = sorted((tuple(part.offsets), tuple(part.sizes)) for part in entry.chunks if math.prod(part.sizes))
+    shape = tuple(entry.size)
+    inside = all(
+        len(start) == len(sides) == len(shape)
+        and all(first >= 0 and first + side <= most for first, side, most in zip(start, sides, shape, strict=True))
+        for start, sides in parts
+    )
+    if not inside or sum(math.prod(sides) for _, sides in parts) != math.prod(shape):
+        return False
+    by_rows = all(sides[1:] == shape[1:] for _, sides in parts)  # as FSDP cuts: only neighbours can overlap
+    pairs = itertools.pairwise(parts) if by_rows else itertools.combinations(parts, 2)
+    return not any(
+        all(a < b + long and b < a + wide for a, wide, b, long in zip(*first, *second, strict=True))
+        for first, second in pairs
+    )
 
 
 def load_into(state: dict[str, Any], folder: Path) -> None:
