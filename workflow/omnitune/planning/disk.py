@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions, StartingWeights
 from omnitune.config.choices import IMAGE_FORMATS
@@ -110,8 +109,10 @@ def _indexed(options: ExperimentOptions, index: ShardIndex, sources: Sequence[So
         for part in index.parts(source.name):
             for name in ("output_tokens", "input_tokens"):
                 images += int(part.column(name).to_numpy().astype(np.int64).sum())
-            counted = pc.fill_null(part.column("text_tokens"), options.data.maximum_text_tokens)
-            texts += int(counted.to_numpy(zero_copy_only=False).astype(np.int64).sum())
+            own = (
+                part.column("text_tokens").to_pylist() if "text_tokens" in part.schema.names else [None] * part.num_rows
+            )
+            texts += sum(options.data.maximum_text_tokens if tokens is None else tokens for tokens in own)
             tars.update(zip(part.column("tar").to_pylist(), part.column("tar_bytes").to_pylist(), strict=True))
     return images, texts, sum(tars.values())
 
