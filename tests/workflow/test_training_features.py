@@ -188,7 +188,7 @@ def test_step_that_is_not_finite_is_skipped(mixed: Workplace, fit: Fit, caplog: 
 
 def test_float16_scales_its_loss(mixed: Workplace, fit: Fit) -> None:
     trainer = fit("half", train={"mixed_precision": "fp16"})
-    assert trainer.loss_scale.value == 65536.0
+    assert trainer.loss_scale.value in (65536.0, 32768.0), "as it began, or halved by one overflow"
     fit("full", train={"mixed_precision": "fp32"})
     assert difference(rows(mixed, "half"), rows(mixed, "full")) < 0.01
 
@@ -236,12 +236,13 @@ def test_validation_reaches_every_tracker(mixed: Workplace, fit: Fit, monkeypatc
     assert found[2] == pytest.approx(found[4], rel=1e-5), "noise and times are fixed, and the weights hardly move"
     logs = mixed.root / "experiments/watched/logs"
     names = sorted(path.relative_to(logs / "samples").as_posix() for path in (logs / "samples").rglob("*.png"))
-    assert names == [f"{step:08d}/in_context-0000{k}.png" for step in (3, 4) for k in (1, 2)]
+    drawn = [f"{step:08d}/in_context-0000{k}.png" for step in (0, 3, 4) for k in (1, 2)]
+    assert names == [*drawn, *(f"inputs/in_context-0000{k}-{number}.png" for k in (1, 2) for number in (0, 1))]
     with Image.open(logs / "samples" / names[0]) as image:
         assert max(image.size) == 32
     events = EventAccumulator(str(logs / "tensorboard"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Scalars("val/loss")] == [2, 4]
-    assert [event.step for event in events.Images("samples/in_context-00001")] == [3, 4]
+    assert [event.step for event in events.Images("samples/in_context-00001")] == [0, 3, 4]
     for name in (
         "samples_per_second",
         "tokens_per_second",
