@@ -4,9 +4,9 @@ python -m benchmarks gpu                              # all parts, the most tell
 python -m benchmarks gpu.step --json step.json        # one of them; figures as JSON too
 
 LoRA steps are those of training: trained weights in float32, frozen matrices in bfloat16, autocast to
-bfloat16, every block recomputed, the loop's own objective, clipping and update. Steps of all parameters have weights, gradients
-and moments in bfloat16 (8 bytes a parameter), so that they fit into 80 GB; training holds these in float32. Each part stops
-taking up variants when its time is over.
+bfloat16, every block recomputed, the loop's own objective, clipping and update. Steps of all parameters have weights,
+gradients and moments in bfloat16 (8 bytes a parameter), so that they fit into 80 GB; training holds these in float32.
+Each part stops taking up variants when its time is over.
 """
 
 import time

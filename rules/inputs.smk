@@ -68,8 +68,8 @@ def get_url_versions(wildcards):
         return {path: named(version_of, path) for path in files}
 
 
-# Of a parameter whose function asks for `threads`, Snakemake keeps no record, so that another value is no reason to run:
-# where something may be read from, and how much, changes nothing of what was read.
+# Of a parameter whose function asks for `threads`, Snakemake keeps no record, so that another value is no reason to
+# run: where something may be read from, and how much, changes nothing of what was read.
 
 
 def get_source_roots(wildcards, threads=None):

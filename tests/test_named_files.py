@@ -1,6 +1,8 @@
 """What a config names is looked at before any job: weights, adapters, held-out samples, samples, experiments."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from helpers.projects import changed, project, write
 from omnitune.errors import ConfigError
 from omnitune.evaluation.weights import evaluated_weights, require_there
 from omnitune.io.places import is_local
-from omnitune.io.weights import read_json, require_weights
+from omnitune.io.weights import read_header, read_json, require_weights
 from omnitune.project import Project
 from omnitune.report.training import read_samples
 from omnitune.validation.summary import whole_of
@@ -48,6 +50,13 @@ def test_paths_and_repositories_are_told_apart(place: Path) -> None:
     assert not is_local("OmniGen2/OmniGen2", "key")
     with pytest.raises(ValueError, match=r"Did you mean 'models/base'\?"):
         is_local("models/bas", "key")
+
+
+@pytest.mark.parametrize(("name", "reader"), [("a.safetensors", read_header), ("a.json", read_json)])
+def test_a_pipe_is_not_waited_for(place: Path, name: str, reader: Callable[[Path], object]) -> None:
+    os.mkfifo(place / name)
+    with pytest.raises(ValueError, match=rf"{name}: cannot be read.*no regular file"):
+        reader(place / name)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from omnitune.paths import BASE, EvaluatedStep, weights_name
 pytestmark = pytest.mark.unit
 
 PROJECT = Path(__file__).parents[2]
-# The published options file ft_lora.yml, in its own spelling and with its YAML quirks (a float that YAML reads as text).
+# The published options file ft_lora.yml, in its own spelling and with its YAML quirks (a float that YAML reads as
+# text).
 PUBLISHED = """
 name: ft_lora
 seed: 2233

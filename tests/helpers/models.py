@@ -13,6 +13,8 @@ from omnitune.models import (
     OmniGen2FlowMatchScheduler,
     OmniGen2Pipeline,
     OmniGen2Transformer2DModel,
+    lora_config,
+    lora_state_dict,
 )
 
 TEXT_DIM = TRANSFORMER["text_feat_dim"]
@@ -36,6 +38,25 @@ def tiny_transformer() -> OmniGen2Transformer2DModel:
     model = OmniGen2Transformer2DModel(**TRANSFORMER).eval()
     randomise(model)
     return model
+
+
+def adapted_transformer(alpha: float | None = None, **options: Any) -> OmniGen2Transformer2DModel:
+    """With an adapter of rank 4 that is not at its start."""
+    model = tiny_transformer()
+    model.add_adapter(lora_config(4, alpha, **options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in lora_state_dict(model).values():
+            tensor.add_(0.5 * torch.rand(tensor.shape, generator=generator))
+    return model
+
+
+@torch.no_grad()
+def text_to_image_output(model: torch.nn.Module) -> torch.Tensor:
+    """For one seeded latent and text."""
+    generator = torch.Generator().manual_seed(0)
+    latent, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
+    return model(latent, torch.tensor([0.5]), text, None).sample
 
 
 def tiny_vae() -> AutoencoderKL:

@@ -9,37 +9,21 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from helpers.models import tiny_transformer
-from omnitune.models import OmniGen2Transformer2DModel, load_lora, lora_config, lora_state_dict, read_lora
+from helpers.models import adapted_transformer, text_to_image_output, tiny_transformer
+from omnitune.models import load_lora, lora_state_dict, read_lora
 from omnitune.models.adapter_names import ALPHA, FACTORS, MAGNITUDE, read_names
 
 pytestmark = pytest.mark.unit
 
 KEYS = Path(__file__).parents[1] / "data/reference/transformer_keys.tsv"
 State = dict[str, torch.Tensor]
+TARGETS = ["to_q", "to_out.0"]
 
 
 def published_modules() -> list[str]:
     """Names of the published transformer's linear layers."""
     rows = [line.split("\t") for line in KEYS.read_text().splitlines()[1:]]
     return [name.removesuffix(".weight") for name, shape in rows if name.endswith(".weight") and "x" in shape]
-
-
-def adapter(alpha: float, use_dora: bool = False) -> OmniGen2Transformer2DModel:
-    model = tiny_transformer()
-    model.add_adapter(lora_config(4, alpha, target_modules=["to_q", "to_out.0"], use_dora=use_dora))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in lora_state_dict(model).values():
-            tensor.add_(0.5 * torch.rand(tensor.shape, generator=generator))
-    return model
-
-
-@torch.no_grad()
-def output(model: torch.nn.Module) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    latent, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
-    return model(latent, torch.tensor([0.5]), text, None).sample
 
 
 def renamed(state: State, alpha: float | None, name: Callable[[str, str], str]) -> State:
@@ -70,29 +54,29 @@ FORMS: dict[str, Callable[[str, str], str]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("alpha", [2.0, None])
 def test_an_adapter_by_other_names_is_the_same(tmp_path: Path, form: str, alpha: float | None) -> None:
-    model = adapter(alpha or 4)
+    model = adapted_transformer(alpha or 4, target_modules=TARGETS)
     save_file(renamed(lora_state_dict(model), alpha, FORMS[form]), tmp_path / "any.safetensors")
     loaded = tiny_transformer()
     load_lora(loaded, tmp_path / "any.safetensors")
-    assert torch.allclose(output(loaded), output(model), atol=1e-6)
+    assert torch.allclose(text_to_image_output(loaded), text_to_image_output(model), atol=1e-6)
 
 
 def test_scales_are_those_of_each_module(tmp_path: Path) -> None:
     """Without alpha a scale is 1, also where ranks differ; diffusers would take the rank of most for alpha."""
-    model, module = adapter(4), "layers.0.attn.to_q"
+    model, module = adapted_transformer(4, target_modules=TARGETS), "layers.0.attn.to_q"
     state = renamed(lora_state_dict(model), None, FORMS["comfyui"])
     down, up = (f"diffusion_model.{module}{end}" for end in FACTORS)
     state[down], state[up] = state[down].repeat(2, 1), state[up].repeat(1, 2) / 2
     save_file(state, tmp_path / "x.safetensors")
     loaded = tiny_transformer()
     load_lora(loaded, tmp_path / "x.safetensors")
-    assert torch.allclose(output(loaded), output(model), atol=1e-6)
+    assert torch.allclose(text_to_image_output(loaded), text_to_image_output(model), atol=1e-6)
     state[f"diffusion_model.{module}.alpha"] = torch.tensor(4.0)
     state[up] *= 2
     save_file(state, tmp_path / "x.safetensors")
     loaded = tiny_transformer()
     load_lora(loaded, tmp_path / "x.safetensors")
-    assert torch.allclose(output(loaded), output(model), atol=1e-6)
+    assert torch.allclose(text_to_image_output(loaded), text_to_image_output(model), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}])
@@ -106,7 +90,7 @@ def test_an_adapter_that_peft_has_saved(tmp_path: Path, kind: dict[str, bool]) -
     model.save_pretrained(tmp_path)
     loaded = tiny_transformer()
     load_lora(loaded, tmp_path)
-    assert torch.allclose(output(loaded), output(model), atol=1e-6)
+    assert torch.allclose(text_to_image_output(loaded), text_to_image_output(model), atol=1e-6)
 
 
 def test_published_names_are_told_apart_in_each_form() -> None:
@@ -120,7 +104,7 @@ def test_published_names_are_told_apart_in_each_form() -> None:
 
 
 def test_what_is_unknown_is_named(tmp_path: Path) -> None:
-    state = renamed(lora_state_dict(adapter(4)), None, FORMS["kohya"])
+    state = renamed(lora_state_dict(adapted_transformer(4, target_modules=TARGETS)), None, FORMS["kohya"])
     path = tmp_path / "x.safetensors"
     for extra, message in (
         ("lora_unet_no_such_layer.lora_down.weight", r"1 of 21 tensors, such as \['lora_unet_no_such_layer"),
@@ -142,7 +126,7 @@ def test_what_is_unknown_is_named(tmp_path: Path) -> None:
 
 
 def test_the_config_beside_is_checked_like_metadata(tmp_path: Path) -> None:
-    state = renamed(lora_state_dict(adapter(4)), None, FORMS["peft"])
+    state = renamed(lora_state_dict(adapted_transformer(4, target_modules=TARGETS)), None, FORMS["peft"])
     save_file(state, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "layer_replication": [[0, 9]]}))
     with pytest.raises(ValueError, match=r"layer_replication: .* not supported"):

@@ -310,6 +310,11 @@ def test_disk_of_data_is_counted(project: Path) -> None:
     latents = sum(row.output_tokens + row.input_tokens for row in rows) * 4 * TRANSFORMER["in_channels"] * 2
     texts = sum(row.text_tokens or 0 for row in rows) * TRANSFORMER["text_feat_dim"]
     assert encodings.size == 2 * (latents + texts)
+    table = pq.read_table("prepared/mix/shards/index.parquet")
+    pq.write_table(table.drop_columns(["text_tokens"]), "uncounted.parquet")
+    uncounted = data_space(options, TRANSFORMER, ShardIndex.load("uncounted.parquet"), sources)
+    longest = len(rows) * 100 * TRANSFORMER["text_feat_dim"]
+    assert [space.size for space in uncounted] == [tars.size, 2 * (latents + longest)]
     Path("prepared/mix/shards/index.parquet").unlink()
     assert [space.size for space in data_space(options, TRANSFORMER, samples_of(project), sources)] == [None, None]
 

@@ -6,32 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.models import tiny_transformer
+from helpers.models import adapted_transformer, text_to_image_output, tiny_transformer
 from omnitune.config.training import TrainOptions
-from omnitune.models import OmniGen2Transformer2DModel, lora_config, lora_state_dict, save_lora
+from omnitune.models import lora_state_dict, save_lora
 from omnitune.models.lora import resolve_targets
 from omnitune.paths import ADAPTER_FILE
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
 
 pytestmark = pytest.mark.unit
-
-
-def adapted(alpha: float | None = None, **options: Any) -> OmniGen2Transformer2DModel:
-    """A model with an adapter of rank 4 that is not at its start."""
-    model = tiny_transformer()
-    model.add_adapter(lora_config(4, alpha, **options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in lora_state_dict(model).values():
-            tensor.add_(0.5 * torch.rand(tensor.shape, generator=generator))
-    return model
-
-
-@torch.no_grad()
-def output(model: OmniGen2Transformer2DModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    latent, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
-    return model(latent, torch.tensor([0.5]), text, None).sample
 
 
 def test_config_of_the_options_adapts_just_its_targets() -> None:
@@ -44,7 +26,7 @@ def test_config_of_the_options_adapts_just_its_targets() -> None:
 
 
 def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
-    source = adapted(alpha=8, use_dora=True, target_modules=["to_q"])
+    source = adapted_transformer(alpha=8, use_dora=True, target_modules=["to_q"])
     save_lora(tmp_path, lora_state_dict(source), source.peft_config["default"])
     asked = {"lora_ft": True, "lora_rank": 4, "lora_alpha": 8, "lora_use_dora": True, "lora_target_modules": ["to_q"]}
     for path in (tmp_path, tmp_path / ADAPTER_FILE):
@@ -52,7 +34,7 @@ def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
         model = tiny_transformer()
         model.add_adapter(lora_config_of(train, model))
         load_starting_adapter(model, train)
-        assert torch.equal(output(model), output(source))
+        assert torch.equal(text_to_image_output(model), text_to_image_output(source))
         assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
     for key, value, message in (
         ("lora_rank", 2, "train.lora_rank: 2, but the adapter .* has 4"),
@@ -74,7 +56,7 @@ def test_training_starts_from_a_published_adapter(tmp_path: Path) -> None:
 def test_an_adapter_starts_with_its_effect_whatever_alpha_is_asked_for(
     tmp_path: Path, file_alpha: int | None, asked: dict[str, Any], use_dora: bool
 ) -> None:
-    source = adapted(file_alpha, use_dora=use_dora, target_modules=["to_q"])
+    source = adapted_transformer(file_alpha, use_dora=use_dora, target_modules=["to_q"])
     save_lora(tmp_path, lora_state_dict(source), source.peft_config["default"] if file_alpha else None)
     train = TrainOptions(
         lora_ft=True,
@@ -87,4 +69,4 @@ def test_an_adapter_starts_with_its_effect_whatever_alpha_is_asked_for(
     model = tiny_transformer()
     model.add_adapter(lora_config_of(train, model))
     load_starting_adapter(model, train)
-    assert torch.allclose(output(model), output(source), atol=1e-6)
+    assert torch.allclose(text_to_image_output(model), text_to_image_output(source), atol=1e-6)

@@ -20,7 +20,8 @@ from omnitune.config.choices import OneOf
 
 pytestmark = pytest.mark.workflow
 
-# The rule whose parameters have the keys of a stage. A dry run does not list encodings behind an index that is made again.
+# The rule whose parameters have the keys of a stage. A dry run does not list encodings behind an index that is made
+# again.
 RULES = {
     "base": "prepare_pretrained",
     "samples": "validate_source",
@@ -176,7 +177,8 @@ def test_every_key_runs_what_it_names(planner: Planner, place: Path) -> None:
         for key, field in found.items():
             reasons = plan_with(planner, place, key, field, benchmark)
             wanted = expected_rules(key, field)
-            # A dry run looks for a reason only where nothing before has one, and lists no tar behind a validation that runs.
+            # A dry run looks for a reason only where nothing before has one, and lists no tar behind a validation that
+            # runs.
             if wanted & {"validate_source", "validate_dataset"}:
                 wanted -= {"shard_dataset", "encode_dataset"}
             if "validate_source" in wanted:

@@ -120,7 +120,8 @@ def validate(
 ) -> None:
     """Check every row and image of a mixture; rejected ones go to a ledger with their reasons.
 
-    Prints a summary, and exits with an error where more rows are rejected than allowed; the ledger is kept in OUTPUT.failed then.
+    Prints a summary, and exits with an error where more rows are rejected than allowed; the ledger is kept in
+    OUTPUT.failed then.
     """
     from rich.console import Console
 

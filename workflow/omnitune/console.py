@@ -59,7 +59,8 @@ def setup_process(log_file: Path | str | None = None) -> None:
 def job(log_file: Path | str | None = None) -> Iterator[None]:
     """Runs one stage: sets up its log, and turns a user's mistake (ValueError) or a failing disk into one message.
 
-    Exits with code 1 then, and with INTERRUPTED where work can go on; any other exception is a defect and keeps its traceback.
+    Exits with code 1 then, and with INTERRUPTED where work can go on; any other exception is a defect and keeps its
+    traceback.
     """
     setup_process(log_file)
     try:

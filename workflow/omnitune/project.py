@@ -67,8 +67,8 @@ Phases = tuple[Phase, ...]
 class Project:
     """What the workflow runs, by name.
 
-    A method that is named after what is done, such as `trained`, gives the phases that lead there, each after those that it
-    needs.
+    A method that is named after what is done, such as `trained`, gives the phases that lead there, each after those
+    that it needs.
 
     Attributes:
         experiments: options by experiment name.
@@ -277,7 +277,8 @@ class Project:
     def evaluations(self, experiment: str) -> dict[EvaluatedStep, tuple[str, EvaluatedStep]]:
         """Whose evaluation of which step each of an experiment's is: its own, but for a base that is evaluated already.
 
-        BASE is what the experiment started from: where that is an evaluated checkpoint of another configured one, no second
+        BASE is what the experiment started from: where that is an evaluated checkpoint of another configured one, no
+            second
         evaluation is made. Of those that start from the same weights, the first by name evaluates them.
         """
         found = {step: (experiment, step) for step in (BASE, *self.experiments[experiment].evaluated)}

@@ -23,9 +23,9 @@ from omnitune.sharding.digests import read_sources
 def refused_trainings(project: Project) -> dict[str, str]:
     """The message on each experiment whose training would not go on from its checkpoints, by name.
 
-    A training whose options, data or starting weights have changed is refused, unless resume_from_checkpoint: null lets it
-    start over. Whether prepared data or weights have changed is known only once the workflow has brought them up to date; the
-    rule prepare_training refuses then.
+    A training whose options, data or starting weights have changed is refused, unless resume_from_checkpoint: null lets
+    it start over. Whether prepared data or weights have changed is known only once the workflow has brought them up to
+    date; the rule prepare_training refuses then.
     """
     refused = {}
     for name, options in project.experiments.items():

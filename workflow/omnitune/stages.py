@@ -36,8 +36,8 @@ from omnitune.training.inputs import TrainingFiles
 if TYPE_CHECKING:
     from omnitune.encoding.encode import EncodingFiles
 
-# What loads torch is imported where it is used: `omnitune --help` and errors in options need not wait for it, and a job has
-# set up its log before libraries warn.
+# What loads torch is imported where it is used: `omnitune --help` and errors in options need not wait for it, and a job
+# has set up its log before libraries warn.
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,8 @@ def convert_checkpoint(
     """Converts the checkpoint in whose folder `output` lies, as it was trained, see omnitune.conversion.export.
 
     Args:
-        output: experiments/{experiment}/checkpoint-{step}/{weights}, whose name says whether it is the average, and the format.
+        output: experiments/{experiment}/checkpoint-{step}/{weights}, whose name says whether it is the average, and the
+            format.
         transformer: folder of the transformer that training started from.
         base: folder of the base pipeline, for the format `pipeline`.
         dtype, max_shard_size: as in the section `convert` of the options.

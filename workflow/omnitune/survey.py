@@ -24,8 +24,8 @@ HASHED_BYTES = 64 << 20  # of larger files, whoever loads them looks at the cont
 def lost_files(project: Project) -> list[str]:
     """One line for each file that a finished stage names, and that is lost or another now: with what makes it again.
 
-    Whoever needs such a file says so as well. Looked at are names, sizes and times; what is younger than the file that names
-    it is hashed.
+    Whoever needs such a file says so as well. Looked at are names, sizes and times; what is younger than the file that
+    names it is hashed.
     """
     lines: list[str] = []
     for model in project.models:

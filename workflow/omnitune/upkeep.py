@@ -30,8 +30,8 @@ def rename_experiment(project: Project, old: str, new: str) -> None:
     follow, times stay. The report is left to be built again. A folder that was moved by hand is taken over.
 
     Raises:
-        ValueError: for a name that is not allowed or taken, an experiment that is not there, is being trained, is a variant
-            of a sweep, or is what another was trained from, and while Snakemake runs.
+        ValueError: for a name that is not allowed or taken, an experiment that is not there, is being trained, is a
+            variant of a sweep, or is what another was trained from, and while Snakemake runs.
     """
     source, target = (Path(EXPERIMENT.format(experiment=name)) for name in (old, new))
     _require_names(old, new)
@@ -57,8 +57,8 @@ def rename_experiment(project: Project, old: str, new: str) -> None:
 def remove_experiment(project: Project, name: str) -> None:
     """Removes an experiment's folder, and what Snakemake knows of it.
 
-    Raises ValueError for one that is not there, is being trained, or is what another was trained from, and while Snakemake
-    runs.
+    Raises ValueError for one that is not there, is being trained, or is what another was trained from, and while
+    Snakemake runs.
     """
     _require_names(name)
     folder = Path(EXPERIMENT.format(experiment=name))
@@ -102,19 +102,19 @@ def _require_free(project: Project, name: str, verb: str) -> None:
         raise ValueError("Snakemake is running here, or was killed (then: snakemake --unlock). Wait for it.")
     if name in project.variants and verb == "renamed":
         raise ValueError(
-            f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep it under "
-            "another name, write an options file of its own, which extends that one, and take it out of the sweep."
+            f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep it "
+            "under another name, write an options file of its own, which extends that one, and take it out of the sweep."
         )
     if name == project.swept and verb == "renamed":
         raise ValueError(
-            f"{name} is what the variants of the sweep are named after: by another name, all {len(project.variants)} of them "
-            "would be trained anew. Take the sweep out of the config first."
+            f"{name} is what the variants of the sweep are named after: by another name, all {len(project.variants)} of "
+            "them would be trained anew. Take the sweep out of the config first."
         )
     followers = sorted({*_trained_from(name), *_configured_from(project, name)} - {name})
     if followers:
         raise ValueError(
-            f"experiments/{name} cannot be {verb}: its weights are what {', '.join(followers)} starts from, and by this name. "
-            f"Remove {'these' if len(followers) > 1 else 'that one'} first, and take it out of `experiments`."
+            f"experiments/{name} cannot be {verb}: its weights are what {', '.join(followers)} starts from, and by this "
+            f"name. Remove {'these' if len(followers) > 1 else 'that one'} first, and take it out of `experiments`."
         )
 
 
@@ -156,8 +156,8 @@ def _rename_in_config(project: Project, old: str, new: str) -> None:
 def _rename_in_files(folder: Path, old: str, new: str) -> None:
     """In what the experiment's stages have written of themselves.
 
-    Checkpoints do not know their experiment's name; conversions say from where they come, and stay as they are: weights are
-    known by them.
+    Checkpoints do not know their experiment's name; conversions say from where they come, and stay as they are: weights
+    are known by them.
     """
     _rewrite(folder / "train.json", lambda text: text.replace(f'"experiment": "{old}"', f'"experiment": "{new}"'))
     for options in (folder / "options.yml", Path(VARIANT.format(experiment=new))):
@@ -210,9 +210,7 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
 
 
 def _move_records(old: str, new: str | None) -> None:
-    """Lets Snakemake's records of an experiment's files, and of those that a killed job has left, be those of another name, or
-    removes them (None).
-    """
+    """Gives another name to Snakemake's records of an experiment's files, killed jobs' included; None removes them."""
     own = f"experiments/{old}/"
     for folder in (SNAKEMAKE / "metadata", SNAKEMAKE / "incomplete"):
         for record in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -238,7 +236,7 @@ def _replace(record: Path, target: Path, text: str, changed: str) -> None:
 
 
 def _recorded(path: Path) -> str:
-    """The output that a record is of: its name, in parts that fit a file's name, of which all but the last have an `@`."""
+    """The output that a record is of: its name is cut to fit file names, with an `@` before all parts but the last."""
     return base64.urlsafe_b64decode("".join(part.removeprefix("@") for part in path.parts)).decode()
 
 

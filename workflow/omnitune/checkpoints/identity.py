@@ -32,7 +32,8 @@ def identity_of(options: ExperimentOptions, base: Path, transformer: Path, index
         index: index.parquet of the shards.
 
     Returns:
-        options: the keys that affect the weights. base, starting_weights, starting_adapter: hashes, the last one where there
+        options: the keys that affect the weights. base, starting_weights, starting_adapter: hashes, the last one where
+            there
         is an adapter. data: by source its ratio, number of samples and a hash over them.
     """
     manifest = base / "manifest.json"

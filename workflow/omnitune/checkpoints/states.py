@@ -163,9 +163,9 @@ def find_resumable(folder: Path, last_step: int, same: bool) -> Path | None:
     Args:
         folder: experiments/{experiment}.
         last_step: of the training.
-        same: whether the checkpoints belong to it; if not, the whole attempt is set aside, but for the evaluation of what it
-            started from. A training that starts over under the same identity goes on: it would get to the same weights, and
-            one that was preempted must not lose what it has done.
+        same: whether the checkpoints belong to it; if not, the whole attempt is set aside, but for the evaluation of
+            what it started from. A training that starts over under the same identity goes on: it would get to the same
+            weights, and one that was preempted must not lose what it has done.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:

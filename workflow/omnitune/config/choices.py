@@ -89,8 +89,8 @@ class Measure:
     """A figure of a generated image, and how the report shows it.
 
     Attributes:
-        function: `module:name` of a function of `omnitune.evaluation.measures.Case`, which gives None where there is nothing
-            to measure; None for a figure of the benchmark's check, check_{name}.
+        function: `module:name` of a function of `omnitune.evaluation.measures.Case`, which gives None where there is
+            nothing to measure; None for a figure of the benchmark's check, check_{name}.
         label: for people.
         higher_is_better: which change counts as better.
         digits: behind the point.

@@ -20,9 +20,9 @@ def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None
     return len(value) if isinstance(value, list) else None
 
 
-# Of manifests, which leave out what would have no pixels and may be cut by bytes. Of weights, too, where tars come out the
-# same: the shift of the timesteps is by max_output_pixels, and held-out images are brought to the same limits as the
-# training's.
+# Of manifests, which leave out what would have no pixels and may be cut by bytes. Of weights, too, where tars come out
+# the same: the shift of the timesteps is by max_output_pixels, and held-out images are brought to the same limits as
+# the training's.
 IMAGE_LIMIT = Affects("manifests", "shards", "weights")
 INPUT_LIMIT = Affects("manifests", "shards", "weights", samples=_number_of_limits)
 
@@ -479,7 +479,8 @@ class ExperimentOptions(Section):
     def identity(self) -> dict[str, Any]:
         """The keys that decide what the trained weights are, by their full names: those a checkpoint is bound to.
 
-        Not among them are keys that may change between two starts of one training: its length (checkpoints know their step),
+        Not among them are keys that may change between two starts of one training: its length (checkpoints know their
+            step),
         logging, evaluation, paths of caches, how the global batch is cut into processes, and mere checks.
         """
         return keys_affecting(self, "weights")

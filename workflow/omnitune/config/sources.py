@@ -36,8 +36,8 @@ class Source:
 
     Attributes:
         name: letters and digits of any script and `_`; unique in the mixture.
-        files: .jsonl files in the order in which their lines count, a Path each or, at a URL, a str; several for a folder
-            or pattern. They need not exist yet.
+        files: .jsonl files in the order in which their lines count, a Path each or, at a URL, a str; several for a
+            folder or pattern. They need not exist yet.
         ratio: share of the whole mixture; over all sources the ratios sum to 1.
         type: the kind of samples, for reports only.
         mixture: the mixture file that names the source, for error messages.
@@ -89,16 +89,16 @@ def read_mixture(path: Path | str, roots: Sequence[str] | None = None) -> list[S
     Args:
         path: a .yml mixture; its entries are .jsonl files or URLs of such, folders (searched for *.jsonl), patterns
             (`data/part-*.jsonl`, `**` for all folders below) or further mixtures.
-        roots: folders and URLs below which alone what it names may lie, links followed. None: below the working directory
-            and the mixture's own folder, and at any URL.
+        roots: folders and URLs below which alone what it names may lie, links followed. None: below the working
+            directory and the mixture's own folder, and at any URL.
 
     Returns:
         Sources by name, without those of ratio 0; the same files named twice are one source. In which order the mixture
         names them changes nothing.
 
     Raises:
-        ConfigError: for a missing mixture or folder, a pattern without a match, an unknown extension, ratios that are all
-            0, a circle, more entries than MAX_ENTRIES, or what lies outside the roots.
+        ConfigError: for a missing mixture or folder, a pattern without a match, an unknown extension, ratios that are
+            all 0, a circle, more entries than MAX_ENTRIES, or what lies outside the roots.
     """
     path = Path(path)
     if path.suffix not in MIXTURE_SUFFIXES:

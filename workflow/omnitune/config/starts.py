@@ -95,7 +95,8 @@ def evaluation_folders(experiment: Path, options: ExperimentOptions, shared: boo
     Args:
         experiment: experiments/{experiment}.
         options: the experiment's.
-        shared: the start is a checkpoint that is evaluated for its own experiment, so that no second evaluation is made.
+        shared: the start is a checkpoint that is evaluated for its own experiment, so that no second evaluation is
+            made.
     """
     folders = {step: experiment / "evaluation" / str(step) for step in (BASE, *options.evaluated)}
     if shared and options.model.upstream:

@@ -19,8 +19,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML mapping.
 
     Raises:
-        ConfigError: for a missing file, bad YAML or another top level; for a key that stands twice in one mapping; for a
-            file that is too large, or would be with its aliases written out.
+        ConfigError: for a missing file, bad YAML or another top level; for a key that stands twice in one mapping; for
+            a file that is too large, or would be with its aliases written out.
     """
     path = Path(path)
     text = _text(path)

@@ -32,7 +32,8 @@ def merge(
         The content of `conversion.json`, which stands in the folder.
 
     Raises:
-        ValueError: for weights or adapters that cannot be read or do not fit each other, and for a wrong number of scales.
+        ValueError: for weights or adapters that cannot be read or do not fit each other, and for a wrong number of
+            scales.
     """
     strengths = _strengths(loras, scales)
     require_replaceable(save_path, [transformer, *loras])

@@ -23,8 +23,8 @@ def read_checkpoint(path: Path) -> State:
     """The model state of a checkpoint, in the dtype that it was saved in; its tensors are read as they are asked for.
 
     Args:
-        path: a checkpoint folder (`checkpoint-N`) that holds one of KNOWN_NAMES, a torch distributed checkpoint folder, a
-            `.bin` / `.pt` file of torch.save, or a `.safetensors` file.
+        path: a checkpoint folder (`checkpoint-N`) that holds one of KNOWN_NAMES, a torch distributed checkpoint folder,
+            a `.bin` / `.pt` file of torch.save, or a `.safetensors` file.
 
     Returns:
         Parameters by name, without the wrapper prefixes that accelerate, DDP, torch.compile and PEFT add.
@@ -156,7 +156,8 @@ def read_published(folder: Path) -> State:
     """The tensors of a published `transformer` folder, of one file or of several that an index names.
 
     Raises:
-        ValueError: for a folder without weights, an index that cannot be read, and files that are damaged or lack a tensor.
+        ValueError: for a folder without weights, an index that cannot be read, and files that are damaged or lack a
+            tensor.
     """
     index = folder / INDEX
     if not index.is_file():

@@ -25,8 +25,8 @@ def verify_adapter(folder: Path, adapter: Adapter, dtype: torch.dtype, programs:
 
     Args:
         folder: what was written.
-        adapter: as it was trained. Its modules are put over seeded weights as large as what it adds, however little that
-            is: over larger ones, a wrong scale would be lost in the rounding of the outputs.
+        adapter: as it was trained. Its modules are put over seeded weights as large as what it adds, however little
+            that is: over larger ones, a wrong scale would be lost in the rounding of the outputs.
         dtype: that was written.
         programs: names of READERS.
 

@@ -75,7 +75,7 @@ class Weights:
 
 
 def is_merged(format: str, adapter: Adapter) -> bool:
-    """Whether an adapter goes into this format as a part of the weights: of ComfyUI's, as DoRA is another thing there."""
+    """Whether an adapter is merged in this format: for ComfyUI a DoRA, which is another thing there."""
     return format in ("merged", "pipeline") or (format == "comfyui" and adapter.use_dora)
 
 
@@ -163,10 +163,11 @@ def _name(state: State) -> str:
 
 
 def require_replaceable(save_path: Path, sources: Iterable[Path] = ()) -> None:
-    """A folder is replaced only where a conversion wrote all that is in it: a mistyped path must not cost someone's files.
+    """Raises ValueError for a folder with more in it than a conversion wrote: a typo must not cost someone's files.
 
-    Weights of others have the same names, so it must hold conversion.json; beside the state of a training, where Snakemake
-    removes that file before the rule writes anew, the names are enough. Nor is one of the `sources` replaced, that are read.
+    Weights of others have the same names, so it must hold conversion.json; beside the state of a training, where
+    Snakemake removes that file before the rule writes anew, the names are enough. Nor is one of the `sources` replaced,
+    that are read.
     """
     if any(save_path.resolve() == source.resolve() for source in sources):
         raise ValueError(f"{save_path}: is read for this; name another folder to write.")

@@ -1,8 +1,8 @@
 """The demo's base model: a pipeline folder in the published layout, small enough to train on a laptop.
 
 model_index.json, scheduler/scheduler_config.json
-transformer/   the shipped OmniGen2Transformer2DModel of three million parameters, which draws (see train_transformer.py)
-vae/           the shipped AutoencoderKL (see train_vae.py)
+transformer/   the shipped OmniGen2Transformer2DModel of three million parameters, which draws (see
+train_transformer.py) vae/           the shipped AutoencoderKL (see train_vae.py)
 mllm/          a tiny random Qwen2.5-VL, frozen
 processor/     its tokenizer with the chat template
 """
@@ -24,8 +24,9 @@ from omnitune.models.transformer_omnigen2 import OmniGen2Attention
 
 # Weights in bfloat16; transformer.json beside them holds their SHA-256, how they were trained and what they can do.
 WEIGHTS = Path(__file__).with_name("transformer.safetensors")
-# The demo's options files repeat this as model.arch_opt. Heads are small, with few channels per axis: of an axis' rotary
-# frequencies only the fastest tells neighbours on a 4 x 4 grid apart, so the fewer there are, the larger its share of a query.
+# The demo's options files repeat this as model.arch_opt. Heads are small, with few channels per axis: of an axis'
+# rotary frequencies only the fastest tells neighbours on a 4 x 4 grid apart, so the fewer there are, the larger its
+# share of a query.
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "patch_size": 2,
     "in_channels": 4,
@@ -54,9 +55,9 @@ SCHEDULER_CONFIG = {
 def build_transformer(seed: int = 0) -> OmniGen2Transformer2DModel:
     """The untrained transformer, float32; leaves the global random state as it was.
 
-    Two things differ from the published start, so that minutes of training suffice: image tokens have a part in common (a
-    bias), without which a query made of pure noise asks for nothing in particular, and queries and keys weigh the rotary
-    channels that tell rows and columns apart.
+    Two things differ from the published start, so that minutes of training suffice: image tokens have a part in common
+    (a bias), without which a query made of pure noise asks for nothing in particular, and queries and keys weigh the
+    rotary channels that tell rows and columns apart.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

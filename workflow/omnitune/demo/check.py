@@ -1,8 +1,8 @@
 """Does an image show the scene that was asked for? Read from the pixels, with no model.
 
-A pixel belongs to the shape where it is nearer to a shape colour than to the expected background. From these pixels come
-their colour, their place and their outline, from the others the background's colour. Numbers are given for each, and
-`passed` is all four.
+A pixel belongs to the shape where it is nearer to a shape colour than to the expected background. From these pixels
+come their colour, their place and their outline, from the others the background's colour. Numbers are given for each,
+and `passed` is all four.
 """
 
 from typing import Any
@@ -68,9 +68,10 @@ def _shape_pixels(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
 def check_scene(image: Image.Image, expect: dict[str, Any]) -> dict[str, Any]:
     """Compare an image of any size with the expected geometry (see demo.expectation).
 
-    Returns `shape`, `color`, `position`, `background` (1.0 right, 0.0 wrong), the numbers behind them (`color_distance` and
-    `background_distance` in RGB levels, `position_error` in shorter sides, `area_ratio`, `overlap` as intersection over
-    union) and `passed`, True where all four are right. Numbers that an image without any shape cannot give are None.
+    Returns `shape`, `color`, `position`, `background` (1.0 right, 0.0 wrong), the numbers behind them (`color_distance`
+    and `background_distance` in RGB levels, `position_error` in shorter sides, `area_ratio`, `overlap` as intersection
+    over union) and `passed`, True where all four are right. Numbers that an image without any shape cannot give are
+    None.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     height, width = pixels.shape[:2]

@@ -1,9 +1,10 @@
 """Write the demo data set: images in many formats and the .jsonl files that name them, all from one seed.
 
-Three tasks are what the base model knows: text to image, edit (one reference: recolour or move the shape) and in context (two
-references). Two are new to it: captions of a `star`, a shape that no other task has, which the experiment `demo` teaches, and
-`background` (one reference: repaint the background), which `demo_lora` teaches. Every task also has a held-out set with the
-geometry that `omnitune.demo.check` compares with; none of its scenes occurs in training with the same instruction.
+Three tasks are what the base model knows: text to image, edit (one reference: recolour or move the shape) and in
+context (two references). Two are new to it: captions of a `star`, a shape that no other task has, which the experiment
+`demo` teaches, and `background` (one reference: repaint the background), which `demo_lora` teaches. Every task also has
+a held-out set with the geometry that `omnitune.demo.check` compares with; none of its scenes occurs in training with
+the same instruction.
 """
 
 import hashlib
@@ -149,7 +150,7 @@ DRAFTS: dict[str, Callable[[random.Random], Draft]] = {
 
 
 def drafts_of(task: str, part: str, rng: random.Random) -> Iterator[Draft]:
-    """Drafts of a task that belong to a part (see `part_of`), without end; the new shape is in a task of its own alone."""
+    """Drafts of a task that belong to a part (see `part_of`), without end; only its own task has the new shape."""
     while True:
         draft = DRAFTS[task](rng)
         has_star = any(scene.shape == NEW_SHAPE for scene in (*draft.inputs, draft.output))

@@ -1,8 +1,8 @@
 """The transformer over padded sequences of fixed lengths: the same function as its own forward, in few large kernels.
 
-Its own forward packs samples of any sizes without padding, which costs time on the host for each of them. With thousands
-of samples of 80 tokens that time is all there is, so the base model's training takes this way. Latents are patches here,
-[tokens, patch_size * patch_size * channels], in the order of the transformer's own patches.
+Its own forward packs samples of any sizes without padding, which costs time on the host for each of them. With
+thousands of samples of 80 tokens that time is all there is, so the base model's training takes this way. Latents are
+patches here, [tokens, patch_size * patch_size * channels], in the order of the transformer's own patches.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class PaddedBatch:
         times: [B], 1 is data.
         text: [B, L, text_feat_dim] features, lengths: [B] how many of them count, at least one.
         references: [B, R, N, P] patches.
-        grids: int64 [B, R + 1, 2] rows and columns of each reference and, last, of the noisy latent; 0 where there is none.
+        grids: int64 [B, R + 1, 2] rows and columns of each reference and, last, of the noisy latent; 0 where there is
+            none.
     """
 
     noisy: Tensor

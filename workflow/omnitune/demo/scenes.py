@@ -1,8 +1,8 @@
 """Scenes of the demo: one shape of one colour at one place on one background, and the renderer that draws them.
 
-Everything is small on purpose: six shape colours, six background colours that none of them resembles, four shapes and five
-places. A transformer of a few million parameters draws them, and `omnitune.demo.check` can tell from the pixels alone whether
-an image shows what was asked.
+Everything is small on purpose: six shape colours, six background colours that none of them resembles, four shapes and
+five places. A transformer of a few million parameters draws them, and `omnitune.demo.check` can tell from the pixels
+alone whether an image shows what was asked.
 """
 
 import math

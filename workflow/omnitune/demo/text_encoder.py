@@ -1,8 +1,8 @@
 """The demo's tokenizer and text encoder: the published classes, a few hundred words, a few hundred thousand parameters.
 
-The encoder is random and stays so, as the published one stays frozen, but it knows which words matter: all others have the
-embedding zero. What remains of them is what their neighbours add, so that an untrained transformer, which attends to all
-tokens alike, finds the colour that was asked for instead of the articles and the chat's markup.
+The encoder is random and stays so, as the published one stays frozen, but it knows which words matter: all others have
+the embedding zero. What remains of them is what their neighbours add, so that an untrained transformer, which attends
+to all tokens alike, finds the colour that was asked for instead of the articles and the chat's markup.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from omnitune.demo.dataset import COUNTS, draw_drafts
 from omnitune.demo.scenes import BACKGROUND_COLOURS, PATTERNS, PLACES, SHAPE_COLOURS, SHAPES
 from omnitune.models.prompts import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
 
-# What stands before each instruction. A token each: it says the same everywhere, and would be half of the sequence otherwise.
+# What stands before each instruction. A token each: it says the same everywhere, and would be half of the sequence
+# otherwise.
 CHAT_HEADS = tuple(
     f"<|im_start|>system\n{prompt}<|im_end|>\n<|im_start|>user\n" for prompt in (SYSTEM_PROMPT, SYSTEM_PROMPT_DROP)
 )
@@ -133,8 +134,8 @@ def text_encoder_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 def build_text_encoder(tokenizer: Qwen2Tokenizer, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """The random encoder, float32; its last hidden states are [batch, tokens, HIDDEN_SIZE] of unit mean square.
 
-    Each weight is a function of its name, and a word's embedding one of the word: the shipped transformer has learned to
-    read them, and still does where the vocabulary grows.
+    Each weight is a function of its name, and a word's embedding one of the word: the shipped transformer has learned
+    to read them, and still does where the vocabulary grows.
     """
     model = Qwen2_5_VLForConditionalGeneration(text_encoder_config(tokenizer)).float().eval()
     with torch.no_grad():

@@ -1,10 +1,10 @@
 """Train the demo's base model: `python -m omnitune.demo.train_transformer --output folder --seconds 380`.
 
-Rectified flow on captions, edits and compositions of the demo's world without what the demo teaches later. Random numbers
-come from the seed, so that the same number of steps on the same kind of machine gives the same weights. With --seconds that
-number is set by the speed of the first steps. Written are transformer.safetensors (bfloat16), the averaged weights that did
-best on the prompts for choosing; transformer.json with their SHA-256, the settings and the figures of all evaluations; and
-transformer.png. It takes six minutes on an H200; the package has what came of it.
+Rectified flow on captions, edits and compositions of the demo's world without what the demo teaches later. Random
+numbers come from the seed, so that the same number of steps on the same kind of machine gives the same weights. With
+--seconds that number is set by the speed of the first steps. Written are transformer.safetensors (bfloat16), the
+averaged weights that did best on the prompts for choosing; transformer.json with their SHA-256, the settings and the
+figures of all evaluations; and transformer.png. It takes six minutes on an H200; the package has what came of it.
 """
 
 import argparse
@@ -55,7 +55,8 @@ class Settings:
     seed: int = 0
 
 
-# A few steps on the CPU, whose losses are written down too: whether the script still does what it did can be seen in seconds.
+# A few steps on the CPU, whose losses are written down too: whether the script still does what it did can be seen in
+# seconds.
 REHEARSAL = Settings(steps=20, batch=16, samples=60, chunk=20, warmup=5)
 
 

@@ -126,7 +126,8 @@ def require_gpus(processes: int, fix: str) -> None:
 def run(command: Sequence[str], environment: dict[str, str], stops: Stops | None = None) -> int:
     """Runs a command; its output goes to the log line by line, or straight to a terminal, where it may draw a bar.
 
-    With `stops`, STOP_SIGNALS that arrive here are sent on to it, and noted there; without, they end this process, and it.
+    With `stops`, STOP_SIGNALS that arrive here are sent on to it, and noted there; without, they end this process, and
+    it.
     """
     logger.info("starting %s", " ".join(command))
     output = subprocess.PIPE if plain_progress() else None

@@ -1,7 +1,7 @@
 """Encode shards once, so that training need not: posteriors of all images, text features of all instructions.
 
-Beside each other in the folder of an encoding lie, per shard, a tar with one {key}.safetensors per sample and its index;
-a shard is done once its index is there. A group's index joins those of its shards.
+Beside each other in the folder of an encoding lie, per shard, a tar with one {key}.safetensors per sample and its
+index; a shard is done once its index is there. A group's index joins those of its shards.
 """
 
 import argparse

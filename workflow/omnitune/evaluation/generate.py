@@ -112,9 +112,9 @@ def generate(
 ) -> Path:
     """Generates one part of a benchmark's images: images/{key}.png, then parts/{part}.jsonl, which completes it.
 
-    A prompt's image depends on its key, the protocol and the weights alone, not on batch size, parts or order (but for the
-    rounding of batched matrix products). Images that are there, of the same protocol and weights, are kept: those of an
-    interrupted run, and those of a finished one of which something was lost.
+    A prompt's image depends on its key, the protocol and the weights alone, not on batch size, parts or order (but for
+    the rounding of batched matrix products). Images that are there, of the same protocol and weights, are kept: those
+    of an interrupted run, and those of a finished one of which something was lost.
 
     Args:
         benchmark: the protocol; `parts` says into how many jobs the prompts are cut.

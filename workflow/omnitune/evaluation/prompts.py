@@ -99,12 +99,13 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
 
     Args:
         benchmark: names the .jsonl file; a relative path is taken from the working directory, and if nothing is there,
-            from `base_dir`. Image paths are taken from the .jsonl's folder, and if nothing is there, from the working directory.
+            from `base_dir`. Image paths are taken from the .jsonl's folder, and if nothing is there, from the working
+            directory.
         base_dir: folder of the benchmark file.
 
     Raises:
-        ValueError: with file, line, key and value of all that is wrong on a line: no JSON, unknown or missing keys, values
-            that are not allowed; a repeated key, a missing file or image.
+        ValueError: with file, line, key and value of all that is wrong on a line: no JSON, unknown or missing keys,
+            values that are not allowed; a repeated key, a missing file or image.
     """
     path = _find(benchmark.prompts, (Path(), base_dir), f"prompts: {benchmark.prompts!r}")
     prompts: list[Prompt] = []

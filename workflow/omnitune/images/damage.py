@@ -20,7 +20,6 @@ LEAST_ZEROS = 96
 BLOCK_PIXELS = 64  # of the component of most samples
 SOI, EOI, SOS, DHT = 0xD8, 0xD9, 0xDA, 0xC4
 ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
-START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
 END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 

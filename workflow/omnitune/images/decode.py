@@ -46,7 +46,8 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
 def decode_pixels(image: Image.Image, data: bytes, place: str | Path) -> None:
     """Decodes all pixels; raises ImageRefused where the file is cut off, damaged, partly zeros, or takes too much memory.
 
-    Of a JPEG, at an eighth of its size: the entropy-coded stream is read all the same, in a 64th of the memory for pixels.
+    Of a JPEG, at an eighth of its size: the entropy-coded stream is read all the same, in a 64th of the memory for
+    pixels.
     """
     check_data(image, data, place)
     image_format = image.format or ""

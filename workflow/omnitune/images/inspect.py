@@ -66,9 +66,9 @@ def inspect_image(place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth 
         depth: `full` decodes all of it; `header` reads the first bytes, and more only where they do not tell the size.
 
     Raises:
-        ImageRefused: missing, unreachable, is_a_folder, not_a_file, permission_denied, empty_file, not_an_image, truncated,
-            corrupt, animated, float_pixels, too_many_bytes, too_many_pixels, too_much_memory, too_many_scans or too_small.
-            At depth `header`, damage and further frames behind the first bytes are not seen.
+        ImageRefused: missing, unreachable, is_a_folder, not_a_file, permission_denied, empty_file, not_an_image,
+            truncated, corrupt, animated, float_pixels, too_many_bytes, too_many_pixels, too_much_memory, too_many_scans
+            or too_small. At depth `header`, damage and further frames behind the first bytes are not seen.
         OSError, ValueError: for a failing disk, network or service, which says nothing about the image.
     """
     with own_limits(), cpu_limit(DECODE_SECONDS), warnings.catch_warnings():
@@ -108,7 +108,8 @@ def _inspect_header(place: str | Path, max_pixels: int) -> ImageFacts:
     check_before_decoding(image, place, max_pixels)
     check_memory(image, size, place)
     notes, (width, height) = notes_on(place, image), image.size
-    # A TIFF gives its upright size from the start; of a PNG without the tag, Pillow would decode everything to find one.
+    # A TIFF gives its upright size from the start; of a PNG without the tag, Pillow would decode everything to find
+    # one.
     if image.format != "TIFF" and (image.format != "PNG" or {"exif", "Raw profile type exif"} & set(image.info)):
         notes += turn_notes(image)
         width, height = upright_size(image)

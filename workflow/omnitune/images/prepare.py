@@ -1,6 +1,7 @@
 """Images on their way into shards: upright, RGB, within the limits; untouched where they are all that already.
 
-Pillow says what a file is and writes it anew. JPEG, PNG and WebP that have to shrink are decoded and resized by libvips,
+Pillow says what a file is and writes it anew. JPEG, PNG and WebP that have to shrink are decoded and resized by
+libvips,
 in strips: less memory and time than a full decode. It is imported at the first such image.
 """
 
@@ -152,8 +153,8 @@ def prepare_image(
         image_format, image_quality: of an image that is changed, as in `ImageLimits`.
 
     Returns:
-        The original bytes where they are a JPEG, PNG or WebP that needs no change at all; otherwise an image of the asked
-        format, resized by Lanczos.
+        The original bytes where they are a JPEG, PNG or WebP that needs no change at all; otherwise an image of the
+        asked format, resized by Lanczos.
 
     Raises:
         UndecodableImage: where the bytes are no image, or a damaged one.

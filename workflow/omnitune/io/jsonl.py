@@ -1,6 +1,7 @@
 """The lines of .jsonl files, one at a time, however long the files or their lines are, and the JSON object on each.
 
-Samples, held-out samples and prompts are all read by this module, so that a file that one of them takes the others take.
+Samples, held-out samples and prompts are all read by this module, so that a file that one of them takes the others
+take.
 """
 
 import json

@@ -1,6 +1,8 @@
 """Files of weights and their folders, judged by headers and JSON alone, before a library takes them. Imports nothing heavy."""
 
+import errno
 import json
+import stat
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ def read_header(path: Path) -> Header:
         ValueError: for a file that is missing, damaged or no .safetensors, with the reason.
     """
     try:
+        _require_regular(path)
         with Path(path).open("rb") as start:
             problem = _first_bytes_problem(start.read(64), path.stat().st_size)
         if problem is None:
@@ -41,6 +44,12 @@ def read_header(path: Path) -> Header:
         cut = "not fully covered" in text
         problem = "it is cut off, or longer than its tensors" if cut else f"its header is damaged ({text})"
     raise ValueError(f"{path}: cannot be read as a .safetensors file: {problem}. {FETCH}")
+
+
+def _require_regular(path: Path) -> None:
+    """Raises OSError for a pipe or a device, which would hold a reader up without end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def _first_bytes_problem(start: bytes, size: int) -> str | None:
@@ -100,6 +109,7 @@ def require_json(folder: Path | str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file that came with weights; ValueError, with the reason, where there is none."""
     try:
+        _require_regular(path)
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except OSError as error:

@@ -42,12 +42,12 @@ def ordered_map(
         workers: number of processes, at least 1.
         died: the result for an item whose process was ended, by its exit code: the negative number of a signal. An item
             that used up a `cpu_limit` is not tried a second time.
-        may_fork: False where this process has threads of a library that the function uses, which Python does not know of. A
-            single worker is this process itself then.
+        may_fork: False where this process has threads of a library that the function uses, which Python does not know
+            of. A single worker is this process itself then.
 
-    A process with further threads is not forked, such as one that has read a URL: parent and child would share the set of
-    connections that their event loops wait for, and one that either closes is never heard of in the other. Workers are
-    then started anew, which takes as long as importing what the function needs.
+    A process with further threads is not forked, such as one that has read a URL: parent and child would share the set
+    of connections that their event loops wait for, and one that either closes is never heard of in the other. Workers
+    are then started anew, which takes as long as importing what the function needs.
 
     Raises:
         OSError: where processes cannot be started.

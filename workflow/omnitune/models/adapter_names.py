@@ -1,8 +1,8 @@
 """Names of an adapter's tensors in the files of other tools: which module and which part of its adapter each one is.
 
 diffusers writes `transformer.<module>.lora_A.weight`, peft `base_model.model.<module>.lora_A.weight`, tools for ComfyUI
-`diffusion_model.<module>.lora_A.weight` or `lora_down.weight`, kohya's trainer `lora_unet_<module>.lora_down.weight` with
-underscores in place of the module's dots.
+`diffusion_model.<module>.lora_A.weight` or `lora_down.weight`, kohya's trainer `lora_unet_<module>.lora_down.weight`
+with underscores in place of the module's dots.
 """
 
 from collections.abc import Iterable

@@ -1,11 +1,12 @@
 """Attention within the sequences of a packed batch: the kernels that there are, and which of them is fast where.
 
-On Hopper (compute capability 9.0) cuDNN's kernel trains nearly twice as fast as flash attention 2, on other GPUs as fast or
-slower. `fastest` finds out by a trial of both, in which a kernel that fails or computes something else is left out.
+On Hopper (compute capability 9.0) cuDNN's kernel trains nearly twice as fast as flash attention 2, on other GPUs as
+fast or slower. `fastest` finds out by a trial of both, in which a kernel that fails or computes something else is left
+out.
 
-cuDNN makes a plan for each length that is new, three in a training step (a forward with and one without gradients, a backward),
-each of some 60 ms: with texts of any length this took longer than it won. So sequences are padded to multiples of 128 tokens,
-for which there is soon a plan each.
+cuDNN makes a plan for each length that is new, three in a training step (a forward with and one without gradients, a
+backward), each of some 60 ms: with texts of any length this took longer than it won. So sequences are padded to
+multiples of 128 tokens, for which there is soon a plan each.
 """
 
 import functools
@@ -53,8 +54,8 @@ def attend_per_sample(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 def attend_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
     """The same by cuDNN, each sequence padded to a multiple of 128 tokens; exact, as padding gets no weight at all.
 
-    A mask would take cuDNN's fast kernel away. Instead heads are widened by channels in which queries are 1 and keys 0, or
-    far below 0 where they are padding.
+    A mask would take cuDNN's fast kernel away. Instead heads are widened by channels in which queries are 1 and keys 0,
+    or far below 0 where they are padding.
     """
     head_dim = query.shape[-1]
     wide = (
@@ -73,7 +74,7 @@ def attend_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pa
 
 
 def _padded(states: torch.Tensor, packing: Packing, *, marks: float, padding: float = 0.0) -> torch.Tensor:
-    """Packed states [tokens, heads, head_dim] with padding between sequences: [padded tokens, heads, head_dim + MARKS]."""
+    """Packed states [tokens, heads, head_dim] with padding between: [padded tokens, heads, head_dim + MARKS]."""
     empty = states.new_zeros(sum(packing.padded), *states.shape[1:])
     wide = (F.pad(empty, (0, MARKS), value=padding), F.pad(states, (0, MARKS), value=marks))
     return wide[0].index_copy(0, packing.slots, wide[1])
@@ -82,7 +83,8 @@ def _padded(states: torch.Tensor, packing: Packing, *, marks: float, padding: fl
 def attend_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
     """All sequences in one call of flash attention; bfloat16 or float16 on CUDA."""
     starts, longest = packing.cu_seqlens, packing.longest
-    return varlen_attn(query, key, value, starts, starts, longest, longest, **_grouped(query, key))  # type: ignore[return-value]
+    grouped = _grouped(query, key)
+    return varlen_attn(query, key, value, starts, starts, longest, longest, **grouped)  # type: ignore[return-value]
 
 
 def _grouped(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def candidates(device: torch.device, dtype: torch.dtype, shape: Shape) -> list[s
 
 @functools.cache
 def fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> str:
-    """The kernel of `auto`: found once per process for a device, a dtype and heads; where there is a choice, the log says it.
+    """The kernel of `auto`: found once per process for a device, a dtype and heads; the log tells of a choice.
 
     Args:
         device: of the states.
@@ -143,7 +145,7 @@ def fastest(device: torch.device, dtype: torch.dtype, shape: Shape) -> str:
 
 
 def _trial(name: str, device: torch.device, dtype: torch.dtype, shape: Shape) -> float:
-    """Seconds of a layer's attention, forward and backward, once it is warm; RuntimeError where it fails or is wrong."""
+    """Seconds of a warm layer's attention, forward and backward; RuntimeError where it fails or is wrong."""
     generator = torch.Generator(device).manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         positions = [(number, torch.zeros(length, 3, dtype=torch.int64)) for number, length in enumerate(TRIAL_LENGTHS)]

@@ -20,56 +20,18 @@ MAX_TEMPLATE = 100_000  # characters
 WORK = 200_000
 WORK_PER_CHARACTER = 100
 
-# What takes no more than it is given, or is counted below; `center`, `format`, `indent` and others make text of any size.
+# What takes no more than it is given, or is counted below; `center`, `format`, `indent` and others make text of any
+# size.
 FILTERS = {
-    *(
-        "abs",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "int",
-        "items",
-        "last",
-    ),
-    *(
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "safe",
-        "select",
-        "selectattr",
-    ),
-    *("sort", "string", "title", "trim", "unique", "upper"),
-}
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "last",
+    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
+    "sort", "string", "title", "trim", "unique", "upper",
+}  # fmt: skip
 METHODS = {
-    *("capitalize", "count", "endswith", "find", "get", "index", "isalpha", "isdigit", "islower", "isspace", "isupper"),
-    *(
-        "items",
-        "join",
-        "keys",
-        "lower",
-        "lstrip",
-        "removeprefix",
-        "removesuffix",
-        "replace",
-        "rfind",
-        "rsplit",
-        "rstrip",
-    ),
-    *("split", "splitlines", "startswith", "strip", "title", "upper", "values"),
-}
+    "capitalize", "count", "endswith", "find", "get", "index", "isalpha", "isdigit", "islower", "isspace", "isupper",
+    "items", "join", "keys", "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rfind", "rsplit", "rstrip",
+    "split", "splitlines", "startswith", "strip", "title", "upper", "values",
+}  # fmt: skip
 VALUES = (str, bytes, int, float, list, tuple, dict, range)
 
 _left: ContextVar[list[int]] = ContextVar("left")

@@ -84,7 +84,8 @@ PUBLISHED_CLASSES = {
 def model_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a pipeline folder, by the classes that its parts are of; our loader goes by their names alone.
 
-    Transformer and scheduler are named by the module beside them, as in the published repository, where there is one, and
+    Transformer and scheduler are named by the module beside them, as in the published repository, where there is one,
+    and
     otherwise by the published package, which the published script has: so it loads the folder.
     """
     config = read_json(folder / "mllm" / "config.json")

@@ -1,9 +1,9 @@
 """LoRA adapters of the transformer, and their file in the published layout.
 
-The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`, and with DoRA
-`lora_magnitude_vector`. Without more, alpha equals the rank. The adapter's config travels in the file's metadata under
-`lora_adapter_metadata`, as diffusers writes it, so that another alpha and rsLoRA survive. Files of other tools are read as
-well: adapter_names.
+The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`, and
+with DoRA `lora_magnitude_vector`. Without more, alpha equals the rank. The adapter's config travels in the file's
+metadata under `lora_adapter_metadata`, as diffusers writes it, so that another alpha and rsLoRA survive. Files of other
+tools are read as well: adapter_names.
 """
 
 import difflib
@@ -47,8 +47,8 @@ def resolve_targets(model: Any, targets: Sequence[str] | None) -> list[str]:
 
     Args:
         model: without adapters.
-        targets: ends of names (`to_q`, `feed_forward.linear_1`) or shell patterns of whole names (`layers.*.attn.*`); None
-            means TARGET_MODULES.
+        targets: ends of names (`to_q`, `feed_forward.linear_1`) or shell patterns of whole names (`layers.*.attn.*`);
+            None means TARGET_MODULES.
 
     Raises:
         ValueError: for an entry that fits no linear layer.
@@ -194,7 +194,7 @@ class AdapterHeader(NamedTuple):
 def read_lora(
     source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read an adapter from its file, its folder, or the repository with this id; also one that another tool has written.
+    """Read an adapter of any tool from its file, its folder, or the repository with this id.
 
     Args:
         source: where it is.
@@ -217,8 +217,8 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
     """What an adapter's file says of itself; its factors are not read. The arguments are those of read_lora.
 
     Raises:
-        ValueError: for a file that is damaged, with other tensors than LoRA pairs, which are named, or with metadata that
-            do not fit these.
+        ValueError: for a file that is damaged, with other tensors than LoRA pairs, which are named, or with metadata
+            that do not fit these.
         FileNotFoundError: for a folder without the file.
     """
     path = _adapter_path(source, weight_name)

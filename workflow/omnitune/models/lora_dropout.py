@@ -1,7 +1,8 @@
 """Dropout of LoRA adapters that belongs to samples: it depends neither on the process nor on what else is in a batch.
 
-Each element's fate is a hash of the sample's seed, the token's place in the sample, the adapted module's name and the feature,
-so that nothing is drawn in an order. The hash is splitmix64 (Steele, Lea and Flood 2014), in int64 that wraps around.
+Each element's fate is a hash of the sample's seed, the token's place in the sample, the adapted module's name and the
+feature, so that nothing is drawn in an order. The hash is splitmix64 (Steele, Lea and Flood 2014), in int64 that wraps
+around.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
 class DropoutSeeds:
     """The seeds that the dropouts of one model share.
 
-    `set` is called before each forward in training; seeds hold until the next call, so that recomputed blocks drop the same.
+    `set` is called before each forward in training; seeds hold until the next call, so that recomputed blocks drop the
+    same.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The OmniGen2 pipeline: instruction and reference images to an image (arXiv 2506.18871), in diffusers style.
 
-A call takes one prompt or a list. Samples of a list may have images of different sizes and numbers; all of them, and their
-guidance predictions, share one transformer call per step.
+A call takes one prompt or a list. Samples of a list may have images of different sizes and numbers; all of them, and
+their guidance predictions, share one transformer call per step.
 """
 
 from collections.abc import Callable, Sequence

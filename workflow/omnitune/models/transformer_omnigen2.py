@@ -1,9 +1,9 @@
 """The OmniGen2 diffusion transformer (arXiv 2506.18871), in diffusers style.
 
 Parameters have the published names and shapes, so that published weights load as they are. Inside, a batch is one
-packed tensor [tokens, channels] without any padding: linear layers, norms and feed-forwards run over all tokens at once,
-and attention stays within each sequence. Nothing is computed on padding, and a sample's result does not depend on its
-neighbours.
+packed tensor [tokens, channels] without any padding: linear layers, norms and feed-forwards run over all tokens at
+once, and attention stays within each sequence. Nothing is computed on padding, and a sample's result does not depend on
+its neighbours.
 """
 
 import functools
@@ -402,8 +402,10 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _refine_nothing(self, latent: torch.Tensor, temb: torch.Tensor, kernel: str) -> torch.Tensor:
         """Zero, by way of the modules of references.
 
-        A batch without references would leave them out, while another process runs them: under FSDP each module's weights
-        are gathered from all processes, which must therefore run the same ones; so must their gradients exist under DDP.
+        A batch without references would leave them out, while another process runs them: under FSDP each module's
+            weights
+        are gathered from all processes, which must therefore run the same ones; so must their gradients exist under
+        DDP.
         """
         p = self.config.patch_size
         patch = torch.zeros_like(latent[:, :p, :p])

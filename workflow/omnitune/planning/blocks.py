@@ -81,8 +81,8 @@ class Compute:
 
     Attributes:
         dtype: of matrix products.
-        weights: dtype of the weights that a block computes with: `dtype`, in which FSDP gathers them, or None for that in
-            which they are held, which autocast copies to `dtype` where it is another.
+        weights: dtype of the weights that a block computes with: `dtype`, in which FSDP gathers them, or None for that
+            in which they are held, which autocast copies to `dtype` where it is another.
         device: "cuda" or "cpu".
     """
 
@@ -175,9 +175,9 @@ def block_footprint(
 def ends_footprint(model: Any, samples: Sequence[SampleTokens], compute: Compute) -> Footprint:
     """Bytes of all that is no block: embeddings, positions, the joint sequence, the output and its error.
 
-    The model's own forward cannot be run for this: how many tokens a sequence has and where it lies is data of tensors there,
-    which fake ones do not hold. So this calls the model's parts in the order of `OmniGen2Transformer2DModel.forward`, its steps
-    2 and 5; a test compares it with what that keeps.
+    The model's own forward cannot be run for this: how many tokens a sequence has and where it lies is data of tensors
+    there, which fake ones do not hold. So this calls the model's parts in the order of
+    `OmniGen2Transformer2DModel.forward`, its steps 2 and 5; a test compares it with what that keeps.
     """
     stages = [stage for stage in ("text", "image", "joint", "reference") if any(map(sum, _sequences(samples, stage)))]
     layouts = [packing_of(samples, stage, model.config.axes_dim_rope) for stage in stages]
@@ -216,7 +216,8 @@ def _measure(forward: Callable[[], Tensor], compute: Compute, ignored: Sequence[
         kept = bytes_.live
         if not output.requires_grad:
             return Footprint(0, 0, 0)  # nothing trained up to here: the next block needs no more of it than a moment
-        # The gradient of a sum takes no memory; the real one of the output takes as much as the output, which then goes.
+        # The gradient of a sum takes no memory; the real one of the output takes as much as the output, which then
+        # goes.
         size = output.untyped_storage().nbytes()
         total = output.sum()
         del output

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions, StartingWeights
 from omnitune.config.choices import IMAGE_FORMATS
@@ -49,7 +51,8 @@ def conversions_space(
     Args:
         options: of the experiment.
         parameters, trained: numbers of the transformer's.
-        base: of the base model, from `weights_space`; a whole pipeline is about as large, and not known where that is not.
+        base: of the base model, from `weights_space`; a whole pipeline is about as large, and not known where that is
+            not.
     """
     width, number, formats = WIDTHS[options.convert.dtype], len(options.evaluated), options.convert.formats
     written = dict.fromkeys(formats, width * parameters)
@@ -109,11 +112,13 @@ def _indexed(options: ExperimentOptions, index: ShardIndex, sources: Sequence[So
         for part in index.parts(source.name):
             for name in ("output_tokens", "input_tokens"):
                 images += int(part.column(name).to_numpy().astype(np.int64).sum())
-            own = (
-                part.column("text_tokens").to_pylist() if "text_tokens" in part.schema.names else [None] * part.num_rows
+            counted = part.column("text_tokens") if "text_tokens" in part.schema.names else pa.nulls(part.num_rows)
+            counted = pc.fill_null(counted.cast(pa.int64()), options.data.maximum_text_tokens)
+            texts += pc.sum(counted).as_py()
+            files = (
+                pa.Table.from_batches([part.select(["tar", "tar_bytes"])]).group_by(["tar", "tar_bytes"]).aggregate([])
             )
-            texts += sum(options.data.maximum_text_tokens if tokens is None else tokens for tokens in own)
-            tars.update(zip(part.column("tar").to_pylist(), part.column("tar_bytes").to_pylist(), strict=True))
+            tars.update(zip(files["tar"].to_pylist(), files["tar_bytes"].to_pylist(), strict=True))
     return images, texts, sum(tars.values())
 
 

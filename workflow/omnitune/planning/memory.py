@@ -317,8 +317,8 @@ def choose_parallelism(
 ) -> tuple[str, str]:
     """What `train.parallelism: auto` stands for, and one sentence why.
 
-    `ddp` where it fits into 85 % of a device; else, on several nodes, `hsdp` where a replica shared within a node fits; else
-    `fsdp`, whether it fits or not.
+    `ddp` where it fits into 85 % of a device; else, on several nodes, `hsdp` where a replica shared within a node fits;
+    else `fsdp`, whether it fits or not.
 
     Args:
         options, model_config, batch, encoder_bytes: as of `estimate_memory`.

@@ -165,14 +165,15 @@ def plan_experiment(
 
     Args:
         config: options file.
-        index: of the shards; None: the workflow's. Where they do not fit the options, or there are none, samples are assumed
-            to be as large as the options allow.
+        index: of the shards; None: the workflow's. Where they do not fit the options, or there are none, samples are
+            assumed to be as large as the options allow.
         nodes: on which the processes run.
         gpu_memory_gb: of each GPU, in 10^9 bytes; None: this machine's, or a process's share of it without GPUs.
         rate: None: that of the experiment's steps so far.
 
     Raises:
-        ValueError: where an index that is named is missing, the model's size is not known, or processes and nodes do not fit.
+        ValueError: where an index that is named is missing, the model's size is not known, or processes and nodes do
+            not fit.
     """
     options = ExperimentOptions.load(config)
     start = starting_weights(options, {options.name: options})

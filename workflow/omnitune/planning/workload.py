@@ -34,7 +34,8 @@ class Workload:
         tokens: int64 [steps, microbatches, processes], of each microbatch.
         heaviest: the samples of the microbatch with most tokens.
         waste: share of the tokens that could have been computed while processes wait for each other.
-        text_counted: whether the index knows the tokens of all instructions; otherwise the longest allowed ones are assumed.
+        text_counted: whether the index knows the tokens of all instructions; otherwise the longest allowed ones are
+            assumed.
     """
 
     steps: int

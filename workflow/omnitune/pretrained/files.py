@@ -93,24 +93,6 @@ def local_files(name: str) -> list[Path]:
     return sorted(files)
 
 
-def require_pipeline(name: str) -> None:
-    """Raises ValueError for a `model.pretrained_model_path` that is a path, and leads to no whole pipeline folder."""
-    folder, key = Path(name), f"model.pretrained_model_path: {name!r}"
-    if name == DEMO:
-        return
-    if not folder.is_dir():
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-            raise ValueError(f"{key} is neither a folder nor a repository id (owner/name).")
-        return
-    missing = [part for part in (INDEX, *PARTS) if not (folder / part).exists()]
-    if missing and (folder / "config.json").is_file():
-        raise ValueError(
-            f"{key} is a folder of weights, no pipeline. Name its base pipeline there, and this folder as model.transformer_path."
-        )
-    if missing:
-        raise ValueError(f"{key} lacks {', '.join(missing)}; it is not a folder in the published layout.")
-
-
 def walk(place: Path) -> Iterator[Path]:
     """A file, or all that lies in a folder, hidden files left out; linked folders are not entered."""
     if not place.is_dir() or place.is_symlink():

@@ -51,8 +51,8 @@ def build_report(
         prepared: prepared/{dataset}.
         benchmarks: what it was evaluated on; may be empty.
         output: the .html file to write.
-        evaluations: folder of each evaluated step's scores; None takes experiment/evaluation/{step} of the base (0) and of the
-            steps of the experiment's options.yml, averages included.
+        evaluations: folder of each evaluated step's scores; None takes experiment/evaluation/{step} of the base (0) and
+            of the steps of the experiment's options.yml, averages included.
 
     Returns:
         output.

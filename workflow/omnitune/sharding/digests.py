@@ -26,9 +26,9 @@ def index_metadata(parts: Sequence[Path]) -> dict[str, str]:
         parts: the shards' indexes, in order.
 
     Returns:
-        `shards`, which two files of the same tars share, and `sources`: by name the number of samples and a hash over all of
-        them in order, which neither depends on how they are cut into tars nor on where these lie. `limits` of images, where
-        all shards were made under the same.
+        `shards`, which two files of the same tars share, and `sources`: by name the number of samples and a hash over
+        all of them in order, which neither depends on how they are cut into tars nor on where these lie. `limits` of
+        images, where all shards were made under the same.
     """
     tars = hashlib.sha256()
     samples: dict[str, int] = {}

@@ -52,7 +52,8 @@ def write_shard(
 
     Args:
         manifest: shards/{source}-{shard}.jsonl of the validation.
-        tar: the file to write, {source}-{shard}.tar, beside the index; or a URL, to which it is uploaded once it is whole.
+        tar: the file to write, {source}-{shard}.tar, beside the index; or a URL, to which it is uploaded once it is
+            whole.
         index: the parquet file to write, one row per sample with the place of each member's bytes. It comes last.
         limits: of image sizes, and how changed images are written.
         urls: how much is read from images at URLs, how long, and from where.
@@ -63,8 +64,8 @@ def write_shard(
         Number of samples.
 
     Raises:
-        ValueError: for images that are no longer what was validated, that cannot be decoded, or that the limits leave no
-            pixels of, all those of the shard together; for a URL that cannot be written to.
+        ValueError: for images that are no longer what was validated, that cannot be decoded, or that the limits leave
+            no pixels of, all those of the shard together; for a URL that cannot be written to.
         OSError: where a disk or a service fails.
     """
     source, shard = parse_shard(tar)

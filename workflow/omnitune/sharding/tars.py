@@ -152,7 +152,8 @@ class TarReader:
             tar: name in the folder, path or URL.
             offset, size: in bytes.
             key: the sample that they belong to, for messages.
-            version: what tells this content of the tar from a later one (its SHA-256), so that a cache serves no old bytes.
+            version: what tells this content of the tar from a later one (its SHA-256), so that a cache serves no old
+                bytes.
 
         Raises:
             ValueError: where the tar cannot be read or ends early; names tar, key and offset.

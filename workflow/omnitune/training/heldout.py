@@ -163,8 +163,8 @@ class Validation:
         Args:
             model: the transformer.
             autocast: precision of its forward.
-            samples: the folder of all such images: this draws {step:08d}/{key}.png below it, and beside these folders lie
-                the prompts (see `_write_prompts`).
+            samples: the folder of all such images: this draws {step:08d}/{key}.png below it, and beside these folders
+                lie the prompts (see `_write_prompts`).
             step: after which it is.
         """
         folder = samples / f"{step:08d}"

@@ -37,8 +37,8 @@ class Trained:
 def build_model(options: ExperimentOptions, folder: Path, device: torch.device) -> Trained:
     """Loads the starting weights and makes of them what is trained on a device; the same on every process.
 
-    Raises ValueError where the weights are not those of the options, names in these fit nothing, or the device lacks what
-    they ask for.
+    Raises ValueError where the weights are not those of the options, names in these fit nothing, or the device lacks
+    what they ask for.
     """
     train = options.train
     torch.manual_seed(options.seed)  # adapters start equal on every process
@@ -71,7 +71,8 @@ def select_trained(model: Any, train: TrainOptions) -> dict[str, float | None]:
         train: decides what is trained.
 
     Returns:
-        Peak learning rates by parameter name, None for train.learning_rate; empty with an adapter, which has but that one.
+        Peak learning rates by parameter name, None for train.learning_rate; empty with an adapter, which has but that
+        one.
 
     Raises:
         ValueError: for parameters or layers that the model does not have.

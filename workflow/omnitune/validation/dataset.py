@@ -43,13 +43,14 @@ class RejectedTooMany(ValueError):  # noqa: N818  (a name for what happened, cau
 class ShardCut:
     """Where the shards of a source end: after so many rows, or at about so many bytes.
 
-    By rows, neither appended nor newly rejected rows move others. By bytes, a row's shard depends on the rows before it.
+    By rows, neither appended nor newly rejected rows move others. By bytes, a row's shard depends on the rows before
+    it.
 
     Attributes:
         samples_per_shard: rows, the rejected ones included.
         shard_bytes: estimated size of a tar at which it ends.
-        limits: the arguments of `omnitune.images.prepare.ImageLimits`, under which images are written: samples that they
-            leave nothing of are refused. shard_bytes needs them.
+        limits: the arguments of `omnitune.images.prepare.ImageLimits`, under which images are written: samples that
+            they leave nothing of are refused. shard_bytes needs them.
     """
 
     samples_per_shard: int | None = None
@@ -129,8 +130,8 @@ def merge_validation(
     rows, here as this goes across sources.
 
     Args:
-        folders: what `validate_source` wrote, one folder per source, in the order of the mixture. Samples that the limits
-            leave nothing of are refused here.
+        folders: what `validate_source` wrote, one folder per source, in the order of the mixture. Samples that the
+            limits leave nothing of are refused here.
         output: folder to write into.
         max_reject_fraction: the largest allowed share of rejected rows in all rows, 0 to 1.
         cut: where shards end.
