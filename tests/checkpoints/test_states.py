@@ -134,7 +134,8 @@ def test_checkpoints_to_evaluate_must_be_there(tmp_path: Path) -> None:
 
 def test_damaged_state_is_named(tmp_path: Path) -> None:
     incomplete = json.dumps(vars(TrainerState(10, {"base": "b"}, None)))
-    for text in ("{", '{"step": 10}', incomplete, "\xff"):
+    listed = json.dumps(vars(TrainerState(10, {"options": [], "data": {}}, None)))
+    for text in ("{", '{"step": 10}', incomplete, listed, "[" * 100_000, "\xff"):
         write(save(tmp_path, 10) / STATE_FILE, text)
         with pytest.raises(ValueError, match=r"trainer_state\.json: damaged .*Remove .*checkpoint-10 to go on"):
             newest_state(tmp_path)

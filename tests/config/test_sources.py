@@ -313,3 +313,10 @@ def test_where_a_file_was_looked_for_is_said_once(tmp_path: Path) -> None:
     assert named == f"{mixture}: /data/a.jsonl does not exist. Check the path."
     relative = Source("a", (Path("a.jsonl"),), 1.0, "t2i", mixture).missing("a.jsonl")
     assert "a.jsonl does not exist. Looked for " in relative
+
+
+def test_ratios_whose_sum_would_be_no_number_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mix.yml"
+    path.write_text(yaml.safe_dump({"data": [{"path": f"{name}.jsonl", "ratio": 1.7e308} for name in "ab"]}))
+    with pytest.raises(ConfigError, match=r"data\.0\.ratio"):
+        read_mixture(path)

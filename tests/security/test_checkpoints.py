@@ -108,6 +108,11 @@ def _holes(content: Any) -> None:
         entry.chunks = []
 
 
+def _number_for_a_name(content: Any) -> None:
+    found = content.state_dict_metadata
+    found[5] = found.pop(next(iter(found)))
+
+
 def _twice(content: Any) -> None:
     """The first half of each tensor stands for the second, too."""
     for entry in content.state_dict_metadata.values():
@@ -126,6 +131,7 @@ def _fields(content: Any) -> None:
         (_elsewhere, r"names '\.\./\.\./secret', which is no file of this folder"),
         (_huge, r"names tensors of \d+ bytes, but the files beside it have \d+"),
         (_holes, r"do not make up the whole tensor"),
+        (_number_for_a_name, r"names a tensor 5, which is no text"),
         (_twice, r"do not make up the whole tensor"),
         (_fields, r"is not the metadata of a distributed checkpoint"),
     ],

@@ -122,8 +122,10 @@ def _require_sound(folder: Path, metadata: Metadata) -> None:
         if claimed > held:
             raise ValueError(f"{path}: names tensors of {claimed} bytes, but the files beside it have {held}.")
     for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: names a tensor {name!r}, which is no text.")
         if isinstance(entry, TensorStorageMetadata) and not _is_covered(entry):
-            raise ValueError(f"{path}: the parts of {str(name)!r} do not make up the whole tensor.")
+            raise ValueError(f"{path}: the parts of {name!r} do not make up the whole tensor.")
 
 
 def _is_covered(entry: TensorStorageMetadata) -> bool:

@@ -67,7 +67,7 @@ def read_state(checkpoint: Path) -> TrainerState:
     try:
         state = TrainerState(**json.loads(path.read_text(encoding="utf-8")))
         return replace(state, identity=_present_form(state.identity))
-    except (KeyError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: damaged ({error}). Remove {checkpoint} to go on from an earlier checkpoint."
         ) from None

@@ -29,6 +29,7 @@ class MixtureEntry(Section):
         float,
         Field(
             ge=0,
+            le=1e9,
             allow_inf_nan=False,
             description="Share of the source among its neighbours; normalised to sum to 1, multiplied along nested files. "
             "0 leaves the source out.",

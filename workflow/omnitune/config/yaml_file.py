@@ -42,6 +42,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:  # a date or number that cannot be one
         raise ConfigError(f"{path}: not valid YAML: {error}.") from None
+    except (AttributeError, LookupError, TypeError) as error:  # what PyYAML makes of `!!bool zz` or `!!int ""`
+        raise ConfigError(f"{path}: not valid YAML: a value is not what its tag says ({error}).") from None
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path}: the top level must be a mapping of keys, found {found}.")
