@@ -133,6 +133,13 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     assert message.startswith(f"{tmp_path / 'options.yml'}: 3 problems")
 
 
+def test_key_in_the_wrong_section_is_told_the_right_one(tmp_path: Path) -> None:
+    message = problem(tmp_path, train={"max_output_pixels": 4096, "seed": 1}, lora_ft=True)
+    assert "train.max_output_pixels: unknown key. Did you mean 'data.max_output_pixels'?" in message
+    assert "train.seed: unknown key. Did you mean 'seed'?" in message
+    assert "lora_ft: unknown key. Did you mean 'train.lora_ft'?" in message
+
+
 def test_values_out_of_range_name_key_value_and_rule(tmp_path: Path) -> None:
     message = problem(tmp_path, train={"learning_rate": -1}, transport={"snr_type": "cosine"})
     assert "train.learning_rate: -1 is not allowed: input should be greater than 0" in message

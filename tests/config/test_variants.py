@@ -121,6 +121,7 @@ def test_variants_share_data_and_the_evaluation_of_their_base() -> None:
     ("keys", "message"),
     [
         ({"train.lerning_rate": [1]}, r"config\.yaml: sweep: 1 problem\n  - train\.lerning_rate: .*'learning_rate'\?$"),
+        ({"learning_rate": [1]}, r"  - learning_rate: unknown key\. Did you mean 'train\.learning_rate'\?$"),
         ({"train.learning_rate": [1, -1]}, r"config\.yaml: sweep: 1 problem\n  - train\.learning_rate: -1 is not"),
         ({"train.learning_rate": []}, r"sweep\.set\.train\.learning_rate: \[\] is not allowed: list should have at"),
         (

@@ -107,6 +107,8 @@ def broken_images() -> dict[str, tuple[bytes, str]]:
     flipped[len(png) // 2] ^= 0xFF
     return {
         "text.png": (b"this is text", "not_an_image"),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "not_an_image"),
+        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", "not_an_image"),
         "empty.jpg": (b"", "empty_file"),
         "half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
         "half.png": (png[: len(png) // 2], "truncated"),

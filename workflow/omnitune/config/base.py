@@ -84,10 +84,23 @@ def _is_union_tag(part: int | str) -> bool:
 
 def _nearest(location: list[int | str], model: type[BaseModel]) -> str:
     known = known_keys(location[:-1], model)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    elsewhere = [place for place in _places_of(str(location[-1]), model) if place not in known]
+    close = elsewhere or difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Known keys here: {', '.join(sorted(known))}."
+
+
+def _places_of(name: str, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """The full names of all keys of that name: a key is often right, and in the wrong section."""
+    found = []
+    for key, field in model.model_fields.items():
+        if key == name:
+            found.append(f"{prefix}{key}")
+        section = section_of(field.annotation)
+        if section:
+            found += _places_of(name, section, f"{prefix}{key}.")
+    return found
 
 
 def known_keys(location: list[int | str], model: type[BaseModel]) -> list[str]:

@@ -24,6 +24,14 @@ from omnitune.paths import is_letter
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
 PATTERN = re.compile(r"[*?\[]")
+# What to do about a file of another kind, by its suffix.
+REMEDIES = {
+    ".gz": " Unpack it: gunzip -k FILE.",
+    ".zst": " Unpack it: unzstd FILE.",
+    ".csv": " Write its rows as JSON lines: pandas.read_csv(FILE).to_json(NEW, orient='records', lines=True).",
+    ".parquet": " Write its rows as JSON lines: pandas.read_parquet(FILE).to_json(NEW, orient='records', lines=True).",
+    ".tar": " Samples of a tar are unpacked first, with a .jsonl that names them.",
+}
 MAX_ENTRIES = 10_000  # of all mixtures together, each counted as often as it is named
 MAX_DEPTH = 32  # mixtures that name each other in a row
 MAX_FILES = 100_000  # .jsonl files of one folder or pattern
@@ -207,7 +215,7 @@ def _sample_files(
         return found, PurePosixPath(found.with_suffix("")), (found,)
     raise ConfigError(
         f"{where}: is neither a .jsonl file, a .yml mixture, an existing folder nor a pattern; "
-        f"tried {_tried(entry, mixture)}."
+        f"tried {_tried(entry, mixture)}.{REMEDIES.get(found.suffix.lower(), '')}"
     )
 
 

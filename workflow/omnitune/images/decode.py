@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from omnitune.images.damage import MAX_SCANS, jpeg_layout, zeroed_jpeg, zeroed_pixels
-from omnitune.images.formats import FORMATS, riff_bytes, starts_like_an_image
+from omnitune.images.formats import FORMATS, other_kind, riff_bytes, starts_like_an_image
 from omnitune.images.memory import check_memory
 from omnitune.images.png import MAX_PROFILE, image_stream
 from omnitune.images.verdicts import ImageRefused
@@ -36,7 +36,7 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
         if starts_like_an_image(data):
             raise ImageRefused("corrupt", f"{place} starts like an image but has no readable header") from None
         known = ", ".join(FORMATS)
-        raise ImageRefused("not_an_image", f"{place} is no image in a format that is read here ({known})") from None
+        raise ImageRefused("not_an_image", f"{place} is no image in a format that is read here ({known}){other_kind(data)}") from None
     except MemoryError:
         raise
     except Exception as error:  # a format's reader may raise anything on bytes that it did not expect

@@ -1,5 +1,6 @@
 """Which files are images at all: the formats that are opened, how they start, and the header of a WebP."""
 
+import re
 from typing import NamedTuple
 
 # What is opened at all. Pillow knows more, but some of it runs other programs (EPS) or is no photograph (fonts, video).
@@ -8,6 +9,24 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "JPEG2000
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*")
 AVIF_SIGNATURES = (b"ftypavif", b"ftypavis", b"ftypmif1")  # after the first four bytes
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\x00\x00\x00\x0cjP  ", *TIFF_SIGNATURES)
+
+
+# What is often found in place of one, by a pattern of its first bytes: its name, and what to do.
+OTHERS = (
+    (re.compile(rb"....ftyp(heic|heix|hevc|heim|msf1)", re.DOTALL), "HEIC", "convert it: heif-convert a.heic a.jpg"),
+    (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page", "look at where it was downloaded from"),
+    (re.compile(rb"\s*(<\?xml.{0,1000})?<svg", re.DOTALL), "SVG", "draw it: rsvg-convert a.svg > a.png"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of git-lfs", "fetch the file: git lfs pull"),
+    (re.compile(rb"8BPS"), "a Photoshop document", "export it as PNG"),
+    (re.compile(rb"%PDF|%!PS"), "PDF or PostScript", "export it as PNG"),
+    (re.compile(rb"\0\0\x01\0"), "an icon", "convert it to PNG"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL", "convert it: djxl a.jxl a.png"),
+)
+
+
+def other_kind(data: bytes) -> str:
+    """What a file that is no image of these formats seems to be, and what to do, as a part of a sentence; or nothing."""
+    return next((f"; it is {name}: {fix}" for start, name, fix in OTHERS if start.match(data)), "")
 
 
 def starts_like_an_image(data: bytes) -> bool:
