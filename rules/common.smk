@@ -20,7 +20,7 @@ os.environ.update(
 
 from omnitune import paths
 from omnitune.config import Benchmark, ExperimentOptions
-from omnitune.config.affects import key_line, key_params
+from omnitune.config.affects import key_line, key_params, keys_affecting
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.yaml_file import read_yaml
 from omnitune.distributed.gpus import shared_gpus

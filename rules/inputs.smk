@@ -366,6 +366,15 @@ def get_evaluation_folders(wildcards):
     }
 
 
+def get_primary_measures(wildcards):
+    """What the verdict on each benchmark is about, as keys with their values."""
+    return [
+        key_line(f"{name}: {key}", value)
+        for name, benchmark in PROJECT.benchmarks.items()
+        for key, value in keys_affecting(benchmark, "reports").items()
+    ]
+
+
 def get_variant_trainings(wildcards):
     trained = behind(*map(PROJECT.trained, PROJECT.variants))
     return [output.manifest for output in trained]

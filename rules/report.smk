@@ -39,6 +39,7 @@ rule build_report:
         mem_mb=2000,
         runtime=60,
     params:
+        primary=get_primary_measures,
         evaluations=get_evaluation_folders,
         format=f"format: {omnitune.report.FORMAT}",
     script:
@@ -69,6 +70,7 @@ rule compare_variants:
         mem_mb=2000,
         runtime=60,
     params:
+        primary=get_primary_measures,
         variants=lambda wildcards: PROJECT.variants,
         format=f"format: {omnitune.report.FORMAT}",
     script:

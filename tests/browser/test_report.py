@@ -65,7 +65,7 @@ def test_every_image_is_decoded_and_named(opened: webdriver.Chrome) -> None:
     images = opened.execute_script(
         "return [...document.images].map(i => ({width: i.naturalWidth, alt: i.alt, done: i.complete}))"
     )
-    assert len(images) == 16 * 3 + 8 + 4 * 3 + 2
+    assert len(images) == 16 * 3 + 8 + 8 * 3 + 4
     assert all(image["done"] and image["width"] > 0 and image["alt"] for image in images)
 
 

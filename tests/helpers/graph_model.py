@@ -253,7 +253,10 @@ class Graph:
             job("build_report", experiment=name),
             facts,
             needs,
-            [f"experiments/{name}/report/{file}" for file in ("index.html", "scores.csv", "metrics.csv")],
+            [
+                f"experiments/{name}/report/{file}"
+                for file in ("index.html", *(f"{table}.csv" for table in ("scores", "generations", "metrics")))
+            ],
         )
 
 

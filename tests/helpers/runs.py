@@ -173,7 +173,7 @@ def write_run(root: Path, count: int = 16) -> Path:
     scenes = BenchmarkEntry(
         "scenes", Benchmark(prompts="p.jsonl", check="demo_scene"), write_prompts(root / "p", count)
     )
-    plain = BenchmarkEntry("plain", Benchmark(prompts="q.jsonl"), write_prompts(root / "q", 4))
+    plain = BenchmarkEntry("plain", Benchmark(prompts="q.jsonl"), write_prompts(root / "q", 8))
     for step, quality in ((0, 0.1), (120, 0.9)):
         write_evaluation(experiment, scenes, step, quality)
         write_evaluation(experiment, plain, step, 1 - quality, checked=False)

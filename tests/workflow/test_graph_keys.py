@@ -38,6 +38,7 @@ RULES = {
     "images": "prepare_benchmark",
     "scores": "prepare_benchmark",
     "parts": "generate_images",
+    "reports": "build_report",
 }
 # Other values where one cannot be guessed, and the keys that have to change with it.
 VALUES: dict[str, Any] = {
@@ -68,6 +69,7 @@ VALUES: dict[str, Any] = {
     "image_guidance_scale": 2.0,
     "text_guidance_scale": 2.0,
     "check": None,
+    "primary": "psnr",
     "convert.dtype": "bf16",
     "convert.max_shard_size": "5GB",
     "val.image_guidance_scale": 3.0,

@@ -52,7 +52,7 @@ SCORES_FILE, GENERATIONS_FILE = "scores.json", "generations.jsonl"  # of an eval
 SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS_FILE}"
 PROMPTS_FILE = "prompts.jsonl"  # of images that are drawn while training
 REPORT = f"{EXPERIMENT}/report/index.html"
-REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "metrics")]
+REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "generations", "metrics")]
 COMPARISON, COMPARISON_TABLE = (f"comparisons/{{sweep}}/{name}" for name in ("index.html", "scores.csv"))
 
 SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section, Seed
-from omnitune.config.choices import CHECKS, OneOf
+from omnitune.config.choices import CHECKS, MEASURES, OneOf
 
 
 class Benchmark(Section):
@@ -91,6 +91,25 @@ class Benchmark(Section):
         ),
         Affects("scores"),
     ] = None
+
+    primary: Annotated[
+        Annotated[str, OneOf(MEASURES)] | None,
+        Field(
+            description="The measure that the report's verdict is about. null: `check_passed` with a check, or else the first "
+            "that the prompts have of `loss`, `psnr` and `ssim`."
+        ),
+        Affects("reports"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _primary_is_measured(self) -> Self:
+        if self.primary and MEASURES[self.primary].function is None and self.check is None:
+            raise ValueError(f"primary: {self.primary!r} is a figure of a check; set check, or take another measure")
+        if self.primary == "loss" and not self.loss_timesteps:
+            raise ValueError(
+                "primary: 'loss' is not measured with loss_timesteps: 0; raise that, or take another measure"
+            )
+        return self
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> Self:

@@ -95,7 +95,7 @@ class Measure:
         higher_is_better: which change counts as better.
         digits: behind the point.
         share: whether it is a share of 1, shown in percent.
-        headline: its place in a verdict's sentence, from 1; 0: none.
+        headline: its place among those that a verdict is about where the benchmark names none, from 1; 0: the last.
     """
 
     function: str | None

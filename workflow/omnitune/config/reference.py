@@ -37,7 +37,7 @@ The last column says what a change makes again, and with it what stands behind t
 (the verdict on each row), manifests (which rows are in which shard), shards, encodings, groups (which encodings are made
 together), weights (the training; refused where there are checkpoints, unless it is to start over), checkpoints (training
 goes on), evaluations (which checkpoints are evaluated, and to which formats they are converted), conversions, images, parts
-(how a benchmark is cut into jobs), scores. Of what names files, what is found there is compared. `nothing` runs nothing.
+(how a benchmark is cut into jobs), scores, reports. Of what names files, what is found there is compared. `nothing` runs nothing.
 """
 
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from omnitune.config.choices import MEASURES
-from omnitune.evaluation.prompts import Prompt
 from omnitune.io.files import lock_folder, write_text
 from omnitune.paths import BASE, EvaluatedStep
-from omnitune.report.collect import (
-    SHOWN_REJECTED,
-    BenchmarkEntry,
-    Evaluation,
-    Run,
-    collect,
-    compare,
-    judge,
-    show,
-    show_change,
-    verdict,
-)
+from omnitune.report.collect import SHOWN_REJECTED, BenchmarkEntry, Evaluation, Run, collect
 from omnitune.report.data import data_context, short, thousands
-from omnitune.report.images import image_entry
+from omnitune.report.examples import choose_examples, example
 from omnitune.report.plots import heldout_plot, training_plots
+from omnitune.report.score_table import table_rows
+from omnitune.report.scores import Score, primary_of, score_lines
 from omnitune.report.tables import write_tables
 from omnitune.report.training import training_context
+from omnitune.report.verdict import answer, commands, forgetting, step_to_take, verdict
 
-SHOWN_EXAMPLES = 12
 PACKAGES = ("omnitune", "torch", "diffusers", "transformers", "accelerate", "peft", "torchmetrics", "snakemake")
 
 
@@ -62,9 +51,10 @@ def build_report(
     """
     experiment, output = Path(experiment), Path(output)
     run = collect(experiment, Path(prepared), benchmarks, evaluations)
-    page = page_environment().get_template("report.html.j2").render(**_context(run))
+    lines = [line for evaluation in run.evaluations for line in score_lines(evaluation)]
+    page = page_environment().get_template("report.html.j2").render(**_context(run, lines))
     with lock_folder(output.parent):
-        write_tables(run, output.parent)
+        write_tables(run, lines, output.parent)
         write_text(output, page)
     return output
 
@@ -78,15 +68,22 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"show": show, "show_change": show_change}
     environment.filters |= {"thousands": thousands, "short": short}
     return environment
 
 
-def _context(run: Run) -> dict[str, Any]:
+def _context(run: Run, lines: Sequence[Score]) -> dict[str, Any]:
+    found = run.evaluations
+    by_name = {e.entry.name: [line for line in lines if line.benchmark == e.entry.name] for e in found}
+    forgotten = forgetting(found, lines, run.summary.get("task_types", {}))
+    take = step_to_take(found)
     return {
         "name": run.name,
-        "verdicts": [verdict(evaluation) for evaluation in run.evaluations],
+        "answer": answer(found, lines),
+        "verdicts": [verdict(evaluation, by_name[evaluation.entry.name]) for evaluation in found],
+        "take": take.label if take else None,
+        "commands": commands(found, take),
+        "forgotten": [{**row, "benchmark": line.benchmark} for line in forgotten for row in table_rows([line], None)],
         "facts": _facts(run),
         "packages": _packages(),
         "data": data_context(run.summary, run.shards, run.encoded, run.options["data"]),
@@ -95,7 +92,7 @@ def _context(run: Run) -> dict[str, Any]:
         "mixture": run.train.get("mixture", []),
         "training": training_context(run.train, run.metrics, run.samples),
         "plots": [{**plot, "svg": Markup(plot["svg"])} for plot in training_plots(run.metrics)],
-        "evaluations": [_evaluation(evaluation) for evaluation in run.evaluations],
+        "evaluations": [_evaluation(evaluation, by_name[evaluation.entry.name]) for evaluation in found],
         "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
         "conversions": run.conversions,
         "checked": run.checked,
@@ -163,77 +160,20 @@ def _packages() -> list[tuple[str, str]]:
     return found
 
 
-def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+def _evaluation(evaluation: Evaluation, lines: Sequence[Score]) -> dict[str, Any]:
     entry = evaluation.entry
     curves = {step.label: evaluation.scores[step]["loss_by_time"] for step in evaluation.shown}
     shown, rest = choose_examples(entry.prompts)
+    primary = primary_of(evaluation)
     return {
         "name": entry.name,
         "benchmark": entry.benchmark,
         "count": len(entry.prompts),
-        "steps": [step.label for step in evaluation.steps],
-        "last": evaluation.last.label,
-        "rows": compare(evaluation),
-        "tasks": _task_rows(evaluation),
+        "primary": MEASURES[primary].label if primary else None,
+        "rows": table_rows([line for line in lines if line.benchmark == entry.name], primary),
         "plot": Markup(heldout_plot(entry.name, curves)),
-        "examples": [_example(evaluation, prompt) for prompt in shown],
-        "rest": [_example(evaluation, prompt) for prompt in rest],
+        "examples": [example(evaluation, prompt) for prompt in shown],
+        "rest": [example(evaluation, prompt) for prompt in rest],
         "protocol": evaluation.scores[BASE]["protocol"],
         "weights": [(step.label, evaluation.scores[step]["weights"]) for step in evaluation.steps],
     }
-
-
-def choose_examples(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """(shown, rest), by key alone and so by no result: the first of each task type in turn, up to SHOWN_EXAMPLES."""
-    ordered = sorted(prompts, key=lambda prompt: prompt.key)
-    tasks = list(dict.fromkeys(prompt.task_type for prompt in ordered))
-    columns = [[prompt for prompt in ordered if prompt.task_type == task] for task in tasks]
-    turns = [prompt for turn in zip_longest(*columns) for prompt in turn if prompt is not None]
-    keys = {prompt.key for prompt in turns[:SHOWN_EXAMPLES]}
-    return [p for p in ordered if p.key in keys], [p for p in ordered if p.key not in keys]
-
-
-def _task_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Base, last step and its average, or None, for each task type; none where there is a single type."""
-    first, last = (evaluation.scores[step]["by_task_type"] for step in (BASE, evaluation.last))
-    averaged = evaluation.scores[evaluation.averaged]["by_task_type"] if evaluation.averaged else {}
-    if len(last) < 2:
-        return []
-    measures = [row["measure"] for row in compare(evaluation)]
-    columns = (first, last, averaged)
-    return [
-        {"task": task, "cells": [(name, *(column.get(task, {}).get(name) for column in columns)) for name in measures]}
-        for task in last
-    ]
-
-
-def _example(evaluation: Evaluation, prompt: Prompt) -> dict[str, Any]:
-    """The images of one prompt side by side, with what was measured of each."""
-    images = []
-    for number, path in enumerate(prompt.input_images, start=1):
-        caption = f"input {number}" if len(prompt.input_images) > 1 else "input"
-        images.append({**image_entry(path, caption, f"{caption} of {prompt.key}"), "result": None})
-    for step in evaluation.shown:
-        caption = step.label
-        path = evaluation.folders[step] / evaluation.generations[step][prompt.key]["image"]
-        alt = f"image of {caption} for {prompt.key}"
-        images.append({**image_entry(path, caption, alt), "result": _result(evaluation, step, prompt.key)})
-    if prompt.target:
-        images.append({**image_entry(prompt.target, "target", f"target of {prompt.key}"), "result": None})
-    return {"key": prompt.key, "task": prompt.task_type, "instruction": prompt.instruction, "images": images}
-
-
-def _result(evaluation: Evaluation, step: EvaluatedStep, key: str) -> dict[str, Any]:
-    """What is written below an image: the check, or else its first measure."""
-    row = next(row for row in evaluation.scores[step]["per_prompt"] if row["key"] == key)
-    if "check_passed" in row:
-        checked = [name for name in MEASURES if MEASURES[name].share and name in row and name != "check_passed"]
-        wrong = [MEASURES[name].label.removesuffix(" right") for name in checked if not row[name]]
-        passed = bool(row["check_passed"])
-        return {"word": "better" if passed else "worse", "text": "right" if passed else f"wrong: {', '.join(wrong)}"}
-    measure = next((name for name in MEASURES if name in row), None)
-    if measure is None:
-        return {"word": "equal", "text": ""}
-    base = next(entry for entry in evaluation.scores[BASE]["per_prompt"] if entry["key"] == key)
-    word = "equal" if step == BASE else judge(measure, row[measure] - base[measure])
-    return {"word": word, "text": f"{MEASURES[measure].label} {show(measure, row[measure])}"}

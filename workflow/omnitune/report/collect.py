@@ -1,14 +1,12 @@
 """Read what a run has left behind, as plain values for the report."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
-from omnitune.config.choices import MEASURES
 from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
@@ -203,79 +201,3 @@ def _rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
             if line.endswith("\n") and line.strip():
                 rows.append(json.loads(line))
     return rows
-
-
-# ------------------------------------------------------------------ comparisons
-
-
-def compare(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One row per measure: label, values by step, the change from the base to the last step as trained and what it is."""
-    rows = []
-    first, last = (evaluation.scores[step]["means"] for step in (BASE, evaluation.last))
-    for measure in MEASURES:
-        if measure not in first:
-            continue
-        change = last[measure] - first[measure]
-        rows.append(
-            {
-                "measure": measure,
-                "label": MEASURES[measure].label,
-                "higher": MEASURES[measure].higher_is_better,
-                "values": [evaluation.scores[step]["means"][measure] for step in evaluation.steps],
-                "change": change,
-                "judgement": judge(measure, change),
-            }
-        )
-    return rows
-
-
-def judge(measure: str, change: float) -> str:
-    """better, worse or equal; what is no number is worse."""
-    if not math.isfinite(change):
-        return "worse"
-    if change == 0:
-        return "equal"
-    return "better" if (change > 0) == MEASURES[measure].higher_is_better else "worse"
-
-
-def show(measure: str, value: float) -> str:
-    """A measure's value as text; shares in percent."""
-    entry = MEASURES[measure]
-    return f"{100 * value:.1f} %" if entry.share else f"{value:.{entry.digits}f}"
-
-
-def show_change(measure: str, change: float) -> str:
-    """A change with its sign; shares in percentage points."""
-    entry = MEASURES[measure]
-    return f"{100 * change:+.1f} points" if entry.share else f"{change:+.{entry.digits}f}"
-
-
-def verdict(evaluation: Evaluation) -> dict[str, str]:
-    """One sentence on a benchmark, from its scores alone, and the word that it comes to."""
-    name, rows = evaluation.entry.name, compare(evaluation)
-    if evaluation.last == BASE:
-        return {"word": "base", "name": name, "text": "only the base was evaluated, there is nothing to compare."}
-    if not rows:
-        return {
-            "word": "unscored",
-            "name": name,
-            "text": "no prompt has a target or a check, so that there are no scores.",
-        }
-    better = [row for row in rows if row["judgement"] == "better"]
-    worse = [row for row in rows if row["judgement"] == "worse"]
-    word = "mixed" if better and worse else "better" if better else "worse" if worse else "unchanged"
-    measures = sorted(
-        (row["measure"] for row in rows if MEASURES[row["measure"]].headline), key=lambda name: MEASURES[name].headline
-    )
-    figures = ", ".join(_figure(evaluation, measure) for measure in measures)
-    count = f"{len(better)} of {len(rows)} measures better"
-    extra = f", {len(worse)} worse" if worse else ""
-    text = f"from the base to {evaluation.last.label}, {figures} ({count}{extra})."
-    return {"word": word, "name": name, "text": text}
-
-
-def _figure(evaluation: Evaluation, measure: str) -> str:
-    """A measure of the base and of the last step, and that of its average beside it."""
-    base, last, *averaged = (show(measure, evaluation.scores[step]["means"][measure]) for step in evaluation.shown)
-    beside = f" (EMA {averaged[0]})" if averaged else ""
-    return f"{MEASURES[measure].label} {base} → {last}{beside}"

@@ -11,11 +11,14 @@ from typing import Any
 import pandas as pd
 
 from omnitune.config.choices import MEASURES
+from omnitune.evaluation.statistics import Comparison
 from omnitune.io.files import lock_folder, write_text
 from omnitune.paths import BASE
-from omnitune.report.build import choose_examples, page_environment
-from omnitune.report.collect import Evaluation, Run, judge, show
+from omnitune.report.build import page_environment
+from omnitune.report.collect import Evaluation, Run
+from omnitune.report.examples import choose_examples
 from omnitune.report.images import image_entry
+from omnitune.report.scores import ALL, measures_of, score_lines, show, show_interval
 
 LAST_PART = 0.1  # of the steps, whose mean is shown as a training's loss
 
@@ -73,31 +76,38 @@ def _training(run: Run) -> dict[str, Any]:
 
 def _benchmark(variants: Sequence[Variant], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Of one benchmark, the measures of the base and of each variant's last step, and some of the images."""
-    base = evaluations[0].scores[BASE]["means"]
-    last = [evaluation.scores[evaluation.last]["means"] for evaluation in evaluations]
-    measures = [measure for measure in MEASURES if measure in base]
-    best = {measure: _best(measure, [means[measure] for means in last]) for measure in measures}
+    measures = measures_of(evaluations[0])
+    found = [_last_lines(evaluation) for evaluation in evaluations]
+    best = {measure: _best(measure, [lines[measure].mean for lines in found]) for measure in measures}
     rows = [
         {
             "name": variant.run.name,
             "values": _values(variant),
-            "cells": [
-                {
-                    "text": show(measure, means[measure]),
-                    "word": judge(measure, means[measure] - base[measure]),
-                    "best": means[measure] == best[measure],
-                }
-                for measure in measures
-            ],
+            "cells": [_cell(measure, lines[measure], best[measure]) for measure in measures],
         }
-        for variant, means in zip(variants, last, strict=True)
+        for variant, lines in zip(variants, found, strict=True)
     ]
     return {
         "name": evaluations[0].entry.name,
         "labels": [(MEASURES[measure].label, MEASURES[measure].higher_is_better) for measure in measures],
-        "base": [show(measure, base[measure]) for measure in measures],
+        "base": [show(measure, found[0][measure].base_mean) for measure in measures],
         "rows": rows,
         "examples": _examples(variants, evaluations),
+    }
+
+
+def _last_lines(evaluation: Evaluation) -> dict[str, Comparison]:
+    """The newest step against the base, by measure."""
+    lines = [line for line in score_lines(evaluation) if line.task == ALL and line.step == evaluation.last]
+    return {line.measure: line.against_base for line in lines}
+
+
+def _cell(measure: str, found: Comparison, best: float | None) -> dict[str, Any]:
+    return {
+        "text": show(measure, found.mean),
+        "interval": show_interval(measure, found.mean_interval),
+        "word": found.verdict.replace(" ", "-"),
+        "best": found.mean == best,
     }
 
 

@@ -4,22 +4,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from omnitune.config.choices import MEASURES
-from omnitune.paths import BASE, EvaluatedStep
+from omnitune.report.scores import ALL
 
 MEASURE = "check_passed"
-HEAD = ("experiment", "task", "base", "tuned", "change", "95 % interval")
-RESAMPLES = 10_000
-
-
-def interval(changes: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean over prompts, by bootstrap; `changes` are from base to tuned, one for each prompt."""
-    drawn = np.random.default_rng(0).choice(changes, (RESAMPLES, len(changes))).mean(axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
+HEAD = ("experiment", "task", "base", "tuned", "change", "95 % interval", "verdict")
+LEFT = (0, 1, 6)  # columns of words
 
 
 def summary(reports: Sequence[Path]) -> str:
@@ -33,7 +25,7 @@ def summary(reports: Sequence[Path]) -> str:
     table = []
     for line in lines:
         cells = [
-            cell.ljust(w) if k < 2 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if k in LEFT else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         table.append("  ".join(cells).rstrip())
     pages = [f"  {(report / 'index.html').resolve()}" for report in reports]
@@ -43,22 +35,18 @@ def summary(reports: Sequence[Path]) -> str:
 
 def _lines(report: Path) -> Iterator[tuple[str, ...]]:
     """The cells of HEAD for each benchmark of a report; the newest step counts, as it was trained."""
-    scores = pd.read_csv(report / "scores.csv", dtype={"step": str})
-    if MEASURE not in scores:
-        return
-    for benchmark, own in scores.dropna(subset=[MEASURE]).groupby("benchmark", sort=False):
-        by_step = own.pivot(index="key", columns="step", values=MEASURE).astype(float)
-        last = max(step for step in map(EvaluatedStep.parse, own["step"].unique()) if not step.ema)
-        if last == BASE:
-            continue
-        base, tuned = by_step[str(BASE)], by_step[str(last)]
-        low, high = interval((tuned - base).to_numpy())
+    scores = pd.read_csv(report / "scores.csv")
+    own = scores[(scores["measure"] == MEASURE) & (scores["task"] == ALL) & scores["verdict"].notna()]
+    trained = own[~own["row"].str.endswith("(EMA)")]
+    for benchmark, found in trained.groupby("benchmark", sort=False):
+        last = found.iloc[-1]
         shares = (
-            f"{100 * base.mean():.0f} %",
-            f"{100 * tuned.mean():.0f} %",
-            f"{100 * (tuned - base).mean():+.0f} points",
+            f"{100 * last['base_mean']:.0f} %",
+            f"{100 * last['mean']:.0f} %",
+            f"{100 * last['difference']:+.0f} points",
         )
-        yield report.parent.name, str(benchmark), *shares, f"{100 * low:+.0f} to {100 * high:+.0f}"
+        interval = f"{100 * last['low']:+.0f} to {100 * last['high']:+.0f}" if pd.notna(last["low"]) else "none"
+        yield report.parent.name, str(benchmark), *shares, interval, str(last["verdict"])
 
 
 def main() -> None:

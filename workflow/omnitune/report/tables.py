@@ -1,5 +1,7 @@
-"""The figures of a report as tables for spreadsheets: scores.csv and metrics.csv beside the page."""
+"""The figures of a report as tables for spreadsheets, beside the page."""
 
+import os.path
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +9,68 @@ import pandas as pd
 
 from omnitune.config.choices import MEASURES
 from omnitune.io.files import write_text
+from omnitune.paths import BASE
 from omnitune.report.collect import Evaluation, Run
+from omnitune.report.scores import Score
+
+COLUMNS = (
+    *("benchmark", "task", "measure", "row", "n", "missing"),
+    *("mean", "base_mean", "difference", "low", "high", "verdict"),
+)
+IMAGE_COLUMNS = ("benchmark", "row", "key", "task", "instruction", "image", "sha256", "seed", "width", "height")
+DIGITS = 6
 
 
-def write_tables(run: Run, folder: Path) -> None:
-    """Writes scores.csv (a row for each benchmark, step and prompt) and metrics.csv (those of logs/metrics.jsonl)."""
-    rows = [row for evaluation in run.evaluations for row in _scores(evaluation)]
-    measures = [name for name in MEASURES if any(name in row for row in rows)]
-    scores = pd.DataFrame(rows, columns=["benchmark", "step", "key", "task_type", *measures])
+def write_tables(run: Run, lines: Sequence[Score], folder: Path) -> None:
+    """Writes scores.csv, a row for each line of the score tables, generations.csv, one for each image, and metrics.csv.
+
+    Args:
+        run: what the report is of.
+        lines: of all its benchmarks.
+        folder: where the page is.
+    """
+    scores = pd.DataFrame([_score(line) for line in lines], columns=list(COLUMNS)).round(DIGITS)
     write_text(folder / "scores.csv", scores.to_csv(index=False))
+    images = [row for evaluation in run.evaluations for row in _images(evaluation, folder)]
+    measures = [name for name in MEASURES if any(name in row for row in images)]
+    generations = pd.DataFrame(images, columns=[*IMAGE_COLUMNS, *measures])
+    write_text(folder / "generations.csv", generations.to_csv(index=False))
     metrics = pd.DataFrame(run.metrics, columns=None if run.metrics else ["step"])
     write_text(folder / "metrics.csv", metrics.to_csv(index=False))
 
 
-def _scores(evaluation: Evaluation) -> list[dict[str, Any]]:
-    name = evaluation.entry.name
-    return [
-        {"benchmark": name, "step": str(step), **row}
-        for step in evaluation.steps
-        for row in evaluation.scores[step]["per_prompt"]
-    ]
+def _score(line: Score) -> dict[str, Any]:
+    """A row of scores.csv; that of the base has no difference."""
+    found = line.against_base
+    row = {
+        **{"benchmark": line.benchmark, "task": line.task, "measure": line.measure, "row": line.row},
+        **{"n": found.n, "missing": found.missing, "mean": found.mean, "base_mean": found.base_mean},
+    }
+    if line.step == BASE:
+        return row
+    interval = {"low": found.interval.low, "high": found.interval.high}
+    return {**row, "difference": found.difference, **interval, "verdict": found.verdict}
+
+
+def _images(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
+    """Rows of generations.csv: where each image lies, seen from the table, what it was asked for, and what it reaches."""
+    rows = []
+    for step in evaluation.steps:
+        measured = {row["key"]: row for row in evaluation.scores[step]["per_prompt"]}
+        for prompt in evaluation.entry.prompts:
+            drawn = evaluation.generations[step][prompt.key]
+            width, height = drawn.get("size", (None, None))
+            path = Path(os.path.relpath(evaluation.folders[step] / drawn["image"], folder))
+            rows.append(
+                {
+                    "benchmark": evaluation.entry.name,
+                    "row": step.label,
+                    "key": prompt.key,
+                    "task": prompt.task_type,
+                    "instruction": prompt.instruction,
+                    "image": path.as_posix(),
+                    **{"sha256": drawn["sha256"], "seed": drawn.get("seed"), "width": width, "height": height},
+                    **{name: value for name, value in measured[prompt.key].items() if name in MEASURES},
+                }
+            )
+    return rows

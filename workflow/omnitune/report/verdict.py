@@ -1,0 +1,189 @@
+"""What a report answers: did training help, by which interval, what was forgotten, and which checkpoint to take."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnitune.config.choices import MEASURES
+from omnitune.evaluation.statistics import NO_DIFFERENCE, Comparison, compare
+from omnitune.paths import BASE, EvaluatedStep
+from omnitune.report.collect import Evaluation
+from omnitune.report.data import thousands
+from omnitune.report.scores import (
+    ALL,
+    MOST_PROMPTS,
+    Score,
+    primary_of,
+    show,
+    show_change,
+    show_interval,
+    tasks_of,
+    values_of,
+)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the best mean of the primary measure, over the prompts that all of them have.
+
+    Attributes:
+        step: which; the newest of several that are equal.
+        last: the newest as it was trained, against it; None where it is the same.
+    """
+
+    step: EvaluatedStep
+    last: Comparison | None
+
+
+def best_of(evaluation: Evaluation) -> Best | None:
+    """The best checkpoint of a benchmark; None where there is nothing to choose from."""
+    steps, measure = [step for step in evaluation.steps if step != BASE], primary_of(evaluation)
+    if not steps or measure is None:
+        return None
+    values, measured = values_of(evaluation, steps, measure)
+    everywhere = np.isfinite(values).all(axis=0)
+    if not everywhere.any():
+        return None
+    higher = MEASURES[measure].higher_is_better
+    means = values[:, everywhere].mean(axis=1) * (1 if higher else -1)
+    best = max(range(len(steps)), key=lambda number: (means[number], steps[number] == evaluation.last, number))
+    if steps[best] == evaluation.last:
+        return Best(steps[best], None)
+    [last] = compare(values[[steps.index(evaluation.last)]], values[best], measured, higher)
+    return Best(steps[best], last)
+
+
+def step_to_take(evaluations: Sequence[Evaluation]) -> EvaluatedStep | None:
+    """The last checkpoint, or one that is shown better than it on some benchmark and worse on none."""
+    if not evaluations or evaluations[0].last == BASE:
+        return None
+    last = evaluations[0].last
+    others = [step for step in evaluations[0].steps if step not in (BASE, last)]
+    found = [_against(evaluation, others, last) for evaluation in evaluations] if others else []
+    words = {step: [verdicts[step] for verdicts in found if verdicts] for step in others}
+    wins = {step: said.count("better") for step, said in words.items() if "worse" not in said}
+    return max(wins, key=lambda step: (wins[step], step)) if any(wins.values()) else last
+
+
+def _against(evaluation: Evaluation, steps: Sequence[EvaluatedStep], last: EvaluatedStep) -> dict[EvaluatedStep, str]:
+    """The verdict on each step against the last one; empty where nothing is measured."""
+    measure = primary_of(evaluation)
+    if measure is None:
+        return {}
+    values, measured = values_of(evaluation, [*steps, last], measure)
+    compared = compare(values[:-1], values[-1], measured, MEASURES[measure].higher_is_better)
+    return {step: found.verdict for step, found in zip(steps, compared, strict=True)}
+
+
+def verdict(evaluation: Evaluation, lines: Sequence[Score]) -> dict[str, str]:
+    """The benchmark's name, a word, and a sentence on the primary measure of the newest step as it was trained."""
+    name, measure = evaluation.entry.name, primary_of(evaluation)
+    if evaluation.last == BASE:
+        return _no_verdict(name, "base", "only the base was evaluated, there is nothing to compare.")
+    if measure is None:
+        return _no_verdict(name, "unscored", "no prompt has a target or a check, so that there are no scores.")
+    line = _line(lines, ALL, measure, evaluation.last)
+    if line is None or not line.against_base.n:
+        return _no_verdict(
+            name, "unscored", f"{MEASURES[measure].label}, the primary measure, was measured on no prompt."
+        )
+    text = f"{sentence(line)}, {line.row}{_needed(line.against_base)}.{_best_sentence(evaluation, measure)}"
+    return {"word": line.against_base.verdict, "name": name, "text": text}
+
+
+def answer(evaluations: Sequence[Evaluation], lines: Sequence[Score]) -> str:
+    """One sentence over all benchmarks: what is shown, with its interval, and where no difference is."""
+    parts: dict[str, list[str]] = {}
+    for evaluation in evaluations:
+        measure = primary_of(evaluation)
+        own = [line for line in lines if line.benchmark == evaluation.entry.name]
+        line = _line(own, ALL, measure, evaluation.last) if measure and evaluation.last != BASE else None
+        if line is None or not line.against_base.n:
+            continue
+        shown = line.against_base.verdict != NO_DIFFERENCE
+        text = f"{line.benchmark} ({sentence(line)})" if shown else line.benchmark
+        parts.setdefault(line.against_base.verdict, []).append(text)
+    said = [f"{word} on {', '.join(parts[word])}" for word in ("better", "worse", NO_DIFFERENCE) if word in parts]
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def sentence(line: Score) -> str:
+    """A line as "picture right 0 → 93 %, +93 points [+87, +98] on 60 prompts"."""
+    found, measure = line.against_base, line.measure
+    interval = show_interval(measure, found.interval, sign=True)
+    missing = f" ({thousands(found.missing)} more missing)" if found.missing else ""
+    change = f"{show_change(measure, found.difference)}{f' {interval}' if interval else ''}"
+    return (
+        f"{MEASURES[measure].label} {show(measure, found.base_mean)} → {show(measure, found.mean)}, {change} "
+        f"on {thousands(found.n)} prompts{missing}"
+    )
+
+
+def forgetting(evaluations: Sequence[Evaluation], lines: Sequence[Score], trained: Mapping[str, int]) -> list[Score]:
+    """Lines of the primary measure, of each checkpoint on tasks that no sample of the training has.
+
+    Args:
+        evaluations, lines: of the report.
+        trained: samples of the training by task; where it is empty, that is not known.
+    """
+    found = []
+    for evaluation in evaluations if trained else ():
+        measure, tasks = primary_of(evaluation), tasks_of(evaluation)
+        new = {task for task in tasks if not trained.get(task)}
+        if len(tasks) == 1 and new:
+            new = {ALL}
+        own = (line for line in lines if line.benchmark == evaluation.entry.name and line.measure == measure)
+        found += [line for line in own if line.task in new and line.step != BASE]
+    return found
+
+
+def commands(evaluations: Sequence[Evaluation], step: EvaluatedStep | None) -> list[str]:
+    """What draws an image with a checkpoint, as a command to type."""
+    if step is None or not evaluations:
+        return []
+    names: Mapping[str, Any] = evaluations[0].scores[step]["weights"]
+    benchmark = evaluations[0].entry.benchmark
+    options = [("model_path", names["base"]), ("transformer_path", names["transformer"])]
+    options += [("transformer_lora_path", names["lora"])]
+    text = "".join(f" --{option} {Path(value).as_posix()}" for option, value in options if value)
+    size = (
+        f" --height {benchmark.height} --width {benchmark.width} --num_inference_step {benchmark.num_inference_steps}"
+    )
+    guidance = f" --text_guidance_scale {benchmark.text_guidance_scale} --dtype {benchmark.dtype}"
+    return [f'omnitune generate{text}{size}{guidance} --instruction "..."']
+
+
+def _line(lines: Sequence[Score], task: str, measure: str, step: EvaluatedStep) -> Score | None:
+    return next((x for x in lines if (x.task, x.measure, x.step) == (task, measure, step)), None)
+
+
+def _needed(found: Comparison) -> str:
+    if found.verdict != NO_DIFFERENCE:
+        return ""
+    if math.isnan(found.interval.low):
+        return "; these are too few for an interval"
+    if found.prompts_needed is None:
+        return ""
+    if found.prompts_needed > MOST_PROMPTS:
+        return f"; more than {thousands(MOST_PROMPTS)} prompts would be needed to show half of it"
+    return f"; {thousands(found.prompts_needed)} prompts would show half of it"
+
+
+def _best_sentence(evaluation: Evaluation, measure: str) -> str:
+    best = best_of(evaluation)
+    if best is None or best.last is None:
+        return " It is the best checkpoint." if best and len(evaluation.steps) > 2 else ""
+    change = show_change(measure, best.last.difference)
+    interval = show_interval(measure, best.last.interval, sign=True)
+    told = {"worse": "worse than that", "better": "better than that", NO_DIFFERENCE: "not shown to be worse"}
+    by = " ".join(filter(None, (change, interval)))
+    return f" The best is {best.step.label}; the last is {told[best.last.verdict]} ({by})."
+
+
+def _no_verdict(name: str, word: str, text: str) -> dict[str, str]:
+    return {"word": word, "name": name, "text": text}
