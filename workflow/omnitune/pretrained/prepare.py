@@ -4,12 +4,8 @@ import logging
 import shutil
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
-from omnitune.errors import reason_of
 from omnitune.io.files import atomic_folder, sha256_of, write_json
 from omnitune.io.places import is_local
 from omnitune.paths import MANIFEST_FILE
@@ -26,6 +22,7 @@ from omnitune.pretrained.files import (
     require_parts,
     walk,
 )
+from omnitune.pretrained.hub import fetch_repository
 
 logger = logging.getLogger("omnitune")
 
@@ -76,14 +73,7 @@ def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pat
     """A local folder with the content of `name`, a folder or a repository id."""
     if is_local(name, key):
         return Path(name)
-    logger.info("fetching %s, revision %s", name, revision or "newest")
-    try:
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=pattern))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {reason_of(error)} "
-            "Check the id and the network, log in with `hf auth login` if it is gated, or name a local folder."
-        ) from None
+    return fetch_repository(name, revision, key, cache_dir, pattern)
 
 
 def _replace(source: Path, target: Path, folder: Path, weights: bool = True) -> None:
