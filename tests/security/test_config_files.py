@@ -1,5 +1,6 @@
 """YAML files that are small and grow, or that say a thing twice; mixtures that name mixtures without end."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,19 @@ pytestmark = pytest.mark.unit
 LEVELS = range(1, 12)
 ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in LEVELS)
 MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{k}: &a{k} {{<<: [{', '.join([f'*a{k - 1}'] * 9)}]}}\n" for k in LEVELS)
+CHAINED = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [*a{k - 1}]\n" for k in range(1, 100))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ALIASES, f"more than {MAX_NODES} keys and values with its aliases written out"),
-        (MERGED, f"more than {MAX_NODES} keys and values with its aliases written out"),
+        (ALIASES, f"more than {MAX_NODES} keys and values, .* with its aliases written out"),
+        (MERGED, f"more than {MAX_NODES} keys and values, .* with its aliases written out"),
+        (CHAINED, "more than 64 levels of them, with its aliases written out"),
+        ("a:\n" + "- a\n" * 200_000, f"has more than {MAX_NODES} keys and values"),
+        ("a: [" + "a," * 200_000 + "]", f"has more than {MAX_NODES} keys and values"),
+        ('a: 1\ndata:\n- {path: "a\\0b.jsonl"}\n', r"line 3: 'data\.0\.path': 'a\\x00b\.jsonl' holds a NUL byte"),
+        ('"a\\0b": 1\n', "holds a NUL byte"),
         ("a: &a [*a]\n", "line 1: an anchor holds an alias of itself"),
         ("a: " + "[" * 100 + "]" * 100, "nested more than 64 levels deep"),
         ("a: " + "[" * 1000, "nested more than 64 levels deep"),
@@ -41,6 +48,14 @@ def test_a_file_that_grows_or_repeats_itself_is_refused(tmp_path: Path, text: st
     with pytest.raises(ConfigError, match=message) as error:
         read_yaml(path)
     assert str(path) in str(error.value)
+
+
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yml")
+    with pytest.raises(ConfigError, match=r"a\.yml: cannot be read \(it is no regular file\)"):
+        read_yaml(tmp_path / "a.yml")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+        read_yaml(tmp_path)
 
 
 def test_honest_aliases_merges_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:

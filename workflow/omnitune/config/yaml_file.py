@@ -1,45 +1,69 @@
 """The one reader of YAML: small files, whose aliases and merge keys cannot grow beyond a limit, with each key once."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.cyaml import CParser
+from yaml.resolver import Resolver
 
 from omnitune.errors import ConfigError
+from omnitune.io.files import open_regular
+from omnitune.io.jsonl import shown
 
 MAX_BYTES = 4 << 20
-MAX_NODES = 100_000  # keys and values once aliases and merge keys are written out
+MAX_NODES = 100_000  # keys and values, also once aliases and merge keys are written out
 OTHER_BASE = re.compile(r"[-+]?(0[0-7_]*[0-7][0-7_]*|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 MAX_DEPTH = 64  # mappings and lists inside each other
+
+
+class _Loader(Composer, CParser, SafeConstructor, Resolver):
+    """The safe loader over libyaml's events. It stops where a file has more nodes, or deeper ones, than one may have."""
+
+    def __init__(self, path: Path) -> None:
+        CParser.__init__(self, _text(path))
+        for base in (Composer, SafeConstructor, Resolver):
+            base.__init__(self)
+        self.path, self.count, self.depth = path, 0, 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.count, self.depth = self.count + 1, self.depth + 1
+        if self.count > MAX_NODES:
+            raise ConfigError(f"{self.path}: has more than {MAX_NODES} keys and values. Take some out of it.")
+        if self.depth > MAX_DEPTH + 1:  # the mapping around all of it is one
+            line = self.peek_event().start_mark.line + 1
+            raise ConfigError(f"{self.path}, line {line}: is nested more than {MAX_DEPTH} levels deep.")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML mapping.
 
     Raises:
-        ConfigError: for a missing file, bad YAML or another top level; for a key that stands twice in one mapping; for
-            a file that is too large, or would be with its aliases written out.
+        ConfigError: for a missing file, bad YAML or another top level; for a key that stands twice in one mapping, and
+            a text with a NUL byte; for a file that is too large, or would be with its aliases written out.
     """
     path = Path(path)
-    text = _text(path)
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(path)
         node = loader.get_single_node()
         if node is not None:
             _check_size(node, path)
-            _check_keys(node, path)
+            _check_nodes(node, path)
         content = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}: not valid YAML: {problem}.") from None
+        raise ConfigError(f"{where}: not valid YAML: {problem[:200]}.") from None
     except ConfigError:
         raise
-    except RecursionError:
-        raise ConfigError(f"{path}: is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:  # a date or number that cannot be one
         raise ConfigError(f"{path}: not valid YAML: {error}.") from None
     except (AttributeError, LookupError, TypeError) as error:  # what PyYAML makes of `!!bool zz` or `!!int ""`
@@ -52,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def line_of(path: Path, fits: Callable[[str], bool]) -> int | None:
     """The first line of a YAML file, which can be read, with a text that fits; None without any."""
-    root = yaml.SafeLoader(_text(path)).get_single_node()
+    root = _Loader(path).get_single_node()
     pending = [] if root is None else [root]
     while pending:
         node = pending.pop(0)
@@ -64,7 +88,7 @@ def line_of(path: Path, fits: Callable[[str], bool]) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
@@ -78,49 +102,67 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
 
 
-def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield from (key, value)
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _check_size(root: yaml.Node, path: Path) -> None:
     """Counts what the nodes would be with each alias written out; a shared node is gone through once."""
-    sizes: dict[int, int] = {}
+    known: dict[int, tuple[int, int]] = {}
     above: set[int] = set()
 
-    def size(node: yaml.Node) -> int:
+    def size(node: yaml.Node) -> tuple[int, int]:
+        """Nodes, and levels of them."""
         if id(node) in above:
             raise ConfigError(f"{path}, line {node.start_mark.line + 1}: an anchor holds an alias of itself.")
-        if len(above) > MAX_DEPTH:
-            raise ConfigError(f"{path}, line {node.start_mark.line + 1}: is nested more than {MAX_DEPTH} levels deep.")
-        if id(node) not in sizes:
+        if id(node) not in known:
             above.add(id(node))
-            sizes[id(node)] = 1 + sum(map(size, _children(node)))
+            inner = [size(child) for child in _children(node)]
+            known[id(node)] = 1 + sum(count for count, _ in inner), 1 + max((levels for _, levels in inner), default=0)
             above.remove(id(node))
-        return sizes[id(node)]
+        return known[id(node)]
 
-    if size(root) > MAX_NODES:
+    count, levels = size(root)
+    if count > MAX_NODES or levels > MAX_DEPTH + 1:
         raise ConfigError(
-            f"{path}: has more than {MAX_NODES} keys and values with its aliases written out. Take aliases out of it."
+            f"{path}: has more than {MAX_NODES} keys and values, or more than {MAX_DEPTH} levels of them, with its aliases "
+            "written out. Take aliases out of it."
         )
 
 
-def _check_keys(root: yaml.Node, path: Path) -> None:
-    """Refuses what YAML would read as something else without a word: a key that stands twice, numbers of other bases."""
-    pending, done = [root], set()
+def _check_nodes(root: yaml.Node, path: Path) -> None:
+    """Refuses what YAML would read as something else without a word, and texts that can be no path and no name."""
+    pending, done = [("", root)], set()
     while pending:
-        node = pending.pop()
+        key, node = pending.pop()
         if id(node) in done:
             continue
         done.add(id(node))
-        pending += _children(node)
         if isinstance(node, yaml.MappingNode):
             _check_mapping(node, path)
-        if isinstance(node, yaml.ScalarNode):
+            pending += [(key, name) for name, _ in node.value]
+            pending += [(_below(key, name), value) for name, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += [(_below(key, number), item) for number, item in enumerate(node.value)]
+        else:
             _check_number(node, path)
+            _check_text(node, key, path)
+
+
+def _below(key: str, name: yaml.Node | int) -> str:
+    """The key of what a mapping or list at `key` holds under a name."""
+    own = name.value if isinstance(name, yaml.ScalarNode) else name if isinstance(name, int) else "?"
+    return f"{key}.{own}".removeprefix(".")
+
+
+def _check_text(node: yaml.ScalarNode, key: str, path: Path) -> None:
+    if "\0" in node.value:
+        raise ConfigError(
+            f"{path}, line {node.start_mark.line + 1}: {shown(key)}: {shown(node.value)} holds a NUL byte, which no path "
+            "has. Take it out."
+        )
 
 
 def _check_number(node: yaml.ScalarNode, path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 # Characters that JSON leaves as they are and str.splitlines takes for the end of a line.
 LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -209,6 +209,22 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Opens a plain file for reading; raises OSError for anything else: a pipe or a device would hold a reader up without
+    end, also where one is put in the place of a file that was looked at before."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError:
+        raise FileNotFoundError(errno.ENOENT, "a path holds no NUL byte", str(path)) from None
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes text atomically."""
     with atomic_path(path) as temporary:
@@ -235,7 +251,7 @@ def sha256_of(path: Path) -> str:
 
     The time of the last change of a file's state is among these, which nobody can set back.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         found = os.fstat(file.fileno())
         version = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         if found.st_size < CACHED_BYTES:

@@ -16,9 +16,11 @@ from typing import IO, Any
 
 from omnitune.errors import ConfigError, Refused
 from omnitune.io import storage
+from omnitune.io.files import open_regular
 
 MAX_LINE_BYTES = 1 << 20  # no sample needs more; a file without line ends must not be read as one line
 LINE_START = 2_000  # bytes that are kept of a line that is too long
+MAX_BLANK_LINES = 100_000  # of a file that is read as a list of objects
 MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
 CHUNK = 1 << 20
 BOM = b"\xef\xbb\xbf"
@@ -76,7 +78,7 @@ def _copy(url: str, path: Path, source_name: str) -> Path:
 def count_lines(file: Path, source_name: str) -> int:
     """Number of lines of a local file; raises ConfigError where it cannot be read."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             count, last = 0, b"\n"
             while chunk := stream.read(CHUNK):
                 count, last = count + chunk.count(b"\n"), chunk[-1:]
@@ -96,7 +98,7 @@ def read_lines(files: Sequence[tuple[str, Path]]) -> Iterator[Line]:
     """All lines of a source's files, given as (name, local path). Blank ones are included, as they count for the ordinal."""
     ordinal = 0
     for name, path in files:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             number = 0
             while content := stream.readline(MAX_LINE_BYTES + 1):
                 number, ordinal = number + 1, ordinal + 1
@@ -119,10 +121,15 @@ def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: with file and line, for a line that is too long, not UTF-8 or no JSON object.
+        ValueError: with file and line, for a line that is too long, not UTF-8 or no JSON object, and for more than
+            MAX_BLANK_LINES blank ones.
     """
+    blank = 0
     for line in read_lines([(str(file), file)]):
         if line.is_blank:
+            blank += 1
+            if blank > MAX_BLANK_LINES:
+                raise ValueError(f"{file}:{line.number}: more than {MAX_BLANK_LINES} lines are blank. Take them out.")
             continue
         try:
             content = decode_line(line)
