@@ -1,20 +1,19 @@
 """Read mixture files: nested .yml files become a flat list of sources with ratios that sum to one."""
 
-import glob
 import hashlib
 import math
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omnitune.config import Mixture, MixtureEntry, load_config
 from omnitune.config.options import DataOptions
+from omnitune.config.sample_files import PATTERN, SampleFiles, check_pattern, fixed_part
 from omnitune.config.yaml_file import line_of
 from omnitune.errors import ConfigError, Refused
 from omnitune.io.places import check_url, require_below
@@ -23,7 +22,6 @@ from omnitune.paths import is_letter
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
-PATTERN = re.compile(r"[*?\[]")
 # What to do about a file of another kind, by its suffix.
 REMEDIES = {
     ".gz": " Unpack it: gunzip -k FILE.",
@@ -34,7 +32,6 @@ REMEDIES = {
 }
 MAX_ENTRIES = 10_000  # of all mixtures together, each counted as often as it is named
 MAX_DEPTH = 32  # mixtures that name each other in a row
-MAX_FILES = 100_000  # .jsonl files of one folder or pattern
 MAX_NAME_BYTES = 160  # of a source's name: file systems allow 255 with what is appended to it
 
 
@@ -127,6 +124,7 @@ class _Reading:
         self.roots, self.top = roots, top
         self.leaves: list[_Leaf] = []
         self._entries = 0
+        self._files = SampleFiles()
         self._allowed: set[Path | str] = set()
         self._mixtures: dict[Path, Mixture] = {}
 
@@ -155,18 +153,58 @@ class _Reading:
 
     def _add(self, entry: MixtureEntry, where: str, ratio: float, path: Path, above: list[Path]) -> None:
         found: Path | str = entry.path if "://" in entry.path else _resolve(entry, path)
-        if isinstance(found, Path) and ".." in found.parts[len(_fixed(found).parts) :]:
-            raise ConfigError(f"{where}: `..` stands behind a wildcard. Write the folder out.")
-        self._require_allowed(found if isinstance(found, str) else _fixed(found), where)
+        if isinstance(found, Path):
+            check_pattern(found, where)
+        self._require_allowed(found if isinstance(found, str) else fixed_part(found), where)
         if isinstance(found, Path) and found.suffix in MIXTURE_SUFFIXES and not found.is_dir():
             if not found.is_file():
                 raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
             self.descend(found, ratio, [*above, path])
             return
-        found, origin, files = _sample_files(found, entry, path, where)
+        found, origin, files = self._sample_files(found, entry, path, where)
         for file in files:
             self._require_allowed(file, where)
         self.leaves.append(_Leaf(str(found), origin, Source("", files, ratio, entry.type, path)))
+
+    def _sample_files(
+        self, found: Path | str, entry: MixtureEntry, mixture: Path, where: str
+    ) -> tuple[Path | str, PurePosixPath, tuple[Path | str, ...]]:
+        """What was found, what of it names a source, and its .jsonl files."""
+        if isinstance(found, str):
+            place = PurePosixPath(found.partition("?")[0])
+            if place.suffix not in SAMPLE_SUFFIXES:
+                raise ConfigError(
+                    f"{where}: a URL names one .jsonl file; folders, patterns and mixtures are read locally."
+                )
+            return found, place.with_suffix(""), (found,)
+        if found.is_dir():
+            files = self._files.in_folder(found, where)
+            if not files:
+                raise ConfigError(
+                    f"{where}: the folder {found} holds no .jsonl file. Put one there or take the entry out."
+                )
+            return found, PurePosixPath(found), files
+        if PATTERN.search(entry.path) and not found.exists():
+            # `data/*.jsonl` is named after `data`, and `data/train_*.jsonl` after `train_`.
+            found, files = self._matching_files(entry, mixture, where)
+            parts = [part for part in found.with_suffix("").parts if part.strip("*?")]
+            return found, PurePosixPath(*parts), files
+        if found.suffix not in SAMPLE_SUFFIXES:
+            raise ConfigError(
+                f"{where}: is neither a .jsonl file, a .yml mixture, an existing folder nor a pattern; "
+                f"tried {_tried(entry, mixture)}.{REMEDIES.get(found.suffix.lower(), '')}"
+            )
+        if found.exists() and not found.is_file():
+            raise ConfigError(f"{where}: {found} is no regular file but a pipe or a device, which is not read.")
+        return found, PurePosixPath(found.with_suffix("")), (found,)
+
+    def _matching_files(self, entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, tuple[Path, ...]]:
+        """Where a pattern matches, from the working directory or else beside the mixture, and the .jsonl files there."""
+        for folder in (Path(), mixture.parent):
+            files = self._files.matching(folder, Path(entry.path), where)
+            if files:
+                return folder / entry.path, files
+        raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
 
     def _require_allowed(self, place: Path | str, where: str) -> None:
         """Raises ConfigError for a URL that is not read, and for what lies, links followed, outside the roots."""
@@ -185,38 +223,6 @@ class _Reading:
             "If samples may be read from there, name the folder in data.source_root (omnitune validate: --source_root)"
         )
         require_below(place, roots, where, fix)
-
-
-def _fixed(found: Path) -> Path:
-    """The part of a path before its first wildcard; all of one that is there, or has none."""
-    if found.exists():
-        return found
-    parts = list(takewhile(lambda part: not PATTERN.search(part), found.parts))
-    return Path(*parts)
-
-
-def _sample_files(
-    found: Path | str, entry: MixtureEntry, mixture: Path, where: str
-) -> tuple[Path | str, PurePosixPath, tuple[Path | str, ...]]:
-    """What was found, what of it names a source, and its .jsonl files."""
-    if isinstance(found, str):
-        place = PurePosixPath(found.partition("?")[0])
-        if place.suffix not in SAMPLE_SUFFIXES:
-            raise ConfigError(f"{where}: a URL names one .jsonl file; folders, patterns and mixtures are read locally.")
-        return found, place.with_suffix(""), (found,)
-    if found.is_dir():
-        return found, PurePosixPath(found), _folder_files(found, where)
-    if PATTERN.search(entry.path) and not found.exists():
-        # `data/*.jsonl` is named after `data`, and `data/train_*.jsonl` after `train_`.
-        found, files = _matching_files(entry, mixture, where)
-        parts = [part for part in found.with_suffix("").parts if part.strip("*?")]
-        return found, PurePosixPath(*parts), files
-    if found.suffix in SAMPLE_SUFFIXES:
-        return found, PurePosixPath(found.with_suffix("")), (found,)
-    raise ConfigError(
-        f"{where}: is neither a .jsonl file, a .yml mixture, an existing folder nor a pattern; "
-        f"tried {_tried(entry, mixture)}.{REMEDIES.get(found.suffix.lower(), '')}"
-    )
 
 
 def _refuse_circle(path: Path, above: list[Path]) -> None:
@@ -240,38 +246,6 @@ def _resolve(entry: MixtureEntry, mixture: Path) -> Path | str:
 def _tried(entry: MixtureEntry, mixture: Path) -> str:
     places = dict.fromkeys([Path(entry.path).absolute(), (mixture.parent / entry.path).absolute()])
     return " and ".join(str(place) for place in places)
-
-
-def _folder_files(folder: Path, where: str) -> tuple[Path, ...]:
-    files = _sorted_files(
-        (file for file in folder.rglob("*.jsonl") if file.is_file() and not _is_hidden(file, folder)), where
-    )
-    if not files:
-        raise ConfigError(f"{where}: the folder {folder} holds no .jsonl file. Put one there or take the entry out.")
-    return files
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    """What file browsers and editors leave: ._a.jsonl, .ipynb_checkpoints/a-checkpoint.jsonl. Patterns pass these over, too."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _sorted_files(found: Iterable[Path], where: str) -> tuple[Path, ...]:
-    files = tuple(sorted(islice(found, MAX_FILES + 1), key=lambda file: file.parts))
-    if len(files) > MAX_FILES:
-        raise ConfigError(f"{where}: more than {MAX_FILES} .jsonl files. Join them, or name several entries.")
-    return files
-
-
-def _matching_files(entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, tuple[Path, ...]]:
-    """Where a pattern matches, from the working directory or else beside the mixture, and the .jsonl files there."""
-    beside = Path(glob.escape(str(mixture.parent))) / entry.path
-    for found, pattern in ((Path(entry.path), entry.path), (mixture.parent / entry.path, str(beside))):
-        matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
-        files = _sorted_files((file for file in matches if file.suffix == ".jsonl" and file.is_file()), where)
-        if files:
-            return found, files
-    raise ConfigError(f"{where}: no .jsonl file matches; tried {_tried(entry, mixture)}.")
 
 
 def _order(leaf: _Leaf) -> tuple[Any, ...]:
