@@ -1,11 +1,13 @@
 """Mixtures that name files and hosts which are none of their business, and what a ledger repeats of them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
+from omnitune.config import sample_files
 from omnitune.config.sources import read_mixture
 from omnitune.errors import ConfigError
 from omnitune.io import storage
@@ -51,6 +53,36 @@ def test_a_wildcard_leads_nowhere_else(project: Path) -> None:
         read_mixture(mixture("*/../../private/*.jsonl"))
     with pytest.raises(ConfigError, match=": / is outside the working directory and"):
         read_mixture(mixture("/**/*.jsonl"))
+
+
+def test_a_pattern_does_not_go_on_for_ever(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by its own wildcards nor by links in what it goes through, and no mixture looks at a disk many times."""
+    for pattern in ("**/**/*.jsonl", "**/a/**/*.jsonl"):
+        with pytest.raises(ConfigError, match=r"mix\.yml: data\.0\.path: .*`\*\*` stands more than once"):
+            read_mixture(mixture(pattern))
+    Path("a/b").mkdir(parents=True)
+    Path("a/b/c.jsonl").touch()
+    for name in ("x", "y", "z"):
+        Path("a", name).symlink_to(".")
+    [source] = read_mixture(mixture("a/**/*.jsonl"))
+    assert source.files == (Path("a/b/c.jsonl"),)
+    for level in range(12):
+        Path(f"d{level}").mkdir()
+        for name in "xy":
+            Path(f"d{level}", name).symlink_to(f"../d{level + 1}")
+    monkeypatch.setattr(sample_files, "MAX_WALKED", 1000)
+    with pytest.raises(ConfigError, match=r"data\.0\.path: 'd0/\*\*': more than 1000 files and folders"):
+        read_mixture(mixture("d0/**"))
+    with pytest.raises(ConfigError, match=r"data\.\d+\.path: 'a': more than 1000 files and folders"):
+        read_mixture(mixture(*["a"] * 500))
+
+
+def test_a_pipe_is_no_source(project: Path) -> None:
+    os.mkfifo("a.jsonl")
+    with pytest.raises(ConfigError, match=r"data\.0\.path: 'a\.jsonl': a\.jsonl is no regular file"):
+        read_mixture(mixture("a.jsonl"))
+    with pytest.raises(ConfigError, match=r"a\.jsonl: cannot be read \(it is no regular file\)"):
+        validate_source("a", ["a.jsonl"], Path("out"), progress=False)
 
 
 def test_a_mixtures_own_folder_is_allowed(project: Path) -> None:
@@ -99,10 +131,11 @@ def test_the_ledger_repeats_the_keys_of_samples_alone(project: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["X-Amz-Signature", "X-Amz-Security-Token", "x-amz-credential", "AWSAccessKeyId", "Signature", "Key-Pair-Id", "Policy",
-     "api_key", "apikey", "token", "access_token", "X-Goog-Signature", "sig"],
+     "api_key", "apikey", "token", "access_token", "X-Goog-Signature", "sig", "accessToken", "key", "auth", "jwt", "code",
+     "X-Amz-Sign%61ture", "%74oken", "to%6ben", "API%2DKEY", "authToken", "subscription-key", "password", "hmac"],
 )  # fmt: skip
 def test_what_signs_a_url_is_redacted(name: str) -> None:
-    for separator in "?&":
+    for separator in "?&;#":
         assert "hunter2" not in storage.redact(f"https://host/a.jpg{separator}{name}=hunter2")
-    plain = "https://host/a.jpg?size=3&tokens=4&design=5"
+    plain = "https://host/a.jpg?size=3&tokens=4&design=5&keyword=6&author=7&codec=8&monkey=9#key"
     assert storage.redact(plain) == plain

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -25,11 +26,22 @@ from omnitune.io.url_limits import Budget, budget
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 # Parts of a URL that let whoever reads it in: a user's name and password, and what signs it or is a key of its own.
-SECRETS = (
-    r"X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|Policy|Key-Pair-Id|sig|"
-    r"(?:[a-z0-9]+[-_])*(?:api[-_]?key|token|secret|password)"
-)
-CREDENTIALS = re.compile(rf"(?<=://)[^/@\s\"]*@|(?<=[?&;])(?i:{SECRETS})=[^&;\s\"']*", re.IGNORECASE)
+USER = re.compile(r"(?<=://)[^/@\s\"]*@")
+QUERY = re.compile(r"(?<=[?&;#])([^?&;#=\s\"']+)=[^&;#\s\"']*")
+SECRETS = {
+    "auth",
+    "authorization",
+    "awsaccesskeyid",
+    "code",
+    "googleaccessid",
+    "hmac",
+    "key",
+    "keypairid",
+    "policy",
+    "sig",
+}
+SECRET_ENDS = ("accesskey", "apikey", "authkey", "credential", "jwt", "passwd", "password", "secret", "secretkey",
+               "signature", "subscriptionkey", "token")  # fmt: skip
 HTTP = {"http", "https"}
 OWN_SECONDS = 300  # for an answer over HTTP where no limits are in force
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
@@ -42,7 +54,13 @@ def is_url(path: str | Path) -> bool:
 
 def redact(text: str) -> str:
     """The text without the credentials that stand in its URLs."""
-    return CREDENTIALS.sub("", text)
+    return QUERY.sub(lambda found: "" if _is_secret(found[1]) else found[0], USER.sub("", text))
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a parameter of a URL lets in, by its name as a server reads it: decoded, in any case."""
+    plain = re.sub(r"[^a-z0-9]", "", unquote(name).casefold())
+    return plain in SECRETS or plain.endswith(SECRET_ENDS)
 
 
 def join(folder: str | Path, name: str) -> str:
