@@ -91,7 +91,7 @@ def _outside(folder: Path) -> None:
         (_with_a_tensor, r"has besides 1 of .*: extra"),
         (_cut_off, r"it is cut off"),
         (_configured(num_layers=3), r"lacks 15 of the \d+ tensors .*: layers\.2\.attn"),
-        (_configured(num_layers=10**9), r"must be numbers up to 1000"),
+        (_configured(num_layers=10**9), r"config\.json: num_layers: 1000000000 is not allowed"),
         (_configured(_class_name="FluxTransformer2DModel"), r"is of a FluxTransformer2DModel, not of OmniGen2"),
         (_outside, r"names '\.\./secret', which is no file of this folder"),
     ],

@@ -57,7 +57,12 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
     def fetch(name: str, revision: str | None, **_: object) -> str:
         fetched[name] = revision
         folder = tmp_path / name
-        for file in ("model_index.json", "config.json", *(f"{part}/config.json" for part in PARTS)):
+        for file in (
+            "model_index.json",
+            "config.json",
+            "scheduler/scheduler_config.json",
+            *(f"{part}/config.json" for part in PARTS),
+        ):
             write(folder / file, "{}")
         for part in (".", *WEIGHTED):
             save_file({}, folder / part / "model.safetensors")

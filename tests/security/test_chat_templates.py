@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from omnitune.demo.text_encoder import CHAT_TEMPLATE
+from omnitune.models.chat_template import MAX_TEMPLATE
 from omnitune.models.prompts import SYSTEM_PROMPT, apply_chat_template
 
 pytestmark = pytest.mark.unit
@@ -112,7 +113,8 @@ def test_a_template_that_does_too_much_is_stopped(template: str) -> None:
         "{{ raise_exception('no') }}",
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "{% for",
-        "x" * 100_001,
+        "x" * (MAX_TEMPLATE + 1),
+        "{% set x = [" + "1," * 40_000 + "] %}",
     ],
 )
 def test_a_template_that_asks_for_what_no_chat_needs_is_refused(template: str) -> None:

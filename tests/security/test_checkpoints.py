@@ -1,9 +1,12 @@
 """Checkpoints from strangers run no code and read nothing but their own files, whoever opens them."""
 
+import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
+from omnitune.checkpoints.distributed import MAX_METADATA, _Planner
 from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
 from omnitune.checkpoints.states import TrainerState, read_state
 from omnitune.conversion.read import read_checkpoint
@@ -103,6 +107,12 @@ def _huge(content: Any) -> None:
         entry.size = torch.Size([1 << 40, 1 << 10])
 
 
+def _wrapped_around(content: Any) -> None:
+    """Of 2^80 numbers, which 64 bits count as none, or of fewer than none beside more than there are."""
+    first, second = content.state_dict_metadata.values()
+    first.size, second.size = torch.Size([1 << 40, 1 << 40]), torch.Size([-(1 << 40), 1 << 40])
+
+
 def _holes(content: Any) -> None:
     for entry in content.state_dict_metadata.values():
         entry.chunks = []
@@ -130,6 +140,7 @@ def _fields(content: Any) -> None:
     [
         (_elsewhere, r"names '\.\./\.\./secret', which is no file of this folder"),
         (_huge, r"names tensors of \d+ bytes, but the files beside it have \d+"),
+        (_wrapped_around, r"names tensors of \d+ bytes, but the files beside it have \d+"),
         (_holes, r"do not make up the whole tensor"),
         (_number_for_a_name, r"names a tensor 5, which is no text"),
         (_twice, r"do not make up the whole tensor"),
@@ -146,6 +157,58 @@ def test_metadata_that_asks_for_too_much_is_refused(
         read_checkpoint(checkpoint.path)
     with pytest.raises(SharedError, match=message):
         checkpoint.resume()
+
+
+def test_what_a_checkpoint_claims_is_compared_with_files_that_are_there(checkpoint: Checkpoint) -> None:
+    """Nothing is allocated for what no file holds."""
+    content = checkpoint.metadata(MODEL_FOLDER)
+    _huge(content)
+    checkpoint.write_metadata(MODEL_FOLDER, content)
+    [file] = (checkpoint.path / MODEL_FOLDER).glob("*.distcp")
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{file}: is missing, which .*\.metadata names"):
+        read_checkpoint(checkpoint.path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04Nr\xff\xff\xff\x7f.",  # 9 bytes, for which memory of 16 GB would be asked
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x04" + b"\x8f" * 1000 + b".",
+        b"\x80\x04]" + b"2" * 1000 + b".",
+    ],
+)
+def test_metadata_take_no_memory_that_they_have_no_bytes_for(checkpoint: Checkpoint, content: bytes) -> None:
+    (checkpoint.path / MODEL_FOLDER / METADATA_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not the metadata of a distributed checkpoint: "):
+        read_checkpoint(checkpoint.path)
+
+
+def test_metadata_have_a_limit(checkpoint: Checkpoint) -> None:
+    with (checkpoint.path / MODEL_FOLDER / METADATA_FILE).open("r+b") as file:
+        file.truncate(MAX_METADATA + 1)
+    with pytest.raises(ValueError, match=rf"it has more than {MAX_METADATA} bytes"):
+        read_checkpoint(checkpoint.path)
+
+
+def compressed(content: object) -> bytes:
+    """A file of torch.save, packed anew."""
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return packed.getvalue()
+
+
+def test_what_is_compressed_is_not_unpacked(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A thousandth of its size may be enough to fill all memory."""
+    (tmp_path / "model.pt").write_bytes(compressed({"a": torch.zeros(1 << 16)}))
+    with pytest.raises(ValueError, match=r"model\.pt: its parts are compressed"):
+        read_checkpoint(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="lr: its parts are compressed"):
+        _Planner().load_bytes(SimpleNamespace(storage_index=SimpleNamespace(fqn="lr")), io.BytesIO(compressed(0.1)))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"\x80\x04.", b"cos\nsystem\n.", b"garbage", b"\x80\x04N."])

@@ -3,11 +3,14 @@
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from snakemake_interface_executor_plugins.utils import TargetSpec, encode_target_jobs_cli_args, format_cli_arg
 
 from helpers.fuzzing import FUZZ
@@ -19,6 +22,7 @@ from omnitune.errors import ConfigError
 from omnitune.paths import SAFE_SIGNS, names_folder, require_safe
 from omnitune.pretrained.files import PARTS
 from omnitune.pretrained.prepare import prepare_pretrained
+from omnitune.pretrained.transformer import parameter_names
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +43,7 @@ def pipeline(folder: Path) -> Path:
     for part in PARTS:
         write(folder / part / "config.json", "{}")
         write(folder / part / "model.safetensors", "\x02" + 7 * "\0" + "{}")  # of no tensors
+    write(folder / "scheduler/scheduler_config.json", "{}")
     write(folder / "model_index.json", "{}")
     return folder
 
@@ -126,15 +131,6 @@ def test_a_name_is_no_option_of_a_command() -> None:
         require_safe("--config.jsonl", "mix.yml")
 
 
-def test_sources_of_a_mixture_are_refused_by_name(place: Path) -> None:
-    """A file inside of a folder that the mixture names is met before any job, as one that it names itself."""
-    write(place / "shared/$(touch appeared).jsonl", "")
-    write(place / "mix.yml", {"data": [{"path": "shared"}]})
-    with pytest.raises(ValueError, match=r"mix\.yml: source 'shared': the path .*touch appeared"):
-        project(place, changed()).read_files()
-    assert not (place / "appeared").exists()
-
-
 @pytest.mark.parametrize("path", ["...yml", "$(touch appeared).yml", "a b.yml", "..yml", "-x.yml", "a\u200bb.yml"])
 def test_a_mixture_names_a_folder_of_its_own(place: Path, path: str) -> None:
     with pytest.raises(ConfigError, match="names folders"):
@@ -146,26 +142,80 @@ def test_a_data_set_is_named_in_any_script(place: Path) -> None:
     assert list(project(place, changed(data={"data_path": "數據-1.yml"})).sources["數據-1"]) == ["猫"]
 
 
-def test_images_of_prompts_are_refused_by_name(place: Path) -> None:
-    picture(8, 8).save(place / "$(touch appeared).png")
-    row = {"task_type": "edit", "instruction": "a", "key": "k", "input_images": ["$(touch appeared).png"]}
-    write(place / "prompts.jsonl", json.dumps(row) + "\n")
+HOSTILE = "$(touch appeared)"
+
+
+def mixture_of(path: str, file: str = "a.jsonl", mixture: str = "mix.yml") -> dict[str, object]:
+    """Options with a mixture that names this path, where this file lies."""
+    write(Path(file), "")
+    write(Path(mixture), {"data": [{"path": path}]})
+    return changed(data={"data_path": mixture})
+
+
+def transformer_at(path: str) -> str:
+    """A folder that is whole, as its headers say."""
+    write(Path(path, "config.json"), '{"num_layers": 1, "num_refiner_layers": 1}')
+    tensors = dict.fromkeys(parameter_names({"num_layers": 1, "num_refiner_layers": 1}), np.zeros(1, np.float32))
+    save_file(tensors, Path(path, "diffusion_pytorch_model.safetensors"))
+    return path
+
+
+def adapter_at(path: str) -> dict[str, object]:
+    save_file({"a": np.zeros(1, np.float32)}, write(Path(path), ""))
+    return changed(train={"lora_ft": True, "lora_path": path})
+
+
+def base_with(path: str, named: str = "base") -> dict[str, object]:
+    write(pipeline(Path(named)) / path, "")
+    return changed(model={"pretrained_model_path": named})
+
+
+PLACES: dict[str, Callable[[], dict[str, object]]] = {
+    "a .jsonl file": lambda: mixture_of(f"{HOSTILE}.jsonl", f"{HOSTILE}.jsonl"),
+    "a .jsonl file that is not there yet": lambda: mixture_of(f"{HOSTILE}.jsonl"),
+    "a .jsonl file in a folder": lambda: mixture_of("shared", f"shared/{HOSTILE}.jsonl"),
+    "a folder": lambda: mixture_of(HOSTILE, f"{HOSTILE}/a.jsonl"),
+    "a folder deep in a folder": lambda: mixture_of("shared", f"shared/{HOSTILE}/a.jsonl"),
+    "a match of a pattern": lambda: mixture_of("sh*/*.jsonl", f"shared/{HOSTILE}.jsonl"),
+    "a folder that a pattern matches": lambda: mixture_of("shared/**/a.jsonl", f"shared/{HOSTILE}/a.jsonl"),
+    "a mixture's folder": lambda: mixture_of("a.jsonl", f"{HOSTILE}/a.jsonl", f"{HOSTILE}/mix.yml"),
+    "a file of a base model": lambda: base_with(f"vae/deep/{HOSTILE}.json"),
+    "a folder in a base model": lambda: base_with(f"mllm/{HOSTILE}/a.json"),
+    "a base model's folder": lambda: base_with("vae/a.json", HOSTILE),
+    "a transformer's folder": lambda: changed(model={"transformer_path": transformer_at(f"{HOSTILE}/weights")}),
+    "an adapter": lambda: adapter_at(f"{HOSTILE}.safetensors"),
+    "an adapter's folder": lambda: adapter_at(f"{HOSTILE}/pytorch_lora_weights.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_no_path_into_the_graph_has_signs_of_a_shell(place: Path, kind: str) -> None:
+    """Each kind of path that becomes an input of jobs is met before any job, whoever has named it."""
+    options = PLACES[kind]()
+    with pytest.raises(ValueError, match=r"the path '\S*\$\(touch appeared\)\S*' is not allowed, for '\$'"):
+        project(place, options).read_files()
+    assert not (place / "appeared").exists()
+
+
+@pytest.mark.parametrize("folder", [HOSTILE, "."])
+def test_images_of_prompts_have_no_signs_of_a_shell(place: Path, folder: str) -> None:
+    """Neither in their own names nor in that of the folder that the prompts lie in."""
+    name = "a.png" if folder == HOSTILE else f"{HOSTILE}.png"
+    write(place / folder / "prompts.jsonl", "")
+    picture(8, 8).save(place / folder / name)
+    row = {"task_type": "edit", "instruction": "a", "key": "k", "input_images": [name]}
+    write(place / folder / "prompts.jsonl", json.dumps(row) + "\n")
     found = project(place, changed(), benchmarks=("b",))
-    found.benchmarks["b"] = found.benchmarks["b"].model_copy(update={"prompts": "prompts.jsonl"})
+    found.benchmarks["b"] = found.benchmarks["b"].model_copy(update={"prompts": f"{folder}/prompts.jsonl"})
     with pytest.raises(ValueError, match=r"prompts\.jsonl: the path .*touch appeared"):
-        found.prompts("b")
+        found.read_files()
 
 
-def test_adapters_are_refused_by_name(place: Path) -> None:
-    options = changed(train={"lora_ft": True, "lora_path": "$(touch appeared).safetensors"})
-    with pytest.raises(ValueError, match=r"train\.lora_path: the path .*touch appeared"):
-        project(place, options).starting_adapter("x")
-
-
-def test_files_of_a_base_model_are_refused_by_name(place: Path) -> None:
-    write(pipeline(place / "base") / "vae/deep/$(touch appeared).json", "")
-    with pytest.raises(ValueError, match=r"pretrained_model_path: 'base': the path .*touch appeared"):
-        project(place, changed(model={"pretrained_model_path": "base"})).read_files()
+@pytest.mark.parametrize("key", ["experiment", "benchmark"])
+def test_what_becomes_a_wildcard_has_no_signs_of_a_shell(place: Path, key: str) -> None:
+    options, benchmarks = (changed(name=HOSTILE), ()) if key == "experiment" else (changed(), (HOSTILE,))
+    with pytest.raises(ConfigError, match=r"touch appeared"):
+        project(place, options, benchmarks=benchmarks)
 
 
 @pytest.mark.parametrize("path", ["..", ".", "../..", "/", "-x", "./.hidden"])

@@ -1,6 +1,7 @@
 """Prompts and generations that would put other people's pictures into a report, and prompts without end."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from omnitune.config import Benchmark
 from omnitune.evaluation import prompts as module
 from omnitune.evaluation.prompts import MAX_INSTRUCTION, read_prompts
 from omnitune.evaluation.results import require_own_image
+from omnitune.evaluation.sample import _input_image
+from omnitune.io.jsonl import MAX_BLANK_LINES
+from omnitune.io.url_limits import USUAL, fetching
+from omnitune.validation.heldout import HeldOutRow, read_heldout_rows
 
 pytestmark = pytest.mark.unit
 
@@ -60,3 +65,46 @@ def test_prompts_without_end_are_refused(project: Path, monkeypatch: pytest.Monk
     )
     with pytest.raises(ValueError, match=r"prompts\.jsonl:2: a benchmark has at most 1 prompts"):
         read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+
+
+def test_a_file_of_blank_lines_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("prompts.jsonl").write_text("\n" * (MAX_BLANK_LINES + 1))
+    for read in (partial(read_prompts, Benchmark(prompts="prompts.jsonl"), Path()), heldout):
+        with pytest.raises(ValueError, match=rf"prompts\.jsonl:{MAX_BLANK_LINES + 1}: more than \d+ lines are blank"):
+            read()
+    monkeypatch.setattr(module, "MAX_PROMPTS_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"prompts\.jsonl: has more than 1000 bytes"):
+        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+
+
+def heldout() -> list[HeldOutRow]:
+    return read_heldout_rows(Path("prompts.jsonl"), 8)
+
+
+URL_OF_IMAGE = "https://127.0.0.1/a.png?token=hunter2"
+
+
+@pytest.mark.parametrize("key", ["input_images", "output_image"])
+def test_urls_are_no_files(project: Path, key: str) -> None:
+    """Held-out samples and prompts name files; only `generate` reads a URL, under the limits of data sets."""
+    image: object = [URL_OF_IMAGE] if key == "input_images" else URL_OF_IMAGE
+    write(**{"input_images": ["images/a.png"], "task_type": "edit", "output_image": "images/a.png", key: image})
+    Image.new("RGB", (32, 32)).save("images/a.png")
+    for read in (partial(read_prompts, Benchmark(prompts="prompts.jsonl"), Path()), heldout):
+        with pytest.raises(ValueError, match=r"prompts\.jsonl:1: .*is a URL, which is not read here\. Fetch") as error:
+            read()
+        assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("https://127.0.0.1/a.png", "which is not public"),
+        ("https://host/a.png?accessToken=hunter2", "holds credentials"),
+        ("file:///etc/passwd", "is not read"),
+    ],
+)
+def test_generate_reads_urls_as_data_sets_are_read(place: str, message: str) -> None:
+    with fetching(USUAL), pytest.raises(ValueError, match=message) as error:
+        _input_image(place)
+    assert "hunter2" not in str(error.value)

@@ -24,6 +24,7 @@ def adapter() -> dict[str, torch.Tensor]:
 
 
 TENSORS = adapter()
+MODULE = next(iter(TENSORS)).rpartition(".lora_")[0]
 
 
 def written(folder: Path, config: object = None, tensors: dict[str, torch.Tensor] = TENSORS) -> Path:
@@ -37,8 +38,12 @@ def written(folder: Path, config: object = None, tensors: dict[str, torch.Tensor
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"r": 30_000_000}, r"say r: 30000000, its tensors have \[4\]"),
-        ({"r": "4"}, "say r: '4'"),
+        ({"r": 30_000_000}, "say r: 30000000, which is no number"),
+        ({"r": 30_000_000, "rank_pattern": {MODULE: 4}}, "say r: 30000000, which is no number"),
+        ({"r": 8}, r"say r: 8 of \S+, its tensors have 4"),
+        ({"r": 4, "rank_pattern": {"to_q": 30}}, r"say r: 30 of \S+\.to_q, its tensors have 4"),
+        ({"r": "4"}, "say r: 4, which is no number"),
+        ({"rank_pattern": {"(a+)+$": 4}}, "rank_pattern holds more than names of modules"),
         ({"no_such_key": 1}, "unknown key 'no_such_key'"),
         ({"alpha_pattern": {"(a+)+$": 8}}, "alpha_pattern holds more than names of modules"),
         ({"alpha_pattern": {"to_q": "x"}}, "alpha_pattern.to_q: x, which is no number"),

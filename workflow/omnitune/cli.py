@@ -391,7 +391,7 @@ def generate(
     model_path: Annotated[str, option("model_path", "Pipeline folder or repository id.")],
     instruction: Annotated[str, option("instruction", "What to draw or to change.")] = "A dog running in the park",
     input_image_path: Annotated[
-        list[Path] | None, option("input_image_path", "Input images (several paths may follow).")
+        list[str] | None, option("input_image_path", "Input images (several paths or URLs may follow).")
     ] = None,
     output_image_path: Annotated[Path, option("output_image_path", "Image to write.")] = Path("output.png"),
     num_inference_step: Annotated[int, option("num_inference_step", "Sampling steps.")] = 50,

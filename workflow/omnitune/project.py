@@ -185,6 +185,7 @@ class Project:
             check_named(self.base_source(model))
         for name in self.experiments:
             self.starting_files(name)
+            self.starting_adapter(name)
             self._read_start(name)
         for name, benchmark in self.benchmarks.items():
             if not self.drawn([benchmark.prompts]):

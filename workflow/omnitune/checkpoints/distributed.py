@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import pickle
+import pickletools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from omnitune.errors import reason_of
+from omnitune.io.files import open_regular
+from omnitune.io.weights import require_stored
 from omnitune.paths import METADATA_FILE
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -43,6 +46,14 @@ KNOWN = {
     ("collections", "OrderedDict"),
     *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
 }
+MAX_METADATA = 64 << 20  # bytes; a part of a tensor takes about 140
+# What pickle writes such records with. Others take more memory than they have bytes, or are for other things.
+OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
+    "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST",
+    "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "NEWOBJ",
+    "REDUCE", "BUILD", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+}  # fmt: skip
 PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}  # where the checkpoint was written
 
 
@@ -71,11 +82,12 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _Planner(DefaultLoadPlanner):
-    """Loads what is no tensor, such as an optimizer's numbers, without running code."""
+    """Loads what is no tensor, such as an optimizer's numbers, without running code or unpacking anything."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """As the base class does, of plain values and tensors alone; raises ValueError for anything else."""
         plain = io.BytesIO()
+        require_stored(value, read_item.storage_index.fqn)
         try:
             torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
         except pickle.UnpicklingError:
@@ -89,15 +101,17 @@ def read_metadata(folder: Path) -> Metadata:
 
     Raises:
         OSError: where it cannot be opened.
-        ValueError: where it is damaged, asks for other classes than it needs, names files outside of the folder, or
-            more tensors than its files can hold.
+        ValueError: where it is damaged, asks for other classes than it needs, names files that are missing or outside of
+            the folder, or more tensors than its files can hold.
     """
     path = folder / METADATA_FILE
-    with path.open("rb") as file:
-        try:
-            metadata = _Unpickler(file).load()
-        except Exception as error:  # on damaged bytes a pickle may raise anything
-            raise ValueError(f"{path}: is not the metadata of a distributed checkpoint: {reason_of(error)}") from None
+    with open_regular(path) as file:
+        content = file.read(MAX_METADATA + 1)
+    try:
+        _check_opcodes(content)
+        metadata = _Unpickler(io.BytesIO(content)).load()
+    except Exception as error:  # on damaged bytes a pickle may raise anything
+        raise ValueError(f"{path}: is not the metadata of a distributed checkpoint: {reason_of(error)}") from None
     try:
         _require_sound(folder, metadata)
     except (AttributeError, TypeError) as error:  # records of other fields than they should have
@@ -105,26 +119,36 @@ def read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
+def _check_opcodes(content: bytes) -> None:
+    """Refuses, before it is done, what takes memory by a number in the file alone, such as a place of a giant index."""
+    if len(content) > MAX_METADATA:
+        raise pickle.UnpicklingError(f"it has more than {MAX_METADATA} bytes")
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in OPCODES or (opcode.name in {"BINPUT", "LONG_BINPUT"} and argument > count):
+            raise pickle.UnpicklingError(f"it does what no checkpoint needs ({opcode.name} {str(argument or '')[:20]})")
+
+
 def _require_sound(folder: Path, metadata: Metadata) -> None:
     path, names = folder / METADATA_FILE, {info.relative_path for info in metadata.storage_data.values()}
     for name in sorted(names):
         if Path(name).name != name:
             raise ValueError(f"{path}: names {name!r}, which is no file of this folder.")
-        if (folder / name).exists() and not (folder / name).is_file():
-            raise ValueError(f"{folder / name}: is no regular file.")
-    held = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
-    if all((folder / name).is_file() for name in names):  # of a missing one, whoever opens it speaks
-        claimed = sum(
-            entry.size.numel() * entry.properties.dtype.itemsize
-            for entry in metadata.state_dict_metadata.values()
-            if isinstance(entry, TensorStorageMetadata)
-        )
-        if claimed > held:
-            raise ValueError(f"{path}: names tensors of {claimed} bytes, but the files beside it have {held}.")
-    for name, entry in metadata.state_dict_metadata.items():
+        if not (folder / name).is_file():
+            problem = "is no regular file" if (folder / name).exists() else f"is missing, which {path} names"
+            raise ValueError(f"{folder / name}: {problem}.")
+    entries = metadata.state_dict_metadata
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    held = sum((folder / name).stat().st_size for name in names)
+    # math.prod: the library's own numel goes round at 2^64, and sides below 0 would be taken off the others
+    claimed = sum(
+        math.prod(max(side, 0) for side in entry.size) * entry.properties.dtype.itemsize for entry in tensors.values()
+    )
+    if claimed > held:
+        raise ValueError(f"{path}: names tensors of {claimed} bytes, but the files beside it have {held}.")
+    for name in entries:
         if not isinstance(name, str):
             raise ValueError(f"{path}: names a tensor {name!r}, which is no text.")
-        if isinstance(entry, TensorStorageMetadata) and not _is_covered(entry):
+        if name in tensors and not _is_covered(tensors[name]):
             raise ValueError(f"{path}: the parts of {name!r} do not make up the whole tensor.")
 
 
@@ -132,7 +156,7 @@ def _is_covered(entry: TensorStorageMetadata) -> bool:
     """Whether each number of a tensor stands in one part: others would be what the memory held before."""
     parts = sorted((tuple(part.offsets), tuple(part.sizes)) for part in entry.chunks if math.prod(part.sizes))
     shape = tuple(entry.size)
-    inside = all(
+    inside = min(shape, default=0) >= 0 and all(
         len(start) == len(sides) == len(shape)
         and all(first >= 0 and first + side <= most for first, side, most in zip(start, sides, shape, strict=True))
         for start, sides in parts
@@ -184,8 +208,8 @@ class TensorFolder:
     def load(self, name: str) -> Tensor:
         """One of them, on the CPU; raises ValueError where its file is missing or damaged."""
         entry = self.tensors[name]
-        state: dict[str, Any] = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
         with _faults(self.folder), warnings.catch_warnings():
+            state: dict[str, Any] = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
             dcp.load(state, storage_reader=self._reader, planner=_Planner(), no_dist=True)
         return state[name]

@@ -75,11 +75,12 @@ class SampleFiles:
         yield from self._below(place, rest, where, follow)
         here = (*above, place.stat()) if entries else above
         for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=follow):
+                continue
             inner = place / entry.name
-            if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=follow):
-                # a link to a folder that this one lies in would be a way without end
-                if not (entry.is_symlink() and any(os.path.samestat(inner.stat(), folder) for folder in here)):
-                    yield from self._below(inner, parts, where, follow, here)
+            # a link to a folder that this one lies in would be a way without end
+            if not (entry.is_symlink() and any(os.path.samestat(inner.stat(), folder) for folder in here)):
+                yield from self._below(inner, parts, where, follow, here)
 
     def _entries(self, folder: Path, where: str) -> list[os.DirEntry[str]]:
         try:

@@ -10,7 +10,7 @@ import torch
 from omnitune.checkpoints.distributed import TensorFolder
 from omnitune.conversion.tensors import NAMES, LazyTensor, State, open_safetensors
 from omnitune.errors import reason_of
-from omnitune.io.weights import weight_map
+from omnitune.io.weights import require_stored, weight_map
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 from omnitune.pretrained.transformer import INDEX
 
@@ -111,6 +111,9 @@ def _read_distributed(folder: Path) -> State:
 
 
 def _read_torch(path: Path) -> State:
+    if not path.is_file():
+        raise ValueError(f"{path}: is no regular file.")
+    require_stored(path, path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the old format of torch.save, which cannot be mapped into memory

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from omnitune.errors import reason_of
+from omnitune.io.weights import read_header
 from omnitune.models.files import is_finite
 
 # As .safetensors names them.
@@ -72,17 +72,14 @@ State = dict[str, LazyTensor]
 
 def open_safetensors(path: Path) -> State:
     """The tensors of a .safetensors file; ValueError for one that is damaged, or that has numbers of unknown kinds."""
-    try:
-        file = safe_open(path, framework="pt")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a safetensors file: {reason_of(error)}") from error
-    unknown = sorted({found.get_dtype() for found in slices.values()} - DTYPES.keys())
+    shapes, _, dtypes = read_header(path)
+    unknown = sorted(set(dtypes.values()) - DTYPES.keys())
     if unknown:
         raise ValueError(f"{path}: holds numbers of {', '.join(unknown)}, which are not known here.")
+    file = safe_open(path, framework="pt")
     return {
-        name: LazyTensor(tuple(found.get_shape()), DTYPES[found.get_dtype()], partial(file.get_tensor, name))
-        for name, found in slices.items()
+        name: LazyTensor(tuple(shape), DTYPES[dtypes[name]], partial(file.get_tensor, name))
+        for name, shape in shapes.items()
     }
 
 

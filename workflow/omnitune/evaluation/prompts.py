@@ -20,11 +20,13 @@ from omnitune.images.prepare import read_rgb
 from omnitune.io.files import lock_folder, sha256_of, write_json
 from omnitune.io.jsonl import read_objects
 from omnitune.io.places import require_below
+from omnitune.io.storage import is_url, redact
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
 ImagePath = Annotated[str, Field(min_length=1)]
 MAX_PROMPTS = 100_000
+MAX_PROMPTS_BYTES = 256_000_000
 MAX_INSTRUCTION = 20_000  # characters; the text encoder reads about a thousand tokens
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
@@ -108,6 +110,8 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
             values that are not allowed; a repeated key, a missing file or image.
     """
     path = _find(benchmark.prompts, (Path(), base_dir), f"prompts: {benchmark.prompts!r}")
+    if path.stat().st_size > MAX_PROMPTS_BYTES:
+        raise ValueError(f"{path}: has more than {MAX_PROMPTS_BYTES} bytes. Take prompts out of the file.")
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
     for number, content in read_objects(path):
@@ -209,8 +213,8 @@ def prompt_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") >> 1
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image upright, in RGB and sRGB; raises ValueError where validation would refuse the file as an image."""
+def open_image(path: Path | str) -> Image.Image:
+    """An image upright, in RGB and sRGB; raises ValueError where validation would refuse the file or URL as an image."""
     try:
         return read_rgb(path)
     except Refused as error:
@@ -220,6 +224,8 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _find(name: str, folders: Sequence[Path], where: str) -> Path:
+    if is_url(name):
+        raise ValueError(f"{redact(where)}: is a URL, which is not read here. Fetch the file and name it.")
     tried = list(dict.fromkeys(folder / name for folder in folders))
     for path in tried:
         if path.is_file():

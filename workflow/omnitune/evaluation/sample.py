@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from omnitune.errors import Refused
 from omnitune.evaluation.generate import load_pipeline
 from omnitune.evaluation.prompts import open_image
 from omnitune.io.files import atomic_path
-from omnitune.io.places import is_local
+from omnitune.io.places import check_url, is_local
+from omnitune.io.storage import is_url
+from omnitune.io.url_limits import USUAL, fetching
 from omnitune.io.weights import read_header, require_weights
 from omnitune.models import DEFAULT_NEGATIVE_PROMPT, OmniGen2Pipeline
 from omnitune.paths import adapter_file
@@ -34,7 +37,7 @@ def generate_images(
     *,
     model_path: str,
     instruction: str,
-    input_image_path: Sequence[Path] | None,
+    input_image_path: Sequence[str] | None,
     output_image_path: Path,
     num_inference_step: int,
     height: int,
@@ -59,7 +62,8 @@ def generate_images(
     """
     _check_output(output_image_path)
     _check_weights(model_path, transformer_path, transformer_lora_path)
-    inputs = [open_image(path) for path in input_image_path] if input_image_path else None
+    with fetching(USUAL):
+        inputs = [_input_image(place) for place in input_image_path] if input_image_path else None
     weights = (model_path, transformer_path, transformer_lora_path)
     pipeline = _load(*weights, dtype=dtype, scheduler=scheduler, offload=enable_model_cpu_offload)
     output: Any = pipeline(
@@ -78,6 +82,16 @@ def generate_images(
         output_type="pil",
     )
     return _save(output.images, output_image_path)
+
+
+def _input_image(place: str) -> Image.Image:
+    """An image by its path, or by a URL under the limits that data sets have."""
+    if is_url(place):
+        try:
+            check_url(place)
+        except Refused as error:
+            raise ValueError(f"--input_image_path: {error.message}.") from None
+    return open_image(place)
 
 
 def _check_output(path: Path) -> None:

@@ -2,14 +2,18 @@
 
 import errno
 import json
-import stat
 import struct
+import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-HEADER_LIMIT = 100_000_000  # bytes, as in the library
+from omnitune.io.files import open_regular
+
+HEADER_LIMIT = 16_000_000  # bytes
+MAX_TENSORS = 20_000  # of a file; the largest published ones have some thousand
+JSON_LIMIT = 64 << 20  # bytes; the largest, of tokenizers, have half of that
 LFS_POINTER = b"version https://git-lfs"
 FETCH = "Fetch or write it again."
 
@@ -29,12 +33,14 @@ def read_header(path: Path) -> Header:
         ValueError: for a file that is missing, damaged or no .safetensors, with the reason.
     """
     try:
-        _require_regular(path)
-        with Path(path).open("rb") as start:
+        with open_regular(path) as start:
             problem = _first_bytes_problem(start.read(64), path.stat().st_size)
         if problem is None:
             with safe_open(path, framework="numpy") as file:
-                slices = {name: file.get_slice(name) for name in list(file.keys())}
+                names = list(file.keys())
+                if len(names) > MAX_TENSORS:
+                    raise OSError(errno.EFBIG, f"it has {len(names)} tensors, more than {MAX_TENSORS}")
+                slices = {name: file.get_slice(name) for name in names}
                 shapes = {name: found.get_shape() for name, found in slices.items()}
                 return Header(shapes, file.metadata() or {}, {name: s.get_dtype() for name, s in slices.items()})
     except OSError as error:
@@ -44,12 +50,6 @@ def read_header(path: Path) -> Header:
         cut = "not fully covered" in text
         problem = "it is cut off, or longer than its tensors" if cut else f"its header is damaged ({text})"
     raise ValueError(f"{path}: cannot be read as a .safetensors file: {problem}. {FETCH}")
-
-
-def _require_regular(path: Path) -> None:
-    """Raises OSError for a pipe or a device, which would hold a reader up without end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def _first_bytes_problem(start: bytes, size: int) -> str | None:
@@ -65,6 +65,26 @@ def _first_bytes_problem(start: bytes, size: int) -> str | None:
     if length > HEADER_LIMIT or start[8:9] not in (b"{", b""):
         return "it is no such file"
     return "it is cut off" if size < 8 + length else None
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a plain file; OSError for one that cannot be read, or has more bytes."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes")
+    return data
+
+
+def require_stored(file: Path | IO[bytes], name: Path | str) -> None:
+    """Raises ValueError for a file of torch.save with compressed parts, which torch never writes: they may be of any size."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as parts:
+            found = parts.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in found):
+                raise ValueError(f"{name}: its parts are compressed, as torch.save writes none. Save it again.")
+    if not isinstance(file, Path):
+        file.seek(0)
 
 
 def require_weights(folder: Path | str) -> None:
@@ -109,16 +129,15 @@ def require_json(folder: Path | str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file that came with weights; ValueError, with the reason, where there is none."""
     try:
-        _require_regular(path)
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        data = read_limited(path, JSON_LIMIT)
+        content = json.loads(data.decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}). {FETCH}") from None
     except (ValueError, RecursionError) as error:
         reason = f"it is no JSON ({error})"
-        if path.stat().st_size == 0:
+        if not data:
             reason = "it is empty"
-        elif path.read_bytes().startswith(LFS_POINTER):
+        elif data.startswith(LFS_POINTER):
             reason = "it is a pointer of git-lfs, not the file itself (`git lfs pull` fetches it)"
         raise ValueError(f"{path}: cannot be read: {reason}. {FETCH}") from None
     if not isinstance(content, dict):

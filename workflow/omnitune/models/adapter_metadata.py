@@ -18,7 +18,7 @@ UNUSED = {
     "r", "rank_pattern", "target_modules", "use_dora", "exclude_modules", "lora_dropout", "init_lora_weights", "peft_type",
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
 }  # fmt: skip
-MODULE_END = re.compile(r"[A-Za-z0-9_.]+")
+MODULE_END = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 
 def adapter_ranks(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -58,9 +58,7 @@ def checked_metadata(path: Path, text: str, ranks: Mapping[str, int], use_dora: 
     found = _object(path, text)
     _require_known(path, found)
     rank, _ = Counter(ranks.values()).most_common(1)[0]
-    said = found.get("r", rank)
-    if said not in ranks.values() and not found.get("rank_pattern"):
-        raise ValueError(f"{path}: its metadata say r: {said!r}, its tensors have {sorted(set(ranks.values()))}.")
+    _require_ranks(path, found, ranks)
     if not isinstance(found.get("use_rslora", False), bool):
         raise ValueError(
             f"{path}: its metadata say use_rslora: {found['use_rslora']!r}, which is neither true nor false."
@@ -69,7 +67,7 @@ def checked_metadata(path: Path, text: str, ranks: Mapping[str, int], use_dora: 
         "r": rank,
         "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
         "lora_alpha": _number(path, "lora_alpha", found.get("lora_alpha", rank)),
-        "alpha_pattern": _by_module(path, found.get("alpha_pattern") or {}, ranks),
+        "alpha_pattern": _by_module(path, "alpha_pattern", found.get("alpha_pattern") or {}, ranks),
         "use_rslora": found.get("use_rslora", False),
         "use_dora": use_dora,
         "target_modules": sorted(ranks),
@@ -133,15 +131,32 @@ def _number(path: Path, key: str, value: Any) -> float:
     return value
 
 
-def _by_module(path: Path, pattern: Any, ranks: Mapping[str, int]) -> dict[str, float]:
-    """Values by ends of names, which are no regular expressions here, as values by whole names."""
+def _require_ranks(path: Path, found: Mapping[str, Any], ranks: Mapping[str, int]) -> None:
+    """Raises ValueError for metadata by which a module has another rank than its tensors have."""
+    usual = found.get("r")
+    if usual is not None and usual not in ranks.values():
+        _number(path, "r", usual)  # may be that of no module
+    own = _by_module(path, "rank_pattern", found.get("rank_pattern") or {}, ranks)
+    for module, rank in ranks.items():
+        said = own.get(module, usual)
+        if said is not None and said != rank:
+            raise ValueError(f"{path}: its metadata say r: {said!r} of {module}, its tensors have {rank}.")
+
+
+def _by_module(path: Path, key: str, pattern: Any, ranks: Mapping[str, int]) -> dict[str, float]:
+    """Values by ends of names (`^`: by whole ones), which are no regular expressions here, as values by whole names.
+
+    Of several that fit a name, the first holds, as in peft.
+    """
     if not isinstance(pattern, dict) or not all(MODULE_END.fullmatch(end) for end in pattern):
-        raise ValueError(
-            f"{path}: its metadata's alpha_pattern holds more than names of modules: {str(pattern)[:100]}."
-        )
-    return {
-        module: _number(path, f"alpha_pattern.{end}", value)
-        for module in ranks
-        for end, value in reversed(pattern.items())
-        if f".{module}".endswith(f".{end}")
-    }
+        raise ValueError(f"{path}: its metadata's {key} holds more than names of modules: {str(pattern)[:100]}.")
+    places = {end: number for number, end in enumerate(pattern)}
+    values: dict[str, float] = {}
+    for module in ranks:
+        parts = module.split(".")
+        ends = [f"^{module}", *(".".join(parts[k:]) for k in range(len(parts)))]
+        fitting = [end for end in ends if end in places]
+        if fitting:
+            end = min(fitting, key=places.__getitem__)
+            values[module] = _number(path, f"{key}.{end}", pattern[end])
+    return values

@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_TEMPLATE = 100_000  # characters
+MAX_TEMPLATE = 20_000  # characters, each of which may be a step of compiling it; published ones have some thousand
 # Steps of loops, calls, and characters that are made or looked at; the published template takes some hundred beside ten
 # for each character of the instruction.
 WORK = 200_000

@@ -1,15 +1,18 @@
 """The parts of a pipeline folder in the published layout, each loaded by our own class and without remote code."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
+from omnitune.io.part_configs import read_part
 from omnitune.io.weights import read_header, read_json, require_weights
 
-from .files import require_finite
+from .files import loading, require_finite
 from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
@@ -25,40 +28,72 @@ def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float3
 def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:
     """The transformer in a folder of its own; ValueError for files that are damaged, not finite, or lack a tensor."""
     require_weights(folder)
+    read_part(Path(folder), "transformer")
+    config = OmniGen2Transformer2DModel.load_config(folder)
+    empty = _require_sizes(Path(folder), lambda: OmniGen2Transformer2DModel.from_config(config))
     found = {name for path in Path(folder).glob("*.safetensors") for name in read_header(path).shapes}
-    model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype)
-    lost = sorted(model.state_dict().keys() - found)  # the library would leave these at random
-    if found and lost:
+    lost = sorted(empty.state_dict().keys() - found)  # the library would leave these at random
+    if lost:
         raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
+    with loading(folder):
+        model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype)
     require_finite(model.state_dict(), folder)
     return model
 
 
 def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The VAE of a pipeline folder."""
-    require_weights(Path(folder) / "vae")
-    return AutoencoderKL.from_pretrained(Path(folder) / "vae", torch_dtype=torch_dtype)
+    source = Path(folder) / "vae"
+    require_weights(source)
+    read_part(source, "vae")
+    config = AutoencoderKL.load_config(source)
+    _require_sizes(source, lambda: AutoencoderKL.from_config(config))
+    with loading(source):
+        return AutoencoderKL.from_pretrained(source, torch_dtype=torch_dtype)
 
 
 def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
     """The Qwen2.5-VL of a pipeline folder, in the class that its config names, in evaluation mode."""
     import transformers
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
     source = Path(folder) / "mllm"
     require_weights(source)
-    architectures = read_json(source / "config.json").get("architectures")
+    architectures = read_part(source, "mllm").get("architectures")
     model: Any = Qwen2_5_VLModel if architectures == ["Qwen2_5_VLModel"] else Qwen2_5_VLForConditionalGeneration
     transformers.utils.logging.disable_progress_bar()  # of a second's work
-    return model.from_pretrained(source, dtype=torch_dtype, trust_remote_code=False).eval()
+    with loading(source):
+        config = Qwen2_5_VLConfig.from_pretrained(source, trust_remote_code=False)
+    _require_sizes(source, lambda: model(config))
+    with loading(source):
+        return model.from_pretrained(source, dtype=torch_dtype, trust_remote_code=False).eval()
+
+
+def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+    """The model that a config asks for, without memory for its numbers; ValueError where these are far more than its files'.
+
+    The library would make those that no file holds, in memory of any size.
+    """
+    with loading(folder), torch.device("meta"):
+        empty = build()
+    asked = sum(parameter.numel() for parameter in empty.parameters())
+    shapes = [shape for path in folder.glob("*.safetensors") for shape in read_header(path).shapes.values()]
+    held = sum(map(math.prod, shapes))
+    if asked > 2 * held:  # some are used twice, and stand in the files once
+        raise ValueError(
+            f"{folder / 'config.json'}: asks for {asked} numbers, and the weights beside it hold {held}. It is of another "
+            "model: take the file from where the weights are from."
+        )
+    return empty
 
 
 def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
     """The scheduler of a pipeline folder: DPM-Solver where its config names ours, Euler for the published one."""
     source = Path(folder) / "scheduler"
-    name = read_json(source / "scheduler_config.json").get("_class_name")
+    name = read_part(source, "scheduler").get("_class_name")
     scheduler = OmniGen2DPMSolverScheduler if name == "OmniGen2DPMSolverScheduler" else OmniGen2FlowMatchScheduler
-    return scheduler.from_pretrained(source)
+    with loading(source):
+        return scheduler.from_pretrained(source)
 
 
 # Class of the published code, the module that its repository has beside the part, and where its package has it.

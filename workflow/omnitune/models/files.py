@@ -1,9 +1,24 @@
-"""Weights of strangers, once they are loaded: what they hold is finite. Their files: omnitune.io.weights."""
+"""Weights of strangers as they are loaded, and what they hold: it is finite. Their files: omnitune.io.weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from omnitune.errors import reason_of
+
+
+@contextmanager
+def loading(folder: Path | str) -> Iterator[None]:
+    """Makes a ValueError with the folder of whatever a library raises where its files do not fit each other."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {reason_of(error)[:300]}). A value of its JSON is "
+            "none that its class takes, or does not fit its weights. Fetch the folder again."
+        ) from error
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

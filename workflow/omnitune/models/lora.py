@@ -25,7 +25,7 @@ from torch import nn
 
 from omnitune.io.files import atomic_path
 from omnitune.io.places import is_local
-from omnitune.io.weights import read_header
+from omnitune.io.weights import read_header, read_json
 from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 
 from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
@@ -239,7 +239,7 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
         }
     text = texts.get(METADATA_KEY)
     if text is None and names.prefixes == {PEFT_PREFIX} and (path.parent / PEFT_CONFIG_FILE).is_file():
-        text = (path.parent / PEFT_CONFIG_FILE).read_text(encoding="utf-8")
+        text = json.dumps(read_json(path.parent / PEFT_CONFIG_FILE))
     if alphas or text is None:
         return AdapterHeader(path, names, shapes, config_of_alphas(path, alphas, ranks, use_dora))
     return AdapterHeader(path, names, shapes, checked_metadata(path, text, ranks, use_dora))

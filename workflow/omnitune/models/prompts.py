@@ -3,11 +3,12 @@
 Nothing here imports torch: counting the tokens of a data set does not wait for it and has no room for it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from omnitune.io.weights import require_json
+from omnitune.errors import reason_of
+from omnitune.io.part_configs import TOKENIZER_FILE, read_part
+from omnitune.io.weights import read_json, require_json
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
 SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
@@ -24,31 +25,37 @@ def load_tokenizer(folder: str | Path) -> Any:
     The image processor beside it is left alone: text does not need it, and it would need torchvision.
     """
     processor = Path(folder) / "processor"
-    source = processor if (processor / "tokenizer_config.json").is_file() else Path(folder) / "mllm"
+    source = processor if (processor / TOKENIZER_FILE).is_file() else Path(folder) / "mllm"
     require_json(source)
     tokenizer = _tokenizer(source)
     template = processor / "chat_template.json"
     if not tokenizer.chat_template and template.is_file():
-        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+        tokenizer.chat_template = read_json(template).get("chat_template")
+        if not isinstance(tokenizer.chat_template, str):
+            raise ValueError(f"{template}: chat_template: is missing or no text.")
     return tokenizer
 
 
 def _tokenizer(source: Path) -> Any:
     """The tokenizer of a folder; ValueError for one that needs code of its own, which is neither run nor asked for."""
+    library = _tokenizer_class(source)
     try:
-        return _tokenizer_class(source / "tokenizer_config.json").from_pretrained(source, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
+        return library.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the library raises anything where files are missing or do not fit
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{source / TOKENIZER_FILE}: `auto_map` names code in this folder, which is never run. "
+                "Take a tokenizer of a class that the library has."
+            ) from None
         raise ValueError(
-            f"{source / 'tokenizer_config.json'}: `auto_map` names code in this folder, which is never run. "
-            "Take a tokenizer of a class that the library has."
-        ) from None
+            f"{source}: its tokenizer cannot be loaded ({type(error).__name__}: {reason_of(error)[:300]}). "
+            "Name a pipeline folder with processor/."
+        ) from error
 
 
-def _tokenizer_class(config: Path) -> Any:
+def _tokenizer_class(source: Path) -> Any:
     """The class that the folder names; the published one is taken directly, as AutoTokenizer imports torch."""
-    name = json.loads(config.read_text()).get("tokenizer_class", "") if config.is_file() else ""
+    name = read_part(source, "processor").get("tokenizer_class") if (source / TOKENIZER_FILE).is_file() else None
     if name in {"Qwen2Tokenizer", "Qwen2TokenizerFast"}:
         from transformers import Qwen2Tokenizer
 

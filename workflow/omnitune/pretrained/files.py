@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omnitune.config.options import ModelOptions
+from omnitune.io.part_configs import TOKENIZER_FILE, read_part
 from omnitune.io.places import is_local
 from omnitune.io.weights import require_json, require_weights
 from omnitune.paths import require_safe
@@ -63,6 +64,7 @@ def check_parts(folder: Path, parts: Sequence[str], key: str) -> None:
     try:
         for part in parts:
             (require_weights if part in WEIGHTED else require_json)(folder / part)
+            _read_configs(folder / part, part)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 
@@ -73,8 +75,17 @@ def check_encoder(folder: Path, key: str) -> None:
         raise ValueError(f"{key}: {folder} lacks config.json; it is not a folder of a text encoder.")
     try:
         require_weights(folder)
+        _read_configs(folder, "mllm")
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def _read_configs(folder: Path, part: str) -> None:
+    """Reads the JSON of a part, and of a tokenizer that lies in its folder."""
+    if part != "processor":
+        read_part(folder, part)
+    if part in {"processor", "mllm"} and (folder / TOKENIZER_FILE).is_file():
+        read_part(folder, "processor")
 
 
 def local_files(name: str) -> list[Path]:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omnitune.io.weights import read_header, read_json, weight_map
+from omnitune.io.part_configs import read_part
+from omnitune.io.weights import read_header, weight_map
 
 CLASS = "OmniGen2Transformer2DModel"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-MOST_LAYERS = 1000
 ATTENTION = ("norm_k", "norm_q", "to_k", "to_out.0", "to_q", "to_v")
 BLOCK = (
     *(f"attn.{name}.weight" for name in ATTENTION),
@@ -84,10 +84,7 @@ def _config(folder: Path, key: str) -> dict[str, Any]:
         raise ValueError(
             f"{key}: {path} is missing, which says the architecture. Take it from where the weights are from."
         )
-    config = read_json(path)
-    counts = [config.get(key, 1) for key in ("num_layers", "num_refiner_layers")]
-    if not all(isinstance(count, int) and 0 < count <= MOST_LAYERS for count in counts):
-        raise ValueError(f"{path}: num_layers and num_refiner_layers must be numbers up to {MOST_LAYERS}.")
+    config = read_part(folder, "transformer")
     name = config.get("_class_name", CLASS)
     if name != CLASS:
         raise ValueError(f"{key}: {path} is of a {name}, not of OmniGen2's transformer ({CLASS}).")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omnitune.errors import Refused
 from omnitune.io.jsonl import read_objects
+from omnitune.io.storage import is_url, redact
 from omnitune.validation.row import check_row
 
 
@@ -51,6 +52,10 @@ def read_heldout_rows(path: Path, limit: int) -> list[HeldOutRow]:
 
 
 def _place(name: str, folder: Path, where: str) -> Path:
+    if is_url(name):
+        raise ValueError(
+            f"{where}: the image {redact(name)!r} is a URL, which is not read here. Fetch it and name the file."
+        )
     tried = list(dict.fromkeys((folder / name, Path(name))))
     for path in tried:
         if path.exists():

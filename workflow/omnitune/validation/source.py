@@ -262,11 +262,8 @@ def _notes(line: Line, row: Row, facts: list[ImageFacts], checks: Checks) -> lis
 def _tokenizer(folder: str) -> Any:
     try:
         return load_tokenizer(folder)
-    except Exception as error:  # the library raises anything where files are missing or are no tokenizer
-        raise ConfigError(
-            f"{folder}: its tokenizer cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error)}). "
-            "Name a pipeline folder with processor/."
-        ) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _count_tokens(instruction: str, checks: Checks) -> int | None:

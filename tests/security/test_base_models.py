@@ -1,0 +1,123 @@
+"""JSON of a base model's parts with values that no class takes: a sentence with file and key, and no memory for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import AutoencoderKL
+
+from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
+from omnitune.io.part_configs import PARTS
+from omnitune.models.components import load_scheduler, load_text_encoder, load_vae, read_transformer
+from omnitune.models.prompts import load_tokenizer
+from omnitune.pretrained.files import check_encoder, check_parts
+
+pytestmark = pytest.mark.unit
+
+ODD: list[tuple[str, str, Any]] = [
+    ("transformer", "multiple_of", 0),
+    ("transformer", "axes_dim_rope", "x"),
+    ("transformer", "axes_lens", [1, 2]),
+    ("transformer", "num_layers", True),
+    ("transformer", "num_layers", 10**9),
+    ("transformer", "hidden_size", -48),
+    ("transformer", "norm_eps", "1e-5"),
+    ("transformer", "timestep_scale", None),
+    ("vae", "block_out_channels", 8),
+    ("vae", "layers_per_block", 10**9),
+    ("vae", "scaling_factor", 0),
+    ("vae", "shift_factor", "x"),
+    ("vae", "_class_name", 3),
+    ("mllm", "architectures", "x"),
+    ("mllm", "num_hidden_layers", -1),
+    ("mllm", "text_config", 5),
+    ("mllm", "text_config.hidden_size", 2.5),
+    ("mllm", "vision_config.depth", 10**9),
+    ("scheduler", "num_train_timesteps", 10**12),
+    ("scheduler", "dynamic_time_shift", "yes"),
+    ("scheduler", "_class_name", []),
+    ("processor", "tokenizer_class", 5),
+    ("processor", "chat_template", 5),
+    ("processor", "model_max_length", "x"),
+    ("processor", "added_tokens_decoder", [1]),
+    ("processor", "eos_token", 7),
+]
+
+
+def write_config(folder: Path, part: str, content: dict[str, Any]) -> Path:
+    path = folder / part / PARTS[part][0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(("part", "key", "value"), ODD)
+def test_a_value_that_no_class_takes_is_named(tmp_path: Path, part: str, key: str, value: Any) -> None:
+    """Before any job, and by whoever loads the part."""
+    content: Any = value
+    for name in reversed(key.split(".")):
+        content = {name: content}
+    path = write_config(tmp_path, part, content)
+    if part in {"transformer", "vae", "mllm"}:
+        (path.parent / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    loaders: dict[str, Any] = {
+        "transformer": lambda folder: read_transformer(folder / "transformer"),
+        "vae": load_vae,
+        "mllm": load_text_encoder,
+        "scheduler": load_scheduler,
+        "processor": load_tokenizer,
+    }
+    for read in (lambda folder: check_parts(folder, [part], "model.pretrained_model_path"), loaders[part]):
+        with pytest.raises(ValueError, match=rf"{path}: {key}: .* is not allowed: ") as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_beside_a_text_encoder_is_looked_at(tmp_path: Path) -> None:
+    write_config(tmp_path, "mllm", {})
+    (tmp_path / "mllm/model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    (tmp_path / "mllm/tokenizer_config.json").write_text('{"tokenizer_class": 1}')
+    with pytest.raises(ValueError, match=r"mllm/tokenizer_config\.json: tokenizer_class: 1 is not allowed"):
+        check_encoder(tmp_path / "mllm", "model.pretrained_text_encoder_model_name_or_path")
+
+
+def changed(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_what_no_file_holds_is_not_made(tmp_path: Path) -> None:
+    """The library would fill it with random numbers, of any size."""
+    tiny_transformer().save_pretrained(tmp_path / "transformer")
+    changed(tmp_path / "transformer/config.json", num_layers=30)
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    changed(tmp_path / "vae/config.json", layers_per_block=30)
+    tiny_mllm().save_pretrained(tmp_path / "mllm")
+    changed(tmp_path / "mllm/config.json", text_config=None)  # that of 7 billion parameters, then
+    for part, load in (("transformer", None), ("vae", load_vae), ("mllm", load_text_encoder)):
+        with pytest.raises(ValueError, match=rf"{part}/config\.json: asks for \d+ numbers, .* hold \d+\."):
+            load(tmp_path) if load else read_transformer(tmp_path / part)
+
+
+def test_what_a_library_says_names_the_folder(tmp_path: Path) -> None:
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    assert isinstance(load_vae(tmp_path), AutoencoderKL)
+    changed(tmp_path / "vae/config.json", act_fn="x")
+    with pytest.raises(ValueError, match=r"/vae: cannot be loaded \(ValueError: activation function x not found"):
+        load_vae(tmp_path)
+    (tmp_path / "processor").mkdir()
+    (tmp_path / "processor/tokenizer_config.json").write_text('{"tokenizer_class": "NoSuchTokenizer"}')
+    with pytest.raises(ValueError, match=r"/processor: its tokenizer cannot be loaded \("):
+        load_tokenizer(tmp_path)
+
+
+def test_a_chat_template_in_json_is_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "processor"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text("{}")
+    tokenizer = type("Tokenizer", (), {"chat_template": None})
+    monkeypatch.setattr("omnitune.models.prompts._tokenizer", lambda source: tokenizer())
+    for content in ("{}", '{"chat_template": [1]}'):
+        (folder / "chat_template.json").write_text(content)
+        with pytest.raises(ValueError, match=r"chat_template\.json: chat_template: is missing or no text"):
+            load_tokenizer(tmp_path)
