@@ -30,7 +30,12 @@ CONVERTED = [
     *all_outputs(all_converted()),
 ]
 LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
-EVALUATED = [*CONVERTED, *LISTED, *all_outputs(all_scored(PROJECT.experiments))]
+EVALUATED = [
+    *CONVERTED,
+    *LISTED,
+    *all_outputs(all_scored(PROJECT.experiments)),
+    *all_exported(PROJECT.experiments),
+]
 REPORTED = [
     *expand(paths.REPORT, experiment=PROJECT.experiments),
     *expand(paths.COMPARISON, sweep=filter(None, [PROJECT.swept])),

@@ -4,7 +4,33 @@ import omnitune.evaluation
 
 
 localrules:
+    import_prompts,
     prepare_benchmark,
+
+
+checkpoint import_prompts:
+    # Prompts in a published format become our own, with their images beside them.
+    input:
+        sources=get_prompt_sources,
+    output:
+        prompts=paths.IMPORTED,
+    log:
+        "logs/import_prompts/{benchmark}.log",
+    retries: 0
+    conda:
+        "../envs/evaluate.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        source=lambda wildcards: key_line("format", get_foreign(wildcards).format),
+        language=lambda wildcards: key_line(
+            "language", get_foreign(wildcards).language
+        ),
+        format=f"format: {omnitune.evaluation.IMPORT_FORMAT}",
+    script:
+        "../scripts/import_prompts.py"
 
 
 checkpoint prepare_benchmark:
@@ -80,3 +106,23 @@ checkpoint score_images:
         format=f"format: {omnitune.evaluation.SCORES_FORMAT}",
     script:
         "../scripts/score_images.py"
+
+
+rule export_images:
+    # The same images as the scorer of the prompts' format reads them.
+    input:
+        generations=get_generations,
+    output:
+        official=directory(paths.OFFICIAL),
+    log:
+        "logs/export_images/{experiment}/{step}-{benchmark}.log",
+    conda:
+        "../envs/evaluate.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        format=f"format: {omnitune.evaluation.EXPORT_FORMAT}",
+    script:
+        "../scripts/export_images.py"

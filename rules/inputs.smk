@@ -276,8 +276,17 @@ def get_other_parts(wildcards):
 # ------------------------------------------------------------------ evaluate
 
 
+def get_foreign(wildcards):
+    return PROJECT.foreign[wildcards.benchmark]
+
+
+def get_prompt_sources(wildcards):
+    """The files of prompts in another format than ours."""
+    return named(PROJECT.prompt_sources, wildcards.benchmark)
+
+
 def read_benchmark(wildcards):
-    reading(*filter(None, [PROJECT.drawn([get_benchmark(wildcards).prompts])]))
+    reading(*filter(None, [PROJECT.listed(wildcards.benchmark)[:-1]]))
     return named(PROJECT.prompts, wildcards.benchmark)
 
 
@@ -324,6 +333,14 @@ def get_parts(wildcards):
     behind(PROJECT.scored(wildcards.experiment, step, wildcards.benchmark)[:-1])
     parts = range(get_benchmark(wildcards).parts)
     return expand(paths.PART, part=parts, **wildcards)
+
+
+def get_generations(wildcards):
+    step = EvaluatedStep.parse(wildcards.step)
+    [scored] = behind(
+        PROJECT.scored(wildcards.experiment, step, wildcards.benchmark)
+    )
+    return scored.generations
 
 
 # ------------------------------------------------------------------ report
@@ -456,4 +473,17 @@ def all_scored(experiments):
         PROJECT.scored(*found, name)
         for found in sorted(evaluations)
         for name in PROJECT.benchmarks
+    ]
+
+
+def all_exported(experiments):
+    """The official layout of each evaluation of these experiments, for benchmarks that ask for it."""
+    evaluations = {
+        found for name in experiments for found in PROJECT.evaluations(name).values()
+    }
+    return [
+        paths.OFFICIAL.format(experiment=owner, step=step, benchmark=name)
+        for owner, step in sorted(evaluations)
+        for name, benchmark in PROJECT.benchmarks.items()
+        if benchmark.export
     ]

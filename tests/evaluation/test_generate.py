@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from helpers.tiny import TRANSFORMER
 from omnitune.cli import app
 from omnitune.config import Benchmark
 from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
+from omnitune.evaluation.conditions import Conditions
 from omnitune.evaluation.generate import generate, generate_part, load_pipeline
-from omnitune.evaluation.loss import heldout_losses, loss_times, open_image
+from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.evaluation.measures import HIGHEST_PSNR, Case, measure
-from omnitune.evaluation.prompts import Prompt
+from omnitune.evaluation.prompts import Prompt, open_image, prompt_seed, read_prompts
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.scoring import score
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
@@ -137,8 +139,142 @@ def test_a_killed_run_goes_on_where_it_was(
     (tmp_path / "run/images/t2i-1.png").write_bytes(b"damaged")
     seen[:] = []
     generate(*arguments, weights=weights)
-    assert seen == ["t2i-1", "t2i-2"]
+    assert seen == ["t2i-1", "edit-1"]
     assert [row["key"] for row in read_rows(tmp_path / "run/parts/0.jsonl")] == ["edit-1", "t2i-1", "t2i-2"]
+
+
+def latents_of(pipeline: OmniGen2Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Those of the images that are drawn from now on, in order."""
+    found: list[torch.Tensor] = []
+    real = pipeline.decode_latent
+
+    def decode_latent(latent: torch.Tensor, size: Any = None) -> torch.Tensor:
+        found.append(latent.clone())
+        return real(latent, size)
+
+    monkeypatch.setattr(pipeline, "decode_latent", decode_latent)
+    return found
+
+
+def test_latents_are_the_same_whatever_batches_parts_and_restarts(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of inputs of several numbers and sizes, and of several images of a prompt: to 1e-5 in float32."""
+    images = ["in.png", "square.png"]
+    rows: list[dict[str, Any]] = [
+        {"key": "none", "task_type": "t2i", "instruction": "a red circle."},
+        {"key": "wide", "task_type": "t2i", "instruction": "a blue square.", "height": 16, "width": 48},
+        {"key": "one", "task_type": "edit", "instruction": "make it red.", "input_images": images[:1]},
+        {"key": "two", "task_type": "ic", "instruction": "circle 1 beside square 2.", "input_images": images},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def drawn(folder: str, parts: int = 1, part: int | None = None, **keys: Any) -> dict[str, torch.Tensor]:
+        settings = protocol(parts=parts, seed=[3, 4], text_guidance_scale=3.0, image_guidance_scale=2.0, **keys)
+        own = settings.model_copy(update={"prompts": str(tmp_path / "prompts.jsonl")})
+        known, latents = read_prompts(own, Path()), latents_of(pipeline, monkeypatch)
+        keys_drawn = recorded(monkeypatch)
+        for number in range(parts) if part is None else [part]:
+            generate(own, known, pipeline, tmp_path / folder, weights=described(base), part=number)
+        monkeypatch.undo()
+        return dict(zip(keys_drawn, latents, strict=True))
+
+    alone = drawn("alone")
+    assert len(alone) == 8
+    assert {key: Image.open(tmp_path / f"alone/images/{key}.png").size for key in alone} == {
+        **{f"none-{k}": (32, 32) for k in range(2)},
+        **{f"wide-{k}": (48, 16) for k in range(2)},
+        **{f"one-{k}": (48, 32) for k in range(2)},
+        **{f"two-{k}": (32, 32) for k in range(2)},
+    }
+    assert not torch.equal(alone["none-0"], alone["none-1"])
+    others = [drawn("together", batch_size=8), drawn("cut", batch_size=3, parts=2)]
+    for key in ("none-1", "one-0", "two-1"):
+        (tmp_path / f"together/images/{key}.png").unlink()
+    (tmp_path / "together/parts/0.jsonl").rename(tmp_path / "together/parts/.0.unfinished.jsonl")
+    again = drawn("together", batch_size=8)
+    assert sorted(again) == ["none-1", "one-0", "two-1"]
+    for other in (*others, again):
+        for key, latent in other.items():
+            torch.testing.assert_close(latent, alone[key], rtol=0, atol=1e-5, msg=key)
+    square = drawn("square", align_res=False)
+    assert square["one-0"].shape[-2:] == (4, 4)
+
+
+def test_texts_and_references_are_encoded_once(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the images of a prompt and its held-out loss together."""
+    calls: list[Any] = []
+    texts, posteriors = pipeline.encode_prompt, pipeline.encode_posterior
+    monkeypatch.setattr(pipeline, "encode_prompt", lambda texts_: calls.extend(texts_) or texts(texts_))
+    monkeypatch.setattr(pipeline, "encode_posterior", lambda image, *a: calls.append(image.size) or posteriors(image, *a))
+    draws = [replace(prompts[0], key=f"edit-{k}", line_key="edit-1", draw=k) for k in range(3)]
+    settings = protocol(images_per_prompt=3, negative_prompt="ugly")
+    generate(settings, draws, pipeline, tmp_path / "run", weights=described(base))
+    assert sorted(map(str, calls)) == ["(48, 32)", "(48, 32)", "make the circle red.", "ugly"], "an input and a target"
+
+
+def test_a_kill_loses_no_image_that_has_its_name(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of a batch: what is there is noted, and what is noted and not there is drawn."""
+    arguments, weights = (protocol(batch_size=3), prompts, pipeline, tmp_path / "run"), described(base)
+    replaced: list[str] = []
+    real = Path.replace
+
+    def dying(self: Path, target: Path) -> Path:
+        if target.suffix == ".png":
+            if len(replaced) == 1:
+                raise KeyboardInterrupt
+            replaced.append(target.stem)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        generate(*arguments, weights=weights)
+    monkeypatch.undo()
+    assert [path.stem for path in (tmp_path / "run/images").glob("[!.]*")] == replaced
+    first = (tmp_path / f"run/images/{replaced[0]}.png").stat()
+    drawn = recorded(monkeypatch)
+    generate(*arguments, weights=weights)
+    assert sorted([*drawn, *replaced]) == ["edit-1", "t2i-1", "t2i-2"]
+    assert (tmp_path / f"run/images/{replaced[0]}.png").stat() == first
+
+
+def test_an_image_that_is_not_finite_is_missing_and_no_score(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, weights = tmp_path / "run", described(base)
+    real = pipeline.decode_latent
+    for damaged in (lambda latent: latent * float("nan"), lambda latent: latent * float("inf")):
+        module = sys.modules[generate.__module__]
+        sample = module._sample
+
+        def broken(job: Any, batch: Any, sample: Any = sample, damaged: Any = damaged) -> Any:
+            latents = sample(job, batch)
+            return [damaged(x) if p.key == "t2i-1" else x for p, x in zip(batch, latents, strict=True)]
+
+        monkeypatch.setattr(module, "_sample", broken)
+        part = generate(protocol(), prompts, pipeline, output, weights=weights)
+        monkeypatch.undo()
+        row = read_rows(part)[1]
+        assert (row["key"], row["image"], row["failed"]) == ("t2i-1", None, "its numbers are not finite")
+        assert not (output / "images/t2i-1.png").exists()
+        scores = score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
+        assert (scores["prompts"], scores["missing"]) == (3, 1)
+        assert scores["per_prompt"][1] == {
+            **{"key": "t2i-1", "task_type": "t2i", "category": None},
+            "failed": "its numbers are not finite",
+        }
+        assert scores["means"]["psnr"] == scores["per_prompt"][0]["psnr"], "of what there is"
+        assert list(read_generations(output, scores)) == ["edit-1", "t2i-1", "t2i-2"]
+        part.rename(part.with_name(".0.unfinished.jsonl"))
+    drawn = recorded(monkeypatch)
+    monkeypatch.setattr(pipeline, "decode_latent", lambda *a: real(*a) * float("nan"))
+    part = generate(protocol(), prompts, pipeline, output, weights=weights)
+    assert drawn == ["t2i-1"], "and it is tried again"
+    assert read_rows(part)[1]["image"] is None, "as the decoder may fail, too"
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -176,7 +312,7 @@ def test_a_lost_part_is_made_again_from_the_images_that_are_there(
     (output / "images/t2i-1.png").write_bytes(b"another")
     run(0)
     run(1)
-    assert drawn == ["t2i-2", "t2i-1"]
+    assert sorted(drawn) == ["t2i-1", "t2i-2"]
     assert {path: path.read_bytes() for path in first} == first
     drawn.clear()
     generations = output / "generations.jsonl"
@@ -205,19 +341,17 @@ def test_changed_weights_are_refused_before_they_are_loaded(base: Path, tmp_path
 
 def test_heldout_loss_is_the_training_loss_at_fixed_times(pipeline: OmniGen2Pipeline, prompts: list[Prompt]) -> None:
     with_target = prompts[:2]
-    single = heldout_losses(pipeline, with_target, protocol(batch_size=1))
-    assert heldout_losses(pipeline, with_target, protocol(batch_size=5)) == [
+    single = heldout_losses(Conditions(pipeline, protocol(batch_size=1)), with_target)
+    assert heldout_losses(Conditions(pipeline, protocol(batch_size=5)), with_target) == [
         pytest.approx(row, rel=1e-4) for row in single
     ]
     assert [len(row) for row in single] == [3, 3]
     transformer = OmniGen2Transformer2DModel(**CONFIG)  # untrained, it predicts exactly zero
     blank = OmniGen2Pipeline(transformer, pipeline.vae, pipeline.scheduler, pipeline.mllm, pipeline.processor)
-    from omnitune.evaluation.loss import _latent, _noise
-
-    with torch.no_grad():
-        latent = _latent(pipeline, prompts[1].target, protocol())  # type: ignore[arg-type]
-    wanted = [float((latent - _noise(latent, 0, "t2i-1", i)).square().mean()) for i in range(3)]
-    assert heldout_losses(blank, prompts[1:2], protocol())[0] == pytest.approx(wanted, rel=1e-5)
+    latent = Conditions(pipeline, protocol()).latent(prompts[1].target)  # type: ignore[arg-type]
+    noises = [torch.Generator().manual_seed(prompt_seed(0, f"t2i-1/loss/{i}")) for i in range(3)]
+    wanted = [float((latent - torch.randn(latent.shape, generator=noise)).square().mean()) for noise in noises]
+    assert heldout_losses(Conditions(blank, protocol()), prompts[1:2])[0] == pytest.approx(wanted, rel=1e-5)
     assert loss_times(protocol()) == pytest.approx([1 / 6, 0.5, 5 / 6])
 
 
@@ -278,7 +412,8 @@ def test_scores_sum_up_what_was_generated(
     assert scores["means"]["psnr"] == pytest.approx(
         np.mean([row["psnr"] for row in scores["per_prompt"][:2]]), abs=1e-5
     )
-    assert scores["per_prompt"][2] == {"key": "t2i-2", "task_type": "t2i"}
+    assert scores["per_prompt"][2] == {"key": "t2i-2", "task_type": "t2i", "category": None}
+    assert scores["missing"] == 0
     assert scores["by_task_type"]["edit"]["loss"] == scores["per_prompt"][0]["loss"]
     assert [time for time, _ in scores["loss_by_time"]] == loss_times(protocol())
     assert len(read_rows(output / "generations.jsonl")) == 3

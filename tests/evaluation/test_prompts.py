@@ -1,6 +1,7 @@
 """Prompt lists: what is refused, and what the fingerprint of a protocol does and does not see."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from omnitune.config import Benchmark
 from omnitune.evaluation.prompts import (
+    image_seed,
     part_of,
     prompt_images,
     prompt_seed,
@@ -56,7 +58,10 @@ def test_the_prompts_file_may_lie_beside_the_benchmark(tmp_path: Path) -> None:
         (row(key=...), "key: is required and missing"),
         (row(key="../up"), r"key: '\.\./up' is not allowed: it names a file"),
         (row(key=7), "key: 7 is not allowed: input should be a valid string"),
-        (row(key="K0"), r"is that of line 1 already"),
+        (row(key="K0"), r"key: 'K0' is that of .*prompts\.jsonl:1 already"),
+        (row(category="a/b"), r"category: 'a/b' is not allowed: it names a file"),
+        (row(height=32), "height: give height and width, or neither"),
+        (row(height=30, width=32), "height: 30 is not allowed: input should be a multiple of 16"),
         (row(instruction=" "), "instruction: ' ' is not allowed: needs a text"),
         (row(task_type="video"), "task_type: 'video' is not allowed: input should be 't2i', .*'in_context'"),
         (row(input_images=["b.png"]), r"'b\.png': does not exist"),
@@ -123,8 +128,13 @@ def test_the_fingerprint_sees_what_decides_images_and_nothing_else(tmp_path: Pat
         update={"batch_size": 7, "parts": 3, "prompts": "elsewhere.jsonl", "check": "demo_scene"}
     )
     assert protocol_fingerprint(same, prompts) == first
-    for change in ({"seed": 1}, {"num_inference_steps": 3}, {"dtype": "fp32"}, {"negative_prompt": ""}):
+    for change in (
+        *({"seed": 1}, {"seed": [0]}, {"num_inference_steps": 3}, {"dtype": "fp32"}, {"negative_prompt": ""}),
+        *({"align_res": False}, {"images_per_prompt": 2}),
+    ):
         assert protocol_fingerprint(benchmark.model_copy(update=change), prompts) != first
+    for part in ({"size": (32, 64)}, {"key": "k9"}, {"line_key": "k9"}, {"instruction": "other"}):
+        assert protocol_fingerprint(benchmark, [replace(prompts[0], **part)]) != first, part
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "a.png")
     assert protocol_fingerprint(benchmark, prompts) != first
 
@@ -143,7 +153,8 @@ def test_what_images_and_scores_depend_on_is_written_apart(tmp_path: Path) -> No
     protocol, scoring = written()
     assert json.loads(protocol)["fingerprint"] == protocol_fingerprint(benchmark, prompts)
     assert json.loads(protocol)["settings"]["num_inference_steps"] == 50
-    assert json.loads(scoring)["prompts"][0] == {"key": "k1", "task_type": "edit", "expect": expect}
+    facts = {"key": "k1", "task_type": "edit", "category": None, "line_key": "k1", "expect": expect}
+    assert json.loads(scoring)["prompts"][0] == facts
     assert str(tmp_path).encode() not in protocol + scoring
     assert written(parts=3, batch_size=2, prompts="elsewhere") == (protocol, scoring)
     images, scores = written(seed=1)
@@ -162,6 +173,30 @@ def test_images_of_prompts_are_named_once(tmp_path: Path) -> None:
     rows = [row(input_images=["b.png", "a.png"], output_image="a.png"), row(key="k2", task_type="t2i", input_images=[])]
     prompts = read_prompts(write_prompts(tmp_path, rows), tmp_path)
     assert prompt_images(prompts) == [tmp_path / "b.png", tmp_path / "a.png"]
+
+
+def test_each_image_of_a_prompt_is_one_with_a_seed_of_its_own(tmp_path: Path) -> None:
+    benchmark = write_prompts(tmp_path, [row(category="hats", height=32, width=48), row(key="k2")])
+
+    def seeds(**keys: Any) -> dict[str, int]:
+        other = benchmark.model_copy(update=keys)
+        return {prompt.key: image_seed(other, prompt) for prompt in read_prompts(other, tmp_path)}
+
+    alone, several = seeds(seed=3), seeds(seed=[3, 5], images_per_prompt=2)
+    assert list(several) == ["k1-0", "k1-1", "k1-2", "k1-3", "k2-0", "k2-1", "k2-2", "k2-3"]
+    assert len(set(several.values())) == 8
+    assert (several["k1-0"], several["k1-2"]) == (alone["k1"], seeds(seed=5)["k1"]), "more images leave those that were"
+    first = read_prompts(benchmark, tmp_path)[0]
+    assert (first.task, first.size, first.line_key, first.draw) == ("hats", (48, 32), "k1", 0)
+
+
+def test_keys_of_images_may_not_meet(tmp_path: Path) -> None:
+    benchmark = write_prompts(tmp_path, [row(key="a"), row(key="a-1")])
+    assert len(read_prompts(benchmark, tmp_path)) == 2
+    assert len(read_prompts(benchmark.model_copy(update={"images_per_prompt": 2}), tmp_path)) == 4
+    benchmark = write_prompts(tmp_path, [row(key="a"), row(key="A")])
+    with pytest.raises(ValueError, match=r"jsonl:2: key: 'A-0' is that of .*jsonl:1 already"):
+        read_prompts(benchmark.model_copy(update={"images_per_prompt": 2}), tmp_path)
 
 
 def test_seeds_belong_to_prompts() -> None:

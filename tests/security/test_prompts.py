@@ -63,7 +63,7 @@ def test_prompts_without_end_are_refused(project: Path, monkeypatch: pytest.Monk
     Path("prompts.jsonl").write_text(
         "".join(f'{{"key": "k{k}", "task_type": "t2i", "instruction": "b"}}\n' for k in "ab")
     )
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: a benchmark has at most 1 prompts"):
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: a benchmark has at most 1 images"):
         read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
 
 

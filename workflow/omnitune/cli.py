@@ -15,9 +15,10 @@ from omnitune.config.base import MAX_SEED
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.config.yaml_file import read_yaml
 from omnitune.console import job
+from omnitune.evaluation.foreign import as_imported
 from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, SCORES, EvaluatedStep, file_stem
 from omnitune.project import Project
-from omnitune.stages import Experiment, compare_variants
+from omnitune.stages import Experiment, compare_variants, prepare_prompts
 
 logger = logging.getLogger("omnitune")
 
@@ -440,11 +441,14 @@ def evaluate(
     """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
     if ema and not step:
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
-    protocol = load_config(benchmark, Benchmark)
-    evaluation = Experiment.alone(config).evaluation(file_stem(benchmark), protocol, EvaluatedStep(step, ema))
+    name = file_stem(benchmark)
+    protocol = prepare_prompts(name, load_config(benchmark, Benchmark))
+    evaluation = Experiment.alone(config).evaluation(name, protocol, EvaluatedStep(step, ema))
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
     evaluation.score()
+    if protocol.export:
+        evaluation.export()
     logger.info("scores: %s", evaluation.path(SCORES))
 
 
@@ -460,7 +464,8 @@ def report(
     ] = None,
 ) -> None:
     """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
-    protocols = {file_stem(path): load_config(path, Benchmark) for path in benchmark or []}
+    named = {file_stem(path): load_config(path, Benchmark) for path in benchmark or []}
+    protocols = {name: as_imported(name, found) for name, found in named.items()}
     logger.info("report: %s", Experiment.alone(config).report(protocols, output))
 
 

@@ -11,6 +11,7 @@ MANIFEST_FILE = "manifest.json"  # of a base model that the workflow has made: S
 BASE_MANIFEST = f"{PRETRAINED}/{MANIFEST_FILE}"
 PROTOCOL = "resources/benchmarks/{benchmark}/protocol.json"
 SCORING = "resources/benchmarks/{benchmark}/scoring.json"
+IMPORTED = "resources/benchmarks/{benchmark}/imported/prompts.jsonl"  # of a foreign format, in ours; images beside it
 
 PREPARED = "prepared/{dataset}"
 VALIDATION = f"{PREPARED}/validation"
@@ -50,6 +51,7 @@ EVALUATION = f"{EVALUATIONS}/{{benchmark}}"
 PART = f"{EVALUATION}/parts/{{part}}.jsonl"
 SCORES_FILE, GENERATIONS_FILE = "scores.json", "generations.jsonl"  # of an evaluation, all parts together
 SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS_FILE}"
+OFFICIAL = f"{EVALUATION}/official"  # the same images as the scorer of the prompts' format reads them
 PROMPTS_FILE = "prompts.jsonl"  # of images that are drawn while training
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "generations", "metrics")]

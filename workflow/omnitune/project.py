@@ -16,6 +16,7 @@ from omnitune.config.sources import Source, sources_of
 from omnitune.config.variants import variants_of
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
+from omnitune.evaluation.foreign import as_imported, is_foreign, source_files
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
 from omnitune.io.storage import is_url
 from omnitune.io.weights import read_header
@@ -73,7 +74,8 @@ class Project:
     Attributes:
         experiments: options by experiment name.
         options_files: options file by experiment name.
-        benchmarks: protocols by benchmark name, sorted.
+        benchmarks: protocols by benchmark name, sorted; prompts in another format than ours are where they are imported.
+        foreign: those of them whose prompts are in another format, as their files say it.
         starts: starting weights by experiment name.
         variants: of a sweep, by experiment name: its keys and their values.
         swept: name of the experiment that they are variants of; None without a sweep.
@@ -83,6 +85,7 @@ class Project:
     experiments: dict[str, ExperimentOptions]
     options_files: dict[str, Path]
     benchmarks: dict[str, Benchmark]
+    foreign: dict[str, Benchmark]
     starts: dict[str, StartingWeights]
     variants: dict[str, dict[str, Any]]
     swept: str | None
@@ -107,17 +110,19 @@ class Project:
                     f"{path}: name: {options.name!r} is also the name in {files[options.name]}. Rename one."
                 )
             experiments[options.name], files[options.name] = options, path
-        benchmarks: dict[str, Benchmark] = {}
+        named: dict[str, Benchmark] = {}
         for path in sorted(map(Path, workflow.benchmarks), key=file_stem):
             name = file_stem(path)
-            if name in benchmarks:
+            if name in named:
                 raise ConfigError(
                     f"{where}: benchmarks: two files are called {name!r}; a benchmark's name is its file's."
                 )
-            benchmarks[name] = load_config(path, Benchmark)
+            named[name] = load_config(path, Benchmark)
+        benchmarks = {name: as_imported(name, benchmark) for name, benchmark in named.items()}
+        foreign = {name: benchmark for name, benchmark in named.items() if is_foreign(benchmark)}
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         variants = {name: keys for name, (_, keys) in made.items()}
-        project = cls(experiments, files, benchmarks, starts, variants, swept, workflow.shards_url)
+        project = cls(experiments, files, benchmarks, foreign, starts, variants, swept, workflow.shards_url)
         project._check_names()
         project._check_models()
         project._check_datasets()
@@ -188,7 +193,9 @@ class Project:
             self.starting_adapter(name)
             self._read_start(name)
         for name, benchmark in self.benchmarks.items():
-            if not self.drawn([benchmark.prompts]):
+            if name in self.foreign:
+                self.prompt_sources(name)
+            elif not self.drawn([benchmark.prompts]):
                 self.prompts(name)
 
     def _read_start(self, experiment: str) -> None:
@@ -263,6 +270,18 @@ class Project:
         for path in prompt_images(prompts):
             require_safe(path, config.prompts)
         return prompts
+
+    @cache  # noqa: B019  (a project lives as long as its process)
+    def prompt_sources(self, benchmark: str) -> list[str]:
+        """The files of prompts in another format than ours; ValueError for what is wrong in them, or unsafe names."""
+        config = self.foreign[benchmark]
+        try:
+            files = source_files(config)
+        except ValueError as error:
+            raise ConfigError(f"benchmark {benchmark!r}: {error}") from None
+        for path in files:
+            require_safe(path, config.prompts)
+        return [str(path) for path in files]
 
     def download_cache(self, model: str) -> str | None:
         """Where a base model is downloaded to; None for the library's own place."""
@@ -420,6 +439,8 @@ class Project:
     def listed(self, benchmark: str) -> Phases:
         """Up to a benchmark's prompts."""
         before = self.drawn([self.benchmarks[benchmark].prompts])
+        if benchmark in self.foreign:
+            before = (Phase.of("import_prompts", benchmark=benchmark),)
         return (*before, Phase.of("prepare_benchmark", benchmark=benchmark))
 
     @cache  # noqa: B019  (a project lives as long as its process)

@@ -22,6 +22,7 @@ from omnitune.paths import (
     EVALUATIONS,
     EXPERIMENT,
     INDEX,
+    OFFICIAL,
     PART,
     PREPARED,
     REPORT,
@@ -189,6 +190,26 @@ class Evaluation:
         prompts, folder = read_prompts(self.benchmark, Path()), self.path(EVALUATION)
         weights = describe_weights(self.weights)
         score(self.benchmark, prompts, self.parts, folder, name=self.name, step=self.step, weights=weights)
+
+
+    def export(self) -> None:
+        """Lays out the images for the scorer of the prompts' format, as the benchmark asks."""
+        from omnitune.evaluation.official import export_images
+        from omnitune.evaluation.prompts import read_prompts
+
+        prompts, output = read_prompts(self.benchmark, Path()), self.path(OFFICIAL)
+        method = f"{self.experiment}-{self.step}"
+        export_images(self.benchmark, prompts, self.path(EVALUATION), output, method)
+
+
+def prepare_prompts(name: str, benchmark: Benchmark) -> Benchmark:
+    """The benchmark with its prompts in our format, which are written anew where they are in another."""
+    from omnitune.evaluation.foreign import as_imported, import_prompts, is_foreign
+
+    imported = as_imported(name, benchmark)
+    if is_foreign(benchmark):
+        import_prompts(benchmark, Path(imported.prompts))
+    return imported
 
 
 def prepare_base(project: Project, model: str, folder: Path) -> None:

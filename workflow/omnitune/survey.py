@@ -107,6 +107,8 @@ def _lost_images(generations: Path, parts: str) -> Iterator[str]:
     if generations.is_file():
         for line in generations.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            if row["image"] is None:  # it failed
+                continue
             path = generations.parent / row["image"]
             problem = _problem(path, row, generations)
             if problem:

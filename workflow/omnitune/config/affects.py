@@ -20,7 +20,7 @@ Stage = Literal[
     "groups",  # which encodings are made together [encode_dataset]
     "weights",  # what a training comes to; checkpoints are bound to it [prepare_training]
     "checkpoints",  # at which steps a training saves, and its last step [train_experiment]
-    "evaluations",  # which checkpoints are converted and evaluated, and to which formats
+    "evaluations",  # which checkpoints are converted and evaluated, to which formats, and in which layouts images are
     "conversions",  # how converted weights are written [convert_checkpoint]
     "images",  # what a benchmark draws and its held-out losses [prepare_benchmark]
     "parts",  # how its prompts are cut into jobs [generate_images]

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section, Seed
-from omnitune.config.choices import CHECKS, MEASURES, OneOf
+from omnitune.config.choices import CHECKS, MEASURES, PROMPT_FORMATS, OneOf
 
 
 class Benchmark(Section):
@@ -16,23 +16,45 @@ class Benchmark(Section):
         str,
         Field(
             description="A .jsonl file, one prompt a line: `key` (unique), `task_type`, `instruction`, optional `input_images`, "
-            "`output_image` (the target) and `expect` (the known scene, for `check: demo_scene`). Image paths as in samples."
+            "`output_image` (the target), `category` (by which scores are told apart in place of the task type), `height` and "
+            "`width`, and `expect` (the known scene, for `check: demo_scene`). Image paths as in samples. Or the file or "
+            "folder of another `format`."
         ),
         NAMES,
     ]
+    format: Annotated[
+        Annotated[str, OneOf(PROMPT_FORMATS)],
+        Field(
+            description="What `prompts` is. `our`: the .jsonl above. As published: `geneval` (evaluation_metadata.jsonl), "
+            "`dpg` (folder of .txt), `gedit` and `omnicontext` (parquet, or a folder that Hugging Face datasets has saved, "
+            "images inside), `imgedit` (.json; images below image_root)."
+        ),
+        NAMES,
+    ] = "our"
+    language: Annotated[
+        Annotated[str, Field(pattern=r"[A-Za-z][A-Za-z_-]{0,19}")] | None,
+        Field(description="Of `gedit` and `omnicontext`: rows of this instruction_language alone (`en`, `cn`). null: all."),
+        NAMES,
+    ] = None
     image_root: Annotated[
         str | None,
         Field(
-            description="Folder below which alone the prompts' images may lie, links followed. "
-            "null: below the working directory and the prompts' own folder."
+            description="Folder below which alone the prompts' images may lie, links followed. null: below the working "
+            "directory and the prompts' own folder. Of `imgedit`: the folder of the originals; null: that of the .json."
         ),
         NOTHING,
     ] = None
     seed: Annotated[
-        Seed,
-        Field(description="Seed of the starting noise, below 2^63; each prompt derives its own from it."),
+        Seed | Annotated[list[Seed], Field(min_length=1, max_length=100)],
+        Field(
+            description="Seed of the starting noise, below 2^63; each prompt derives its own from it. A list: each prompt is "
+            "drawn with each."
+        ),
         Affects("images"),
     ] = 0
+    images_per_prompt: Annotated[
+        int, Field(ge=1, le=100, description="Images of each prompt and seed, from different noise."), Affects("images")
+    ] = 1
     num_inference_steps: Annotated[int, Field(ge=1, description="Sampling steps."), Affects("images")] = 50
     scheduler: Annotated[Literal["euler", "dpmsolver++"], Field(description="Sampler."), Affects("images")] = "euler"
     text_guidance_scale: Annotated[
@@ -53,14 +75,19 @@ class Benchmark(Section):
     ] = None
     height: Annotated[
         int,
-        Field(ge=16, multiple_of=16, description="Height of images in pixels, where no input sets it."),
+        Field(ge=16, multiple_of=16, description="Height of images in pixels, where neither prompt nor input sets it."),
         Affects("images"),
     ] = 1024
     width: Annotated[
         int,
-        Field(ge=16, multiple_of=16, description="Width of images in pixels, where no input sets it."),
+        Field(ge=16, multiple_of=16, description="Width of images in pixels, where neither prompt nor input sets it."),
         Affects("images"),
     ] = 1024
+    align_res: Annotated[
+        bool,
+        Field(description="An image with exactly one input has the input's size, within the limits."),
+        Affects("images"),
+    ] = True
     max_pixels: Annotated[
         int,
         Field(ge=256, description="Limit of input and output images in pixels (width x height)."),
@@ -75,6 +102,14 @@ class Benchmark(Section):
     batch_size: Annotated[
         int, Field(ge=1, description="Prompts sampled together; changes no image beyond rounding."), NOTHING
     ] = 1
+    export: Annotated[
+        Literal["official"] | None,
+        Field(
+            description="`official`: writes the images a second time, as the scorer of the `format` reads them, to "
+            "experiments/{experiment}/evaluation/{step}/{benchmark}/official."
+        ),
+        Affects("evaluations"),
+    ] = None
     parts: Annotated[int, Field(ge=1, description="Into how many jobs the prompts are split."), Affects("parts")] = 1
     loss_timesteps: Annotated[
         int,
@@ -108,6 +143,38 @@ class Benchmark(Section):
         if self.primary == "loss" and not self.loss_timesteps:
             raise ValueError(
                 "primary: 'loss' is not measured with loss_timesteps: 0; raise that, or take another measure"
+            )
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that each prompt is drawn with."""
+        return self.seed if isinstance(self.seed, list) else [self.seed]
+
+    @property
+    def draws(self) -> int:
+        """How many images each prompt has."""
+        return len(self.seeds) * self.images_per_prompt
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seed: {self.seed} is not allowed: needs seeds that differ")
+        return self
+
+    @model_validator(mode="after")
+    def _format_fits(self) -> Self:
+        form = PROMPT_FORMATS[self.format]
+        if self.language and not form.has_languages:
+            raise ValueError(f"language: rows of `format: {self.format}` name none. Take the key out")
+        if self.export and not form.layout:
+            known = ", ".join(name for name, entry in PROMPT_FORMATS.items() if entry.layout)
+            raise ValueError(f"export: `format: {self.format}` has no official scorer; those that have: {known}")
+        if self.export and form.draws and self.draws not in form.draws:
+            wanted = " or ".join(map(str, form.draws))
+            raise ValueError(
+                f"export: the scorer of `format: {self.format}` reads {wanted} images of a prompt, not {self.draws} "
+                "(images_per_prompt x seeds). Change these, or take `export` out"
             )
         return self
 

@@ -85,6 +85,34 @@ class ImageFormat:
 
 
 @dataclass(frozen=True)
+class PromptFormat:
+    """A form that prompts are published in, and the layout in which its scorer reads images.
+
+    Attributes:
+        reader: `module:name` of a function of a Benchmark to its SourcePrompts; None for our own .jsonl.
+        layout: `module:name` of a function of a prompt's LaidOut to the files that the scorer reads; None where there
+            is no such scorer.
+        draws: how many images of a prompt it takes; empty for any number.
+        has_languages: whether rows name the language of their instruction.
+    """
+
+    reader: str | None = None
+    layout: str | None = None
+    draws: tuple[int, ...] = ()
+    has_languages: bool = False
+
+    def load_reader(self) -> Any:
+        """The reader."""
+        assert self.reader
+        return resolve_name(self.reader)
+
+    def load_layout(self) -> Any:
+        """The function that lays out."""
+        assert self.layout
+        return resolve_name(self.layout)
+
+
+@dataclass(frozen=True)
 class Measure:
     """A figure of a generated image, and how the report shows it.
 
@@ -148,4 +176,15 @@ MEASURES = {
 }
 CHECKS = {
     "demo_scene": Check("omnitune.demo.check:check_scene", "omnitune.demo.expectation:Expectation"),
+}
+_FORMATS = "omnitune.evaluation.formats"
+PROMPT_FORMATS = {
+    "our": PromptFormat(),
+    "geneval": PromptFormat(f"{_FORMATS}.geneval:read", f"{_FORMATS}.geneval:lay_out"),
+    "dpg": PromptFormat(f"{_FORMATS}.dpg:read", f"{_FORMATS}.dpg:lay_out", draws=(1, 4)),
+    "gedit": PromptFormat(f"{_FORMATS}.gedit:read", f"{_FORMATS}.gedit:lay_out", draws=(1,), has_languages=True),
+    "imgedit": PromptFormat(f"{_FORMATS}.imgedit:read", f"{_FORMATS}.imgedit:lay_out", draws=(1,)),
+    "omnicontext": PromptFormat(
+        f"{_FORMATS}.omnicontext:read", f"{_FORMATS}.omnicontext:lay_out", draws=(1,), has_languages=True
+    ),
 }

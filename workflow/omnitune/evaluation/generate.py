@@ -8,21 +8,16 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from omnitune.config import Benchmark
 from omnitune.console import Progress
 from omnitune.conversion.tensors import PRECISIONS
+from omnitune.evaluation.conditions import Conditions
 from omnitune.evaluation.loss import heldout_losses, loss_times
-from omnitune.evaluation.prompts import (
-    Prompt,
-    negative_prompt,
-    open_image,
-    part_of,
-    prompt_seed,
-    protocol_fingerprint,
-    read_prompts,
-)
+from omnitune.evaluation.prompts import Prompt, image_seed, part_of, protocol_fingerprint, read_prompts
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, require_there
+from omnitune.images.resize import to_pil
 from omnitune.io.files import atomic_path, is_whole, json_line, lock, sealed, sha256_of, write_text
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
@@ -91,11 +86,20 @@ def generate_part(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all prompts of one call have in common."""
+    """What all prompts of one call have in common.
+
+    Attributes:
+        benchmark: the protocol.
+        conditions: of its images, with the pipeline.
+        output: evaluation/{step}/{benchmark}.
+        ledger: where each image is noted as soon as it is drawn.
+        weights, protocol: what they are drawn with.
+    """
 
     benchmark: Benchmark
-    pipeline: OmniGen2Pipeline
+    conditions: Conditions
     output: Path
+    ledger: Path
     weights: dict[str, Any]
     protocol: str
 
@@ -114,7 +118,8 @@ def generate(
 
     A prompt's image depends on its key, the protocol and the weights alone, not on batch size, parts or order (but for
     the rounding of batched matrix products). Images that are there, of the same protocol and weights, are kept: those
-    of an interrupted run, and those of a finished one of which something was lost.
+    of an interrupted run, and those of a finished one of which something was lost. An image whose numbers are not
+    finite is none: its row says so, and it is not written.
 
     Args:
         benchmark: the protocol; `parts` says into how many jobs the prompts are cut.
@@ -128,32 +133,47 @@ def generate(
     Returns:
         The path of parts/{part}.jsonl.
     """
-    job = _Job(benchmark, pipeline, Path(output), weights, protocol_fingerprint(benchmark, prompts))
     own = part_of(prompts, part, benchmark.parts)
-    final = job.output / "parts" / f"{part}.jsonl"
+    output = Path(output)
+    final = output / "parts" / f"{part}.jsonl"
+    ledger, protocol = final.with_name(f".{part}.unfinished.jsonl"), protocol_fingerprint(benchmark, prompts)
     with lock(
         final.with_name(f".{part}.lock"), f"{final}: another process is drawing this part. Wait for it or stop it."
     ):
-        _draw_part(job, own, final, name)
+        conditions = Conditions(pipeline, benchmark)
+        _draw_part(_Job(benchmark, conditions, output, ledger, weights, protocol), own, final, name)
     return final
 
 
 def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None:
-    """Draws what is not there yet, noting each batch in a ledger of its own, which becomes `final`."""
-    benchmark, ledger = job.benchmark, final.with_name(f".{final.stem}.unfinished.jsonl")
-    rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, ledger))
+    """Draws what is not there yet, noting each image in a ledger of its own, and writes all rows as `final`."""
+    rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, job.ledger))
     left = [prompt for prompt in own if prompt.key not in rows]
-    write_text(ledger, "".join(map(json_line, rows.values())))
+    left.sort(key=lambda prompt: _shape(prompt, job.benchmark))
+    write_text(job.ledger, "".join(map(json_line, rows.values())))
     with Progress(f"generate {name or job.output.name}", len(own), "images", len(own) - len(left)) as progress:
-        for start in range(0, len(left), benchmark.batch_size):
-            batch = left[start : start + benchmark.batch_size]
-            made = _generate_batch(job, batch)
-            rows |= {row["key"]: row for row in made}
-            with ledger.open("a", encoding="utf-8") as file:
-                file.writelines(map(json_line, made))
+        for start in range(0, len(left), job.benchmark.batch_size):
+            batch = left[start : start + job.benchmark.batch_size]
+            rows |= {row["key"]: row for row in _generate_batch(job, batch)}
             progress.advance(len(batch))
     write_text(final, "".join(json_line(rows[prompt.key]) for prompt in own))
-    ledger.unlink()
+    job.ledger.unlink()
+
+
+def _shape(prompt: Prompt, benchmark: Benchmark) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
+    """Number of references and sizes: prompts of one shape are drawn together, and those of one line after each other."""
+    inputs = []
+    for path in prompt.input_images:
+        with Image.open(path) as image:  # its header
+            inputs.append(image.size)
+    return len(inputs), _asked_size(prompt, benchmark) or inputs[0], inputs
+
+
+def _asked_size(prompt: Prompt, benchmark: Benchmark) -> tuple[int, int] | None:
+    """(width, height) in pixels of a prompt's image; None where that is its input's."""
+    if benchmark.align_res and len(prompt.input_images) == 1:
+        return None
+    return prompt.size or (benchmark.width, benchmark.height)
 
 
 def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -174,45 +194,68 @@ def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, d
 
 
 def _generate_batch(job: _Job, batch: Sequence[Prompt]) -> list[dict[str, Any]]:
-    benchmark = job.benchmark
-    images = _sample(job, batch)
-    with_target = [prompt for prompt in batch if prompt.target and benchmark.loss_timesteps]
-    losses = heldout_losses(job.pipeline, with_target, benchmark) if with_target else []
+    """Draws images and measures held-out losses; gives the images' rows."""
+    latents = _sample(job, batch)
+    with_target = [prompt for prompt in batch if prompt.target and job.benchmark.loss_timesteps]
+    losses = heldout_losses(job.conditions, with_target) if with_target else []
     by_key = {prompt.key: values for prompt, values in zip(with_target, losses, strict=True)}
-    rows = []
-    for prompt, image in zip(batch, images, strict=True):
-        path = job.output / "images" / f"{prompt.key}.png"
-        with atomic_path(path) as temporary:
-            image.save(temporary, format="PNG")
-        rows.append(
-            sealed(
-                {
-                    "key": prompt.key,
-                    "task_type": prompt.task_type,
-                    "instruction": prompt.instruction,
-                    "image": f"images/{prompt.key}.png",
-                    "sha256": sha256_of(path),
-                    "size": list(image.size),
-                    "seed": prompt_seed(benchmark.seed, prompt.key),
-                    "losses": by_key.get(prompt.key),
-                    "loss_times": loss_times(benchmark) if prompt.key in by_key else None,
-                    "weights": job.weights,
-                    "protocol": job.protocol,
-                }
-            )
-        )
-    return rows
+    return [_keep(job, *drawn, by_key) for drawn in zip(batch, latents, strict=True)]
 
 
-def _sample(job: _Job, batch: Sequence[Prompt]) -> list[Image.Image]:
-    benchmark = job.benchmark
-    seeds = [prompt_seed(benchmark.seed, prompt.key) for prompt in batch]
-    result: Any = job.pipeline(
-        prompt=[prompt.instruction for prompt in batch],
-        negative_prompt=negative_prompt(benchmark),
-        input_images=[[open_image(path) for path in prompt.input_images] for prompt in batch],
-        height=benchmark.height,
-        width=benchmark.width,
+def _keep(job: _Job, prompt: Prompt, latent: Tensor, losses: dict[str, list[float]]) -> dict[str, Any]:
+    """Writes an image and notes it in the ledger; gives its row."""
+    image, name = _decode(job, prompt, latent), f"images/{prompt.key}.png"
+    row = {
+        "key": prompt.key,
+        "task_type": prompt.task_type,
+        "category": prompt.category,
+        "instruction": prompt.instruction,
+        "image": name if image else None,
+        "sha256": None,
+        "size": list(image.size) if image else None,
+        "seed": image_seed(job.benchmark, prompt),
+        "losses": losses.get(prompt.key),
+        "loss_times": loss_times(job.benchmark) if prompt.key in losses else None,
+        "weights": job.weights,
+        "protocol": job.protocol,
+    }
+    if image is None:
+        (job.output / name).unlink(missing_ok=True)
+        return _noted(job, {**row, "failed": "its numbers are not finite"})
+    with atomic_path(job.output / name) as temporary:
+        image.save(temporary, format="PNG")
+        # before the image has its name: one that is there is never drawn again
+        return _noted(job, {**row, "sha256": sha256_of(temporary)})
+
+
+def _noted(job: _Job, row: dict[str, Any]) -> dict[str, Any]:
+    row = sealed(row)
+    with job.ledger.open("a", encoding="utf-8") as file:
+        file.write(json_line(row))
+    return row
+
+
+@torch.no_grad()
+def _decode(job: _Job, prompt: Prompt, latent: Tensor) -> Image.Image | None:
+    """The image of a latent; None where one of its numbers is not finite, of which a picture would be made all the same."""
+    if not latent.isfinite().all():
+        return None
+    pixels = job.conditions.pipeline.decode_latent(latent, _asked_size(prompt, job.benchmark))
+    return to_pil(pixels) if pixels.isfinite().all() else None
+
+
+def _sample(job: _Job, batch: Sequence[Prompt]) -> list[Tensor]:
+    """The latents [C, h, w] of a batch."""
+    benchmark, conditions = job.benchmark, job.conditions
+    seeds = [image_seed(benchmark, prompt) for prompt in batch]
+    sizes = [prompt.size or (benchmark.width, benchmark.height) for prompt in batch]
+    result: Any = conditions.pipeline(
+        prompt_embeds=[conditions.text(prompt.instruction) for prompt in batch],
+        negative_prompt_embeds=[conditions.negative] * len(batch),
+        input_images=[[conditions.posterior(path) for path in prompt.input_images] for prompt in batch],
+        height=[height for _, height in sizes],
+        width=[width for width, _ in sizes],
+        align_res=benchmark.align_res,
         num_inference_steps=benchmark.num_inference_steps,
         text_guidance_scale=benchmark.text_guidance_scale,
         image_guidance_scale=benchmark.image_guidance_scale,
@@ -220,5 +263,6 @@ def _sample(job: _Job, batch: Sequence[Prompt]) -> list[Image.Image]:
         max_pixels=benchmark.max_pixels,
         max_input_image_side_length=benchmark.max_side_length,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: equal on every device
+        output_type="latent",
     )
     return list(result.images)

@@ -5,14 +5,13 @@ are evenly spread. So two sets of weights can be compared by it to the last digi
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.prompts import Prompt, open_image, prompt_seed
-from omnitune.images.resize import resize, target_size, to_tensor
+from omnitune.evaluation.conditions import Conditions
+from omnitune.evaluation.prompts import Prompt, image_seed
 from omnitune.models import OmniGen2Pipeline
 from omnitune.training.flow_matching import Conditioned, velocity_errors
 
@@ -24,30 +23,29 @@ def loss_times(benchmark: Benchmark) -> list[float]:
 
 
 @torch.no_grad()
-def heldout_losses(pipeline: OmniGen2Pipeline, prompts: Sequence[Prompt], benchmark: Benchmark) -> list[list[float]]:
+def heldout_losses(conditions: Conditions, prompts: Sequence[Prompt]) -> list[list[float]]:
     """Mean squared error of the predicted velocity, per prompt and time.
 
     Args:
-        pipeline: on its device.
+        conditions: of the benchmark, which says seed, sizes, loss_timesteps and batch_size.
         prompts: each with a target.
-        benchmark: seed, sizes, loss_timesteps and batch_size.
 
     Returns:
         One list of `loss_timesteps` losses per prompt; a prompt's are the same whatever it is batched with, but for rounding.
     """
+    benchmark = conditions.benchmark
     times = loss_times(benchmark)
-    texts = pipeline.encode_prompt([prompt.instruction for prompt in prompts])
     work: list[tuple[Conditioned, float]] = []
-    for prompt, text in zip(prompts, texts, strict=True):
+    for prompt in prompts:
         assert prompt.target is not None
-        target = _latent(pipeline, prompt.target, benchmark)
-        references = [_latent(pipeline, image, benchmark) for image in prompt.input_images]
+        target, text = conditions.latent(prompt.target), conditions.text(prompt.instruction)
+        references = [conditions.latent(image) for image in prompt.input_images]
         for number, time in enumerate(times):
-            noise = _noise(target, benchmark.seed, prompt.key, number)
+            noise = _noise(target, image_seed(benchmark, prompt, f"/loss/{number}"))
             work.append((Conditioned(target, references, text, noise), time))
     losses: list[float] = []
     for start in range(0, len(work), benchmark.batch_size):
-        losses += _losses(pipeline, work[start : start + benchmark.batch_size])
+        losses += _losses(conditions.pipeline, work[start : start + benchmark.batch_size])
     return [losses[i : i + len(times)] for i in range(0, len(losses), len(times))]
 
 
@@ -58,16 +56,6 @@ def _losses(pipeline: OmniGen2Pipeline, work: Sequence[tuple[Conditioned, float]
     return [round(error / sample.target.numel(), 8) for error, sample in zip(errors, samples, strict=True)]
 
 
-def _noise(target: Tensor, seed: int, key: str, number: int) -> Tensor:
-    generator = torch.Generator().manual_seed(prompt_seed(seed, f"{key}/loss/{number}"))
+def _noise(target: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(target.shape, generator=generator).to(target)
-
-
-def _latent(pipeline: OmniGen2Pipeline, path: Path, benchmark: Benchmark) -> Tensor:
-    """The latent [C, h, w] of an image, float32: the mode of its posterior, shifted and scaled."""
-    image = open_image(path)
-    size = target_size(*image.size, benchmark.max_pixels, benchmark.max_side_length, pipeline.size_multiple)
-    vae = pipeline.vae
-    pixels = to_tensor(resize(image, size))[None].to(pipeline._execution_device, vae.dtype)
-    mode = vae.encode(pixels).latent_dist.mode()[0].float()
-    return (mode - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -28,6 +28,7 @@ ImagePath = Annotated[str, Field(min_length=1)]
 MAX_PROMPTS = 100_000
 MAX_PROMPTS_BYTES = 256_000_000
 MAX_INSTRUCTION = 20_000  # characters; the text encoder reads about a thousand tokens
+MAX_SIDE = 16_384  # pixels; more than any of the model's position tables has
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
 ItemT = TypeVar("ItemT")
@@ -42,7 +43,10 @@ class PromptLine(Section):
         instruction: what the model is asked.
         input_images: paths of the references: none for text to image, else 1 to MAX_INPUT_IMAGES.
         output_image: path of the target, if there is one.
+        category: a name of one's own, by which scores are told apart in place of the task type.
+        height, width: of the image in pixels, both or none; the benchmark's otherwise.
         expect: the known scene, in the values that the benchmark's check reads.
+        official: what the layout of another format takes from it; an import writes it.
     """
 
     key: str
@@ -50,14 +54,24 @@ class PromptLine(Section):
     instruction: str
     input_images: list[ImagePath] | None = None
     output_image: ImagePath | None = None
+    category: str | None = None
+    height: Annotated[int, Field(ge=16, le=MAX_SIDE, multiple_of=16)] | None = None
+    width: Annotated[int, Field(ge=16, le=MAX_SIDE, multiple_of=16)] | None = None
     expect: dict[str, Any] | None = None
+    official: dict[str, Any] | None = None
 
-    @field_validator("key")
+    @field_validator("key", "category")
     @classmethod
-    def _names_a_file(cls, key: str) -> str:
-        if not SAFE_KEY.fullmatch(key):
+    def _names_a_file(cls, name: str | None) -> str | None:
+        if name is not None and not SAFE_KEY.fullmatch(name):
             raise ValueError("it names a file; take letters, digits, `_`, `.` and `-`, at most 120, no sign first")
-        return key
+        return name
+
+    @model_validator(mode="after")
+    def _has_two_sides(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height: give height and width, or neither")
+        return self
 
     @field_validator("instruction")
     @classmethod
@@ -77,7 +91,7 @@ class PromptLine(Section):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of a benchmark.
+    """One prompt of a benchmark; of several images of a line, each is a prompt.
 
     Attributes:
         key: unique; the image's file name.
@@ -86,6 +100,11 @@ class Prompt:
         input_images: paths of the references.
         target: path of the image that the result is compared with, if there is one.
         expect: the known scene, for the benchmark's check.
+        category: by which scores are told apart in place of the task type, if there is one.
+        size: (width, height) of the image in pixels, where the line says it.
+        official: what the layout of the benchmark's format takes from it.
+        line_key: the key on its line, which all images of the line share.
+        draw: which of these it is, from 0.
     """
 
     key: str
@@ -94,6 +113,20 @@ class Prompt:
     input_images: tuple[Path, ...] = ()
     target: Path | None = None
     expect: dict[str, Any] | None = None
+    category: str | None = None
+    size: tuple[int, int] | None = None
+    official: dict[str, Any] | None = None
+    line_key: str = ""
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.line_key:
+            object.__setattr__(self, "line_key", self.key)
+
+    @property
+    def task(self) -> str:
+        """By what scores are told apart."""
+        return self.category or self.task_type
 
 
 def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
@@ -113,24 +146,42 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
     if path.stat().st_size > MAX_PROMPTS_BYTES:
         raise ValueError(f"{path}: has more than {MAX_PROMPTS_BYTES} bytes. Take prompts out of the file.")
     prompts: list[Prompt] = []
-    seen: dict[str, int] = {}
-    for number, content in read_objects(path):
-        where = f"{path}:{number}"
-        if len(prompts) >= MAX_PROMPTS:
-            raise ValueError(f"{where}: a benchmark has at most {MAX_PROMPTS} prompts. Take lines out of the file.")
-        prompt = _prompt(_checked_line(content, where), where, path.parent)
+    rows = ((f"{path}:{number}", content) for number, content in read_objects(path))
+    for where, line in checked_lines(rows, benchmark.draws):
+        prompt = _prompt(line, where, path.parent)
         _require_below(prompt, benchmark, path.parent, where)
-        # case is no difference to some file systems
-        earlier = seen.setdefault(prompt.key.casefold(), number)
-        if earlier != number:
-            raise ValueError(f"{where}: key: {prompt.key!r} is that of line {earlier} already; keys must be unique.")
         if benchmark.check:
             model = CHECKS[benchmark.check].load_expectation()
             check_config(prompt.expect or {}, model, f"{where}: expect, which `check: {benchmark.check}` reads")
-        prompts.append(prompt)
+        prompts += [replace(prompt, key=key, draw=draw) for draw, key in enumerate(_keys(line.key, benchmark.draws))]
     if not prompts:
         raise ValueError(f"{path}: holds no prompts.")
     return prompts
+
+
+def checked_lines(rows: Iterable[tuple[str, dict[str, Any]]], draws: int) -> Iterator[tuple[str, PromptLine]]:
+    """The lines of a prompt list, with where each stands; ValueError for what is wrong on one, or between them.
+
+    Args:
+        rows: where each stands, and what it holds.
+        draws: how many images there are of each.
+    """
+    seen: dict[str, str] = {}
+    for number, (where, content) in enumerate(rows, start=1):
+        if number * draws > MAX_PROMPTS:
+            raise ValueError(f"{where}: a benchmark has at most {MAX_PROMPTS} images. Take prompts out.")
+        line = _checked_line(content, where)
+        for key in _keys(line.key, draws):
+            # case is no difference to some file systems
+            earlier = seen.setdefault(key.casefold(), where)
+            if earlier != where:
+                raise ValueError(f"{where}: key: {key!r} is that of {earlier} already; keys must be unique.")
+        yield where, line
+
+
+def _keys(key: str, draws: int) -> list[str]:
+    """The keys of all images of a line."""
+    return [key] if draws == 1 else [f"{key}-{draw}" for draw in range(draws)]
 
 
 def _checked_line(content: dict[str, Any], where: str) -> PromptLine:
@@ -176,6 +227,8 @@ def protocol_of(benchmark: Benchmark, prompts: Sequence[Prompt]) -> dict[str, An
             "instruction": prompt.instruction,
             "input_images": [sha256_of(image) for image in prompt.input_images],
             "target": sha256_of(prompt.target) if prompt.target else None,
+            "size": prompt.size,
+            "seed": image_seed(benchmark, prompt),
         }
         for prompt in prompts
     ]
@@ -185,7 +238,8 @@ def protocol_of(benchmark: Benchmark, prompts: Sequence[Prompt]) -> dict[str, An
 def write_protocol(benchmark: Benchmark, prompts: Sequence[Prompt], protocol: Path, scoring: Path) -> None:
     """Writes what a benchmark has been read as: all that decides images and losses, and what scores depend on beside them."""
     content = protocol_of(benchmark, prompts)
-    facts = [{"key": prompt.key, "task_type": prompt.task_type, "expect": prompt.expect} for prompt in prompts]
+    names = ("key", "task_type", "category", "line_key", "expect")
+    facts = [{name: getattr(prompt, name) for name in names} for prompt in prompts]
     with lock_folder(protocol.parent):
         write_json(protocol, {"fingerprint": protocol_fingerprint(benchmark, prompts), **content})
         write_json(scoring, {**keys_affecting(benchmark, "scores"), "prompts": facts})
@@ -211,6 +265,16 @@ def negative_prompt(benchmark: Benchmark) -> str:
 def prompt_seed(seed: int, key: str) -> int:
     """A prompt's own seed, 63 bits, from the benchmark's seed and its key: independent of batches, parts and order."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") >> 1
+
+
+def image_seed(benchmark: Benchmark, prompt: Prompt, use: str = "") -> int:
+    """The seed of an image's starting noise; with `use` that of something else that is drawn for it.
+
+    The first image with a seed is the same however many there are of a prompt, and however many seeds.
+    """
+    seed, image = divmod(prompt.draw, benchmark.images_per_prompt)
+    name = f"{prompt.line_key}#{image}" if image else prompt.line_key  # no key has this sign
+    return prompt_seed(benchmark.seeds[seed], name + use)
 
 
 def open_image(path: Path | str) -> Image.Image:
@@ -245,4 +309,8 @@ def _prompt(line: PromptLine, where: str, folder: Path) -> Prompt:
         ),
         target=_find(target, folders, f"{where}: output_image: {target!r}") if target else None,
         expect=line.expect,
+        category=line.category,
+        size=(line.width, line.height) if line.width and line.height else None,
+        official=line.official,
+        line_key=line.key,
     )

@@ -22,16 +22,25 @@ def read_scores(folder: Path) -> dict[str, Any]:
 
 
 def read_generations(folder: Path, scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of generations.jsonl by key; ValueError where they or their images are not those that were scored."""
+    """Rows of generations.jsonl by key; ValueError where they or their images are not those that were scored.
+
+    The row of an image that failed has `image` null, and says why (`failed`).
+    """
     path = folder / GENERATIONS_FILE
     if not path.is_file() or sha256_of(path) != scores["generations_sha256"]:
         problem = "was changed after it was written" if path.is_file() else "is missing"
         raise ValueError(f"{path}: {problem}. {_score_again(folder)}")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for row in rows:
+        require_drawn(folder, row)
+    return {row["key"]: row for row in rows}
+
+
+def require_drawn(folder: Path, row: dict[str, Any]) -> None:
+    """Raises ValueError where a row's image is not there, is another, or is not its own; one that failed has none."""
+    if row["image"] is not None:
         require_own_image(folder, row)
         require_image(folder / row["image"], row["sha256"])
-    return {row["key"]: row for row in rows}
 
 
 def require_own_image(folder: Path, row: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
 from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
-from omnitune.evaluation.results import require_image, require_own_image
+from omnitune.evaluation.results import require_drawn
 from omnitune.io.files import is_whole, json_line, lock_folder, sealed, sha256_of, write_json, write_text
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE, EvaluatedStep
 
@@ -37,7 +37,8 @@ def score(
         weights: from `describe_weights`: what the images must have been drawn with.
 
     Returns:
-        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), means, by_task_type,
+        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), missing (images
+            that failed, which no mean counts), means, by_task_type (category, where a prompt has one),
         loss_by_time ([time, loss] pairs), per_prompt, the hash of generations.jsonl, and a seal over all of it. A measure
         that no prompt can have is left out.
 
@@ -47,8 +48,7 @@ def score(
     protocol = protocol_fingerprint(benchmark, prompts)
     rows = _read_parts(parts, prompts, protocol, weights)
     for row in rows:
-        require_own_image(output, row)
-        require_image(output / row["image"], row["sha256"])
+        require_drawn(output, row)
     per_prompt = [_measured(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
     scores = {
         "benchmark": name,
@@ -57,6 +57,7 @@ def score(
         "protocol": protocol,
         "weights": weights,
         "prompts": len(prompts),
+        "missing": sum("failed" in row for row in per_prompt),
         **_summed_up(per_prompt),
         "loss_by_time": _loss_by_time(rows),
         "per_prompt": per_prompt,
@@ -99,15 +100,20 @@ def _read_parts(
 
 
 def _measured(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:
+    known = {"key": prompt.key, "task_type": prompt.task_type, "category": prompt.category}
+    if row["image"] is None:
+        return {**known, "failed": row["failed"]}
     target = open_image(prompt.target) if prompt.target else None
     case = Case(prompt, open_image(output / row["image"]), target, row["losses"] or (), benchmark.check)
-    return {"key": prompt.key, "task_type": prompt.task_type, **measure(case)}
+    return {**known, **measure(case)}
 
 
 def _summed_up(per_prompt: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over all prompts, and over those of each task."""
-    tasks = sorted({row["task_type"] for row in per_prompt})
-    by_task = {task: _means([row for row in per_prompt if row["task_type"] == task]) for task in tasks}
+    tasks = sorted({row["category"] or row["task_type"] for row in per_prompt})
+    by_task = {
+        task: _means([row for row in per_prompt if (row["category"] or row["task_type"]) == task]) for task in tasks
+    }
     return {"means": _means(per_prompt), "by_task_type": by_task}
 
 

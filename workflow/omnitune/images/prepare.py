@@ -30,6 +30,7 @@ __all__ = [
     "PreparedImage",
     "UndecodableImage",
     "check_behind_header",
+    "check_image",
     "load_rgb",
     "prepare_image",
     "read_rgb",
@@ -134,12 +135,22 @@ def read_rgb(place: str | Path) -> Image.Image:
         ImageRefused: where it is no image in a format that validation knows, or a damaged one; names the place.
     """
     data = read_bytes(place, most_bytes(MAX_PIXELS))
+    check_image(data, place)
+    return load_rgb(data)
+
+
+def check_image(data: bytes, place: str | Path) -> str:
+    """The format, as Pillow calls it, of an image's bytes that pass what validation looks at; all pixels are decoded.
+
+    Raises:
+        ImageRefused: as read_rgb; names the place, where the bytes come from.
+    """
     check_bytes(place, len(data), MAX_PIXELS)
     with own_limits():
         image = open_image(data, place)
         check_before_decoding(image, place, MAX_PIXELS)
         decode_pixels(image, data, place)
-    return load_rgb(data)
+    return image.format or ""
 
 
 def prepare_image(

@@ -19,6 +19,7 @@ from omnitune.io import storage
 from omnitune.io.files import open_regular
 
 MAX_LINE_BYTES = 1 << 20  # no sample needs more; a file without line ends must not be read as one line
+MAX_FILE_BYTES = 64 << 20  # of a file that is one object
 LINE_START = 2_000  # bytes that are kept of a line that is too long
 MAX_BLANK_LINES = 100_000  # of a file that is read as a list of objects
 MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
@@ -138,14 +139,26 @@ def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line.number, content
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object that a local file is; raises ValueError, with the file, where it is none or too large."""
+    with file.open("rb") as stream:
+        content = stream.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{file}: has more than {MAX_FILE_BYTES} bytes.")
+    try:
+        return decode_line(Line(str(file), 1, 1, content.removeprefix(BOM)), "the file")
+    except Refused as error:
+        raise ValueError(f"{file}: {error.message}.") from None
+
+
 def _skip_line(stream: IO[bytes]) -> None:
     """Goes on to the next line without holding the rest of this one."""
     while (rest := stream.readline(CHUNK)) and not rest.endswith(b"\n"):
         pass
 
 
-def decode_line(line: Line) -> dict[str, Any]:
-    """The JSON object on a line. Raises Refused: line_too_long, not_utf8, bad_json, duplicate_key or not_an_object."""
+def decode_line(line: Line, name: str = "a line") -> dict[str, Any]:
+    """The JSON object on a line, which messages call by `name`. Raises Refused: line_too_long, not_utf8, bad_json, duplicate_key or not_an_object."""
     if line.too_long:
         raise Refused("line_too_long", f"more than {MAX_LINE_BYTES} bytes; is the end of the line missing?")
     try:
@@ -157,13 +170,14 @@ def decode_line(line: Line) -> dict[str, Any]:
         raise Refused("not_utf8", f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         hint = _json_hint(text)
-        raise Refused("bad_json", f"not valid JSON at column {error.colno}: {error.msg}{hint}") from None
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise Refused("bad_json", f"not valid JSON at {place}: {error.msg}{hint}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise Refused("bad_json", f"not readable as JSON: {error}") from None
     if _is_deeper(content, MAX_NESTING):
         raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
     if not isinstance(content, dict):
-        raise Refused("not_an_object", f"a line must be a JSON object, found {json_kind(content)}{_json_hint(text)}")
+        raise Refused("not_an_object", f"{name} must be a JSON object, found {json_kind(content)}{_json_hint(text)}")
     return content
 
 

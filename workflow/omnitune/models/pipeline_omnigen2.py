@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
@@ -30,7 +31,8 @@ from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DMod
 DEFAULT_LATENT_SIDE = 128
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
-ImageList = list[Image.Image]
+Reference = Image.Image | DiagonalGaussianDistribution
+ImageList = list[Reference]
 Features = torch.Tensor
 Callback = Callable[[Any, int, list[float], dict[str, Any]], dict[str, Any] | None]
 
@@ -164,21 +166,34 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         )
         return _unpad(features, mask)
 
+    def encode_posterior(
+        self, image: Image.Image, max_pixels: int = 1024 * 1024, max_side_length: int = 1024
+    ) -> DiagonalGaussianDistribution:
+        """The VAE's posterior of an image, brought within the limits; a call takes it in the image's place."""
+        image = to_rgb(image)
+        size = target_size(*image.size, max_pixels, max_side_length, self.size_multiple)
+        pixels = to_tensor(resize(image, size))[None]
+        posterior: DiagonalGaussianDistribution = self.vae.encode(
+            pixels.to(self._execution_device, self.vae.dtype)
+        ).latent_dist
+        return posterior
+
     def encode_image(
         self,
-        image: Image.Image,
+        image: Reference,
         generators: Sequence[torch.Generator | None],
         max_pixels: int = 1024 * 1024,
         max_side_length: int = 1024,
     ) -> list[torch.Tensor]:
-        """Latents [C, h, w] of a reference image: one draw from its VAE posterior per generator."""
-        image = to_rgb(image)
-        size = target_size(*image.size, max_pixels, max_side_length, self.size_multiple)
-        pixels = to_tensor(resize(image, size))[None]
-        vae, config = self.vae, self.vae.config
-        posterior = vae.encode(pixels.to(self._execution_device, vae.dtype)).latent_dist
-        shift = config.shift_factor or 0.0
-        return [(posterior.sample(generator)[0].float() - shift) * config.scaling_factor for generator in generators]
+        """Latents [C, h, w] of a reference image or its posterior: one draw from that per generator."""
+        if isinstance(image, Image.Image):
+            image = self.encode_posterior(image, max_pixels, max_side_length)
+        return [self.scale_latent(image.sample(generator)) for generator in generators]
+
+    def scale_latent(self, latent: torch.Tensor) -> torch.Tensor:
+        """What the transformer takes, [C, h, w] in float32, of a latent [1, C, h, w] as the VAE gives it."""
+        config = self.vae.config
+        return (latent[0].float() - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def decode_latent(self, latent: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Pixels [3, H, W] in [-1, 1], float32, of a latent [C, h, w]; size (width, height) scales them (bilinear)."""
@@ -211,9 +226,9 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         output_type: str = "pil",
         num_images_per_prompt: int = 1,
         max_sequence_length: int = 1024,
-        prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | list[Features] | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | list[Features] | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         timesteps: list[float] | None = None,
@@ -241,7 +256,8 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
                 are lists where sizes differ.
             num_images_per_prompt: images for each prompt, next to each other.
             max_sequence_length: longer instructions are cut, in tokens.
-            prompt_embeds, prompt_attention_mask: features [B, L, D] with mask [B, L], in place of prompt.
+            prompt_embeds, prompt_attention_mask: features [B, L, D] with mask [B, L], or a list of B features [length, D],
+                in place of prompt.
             negative_prompt_embeds, negative_prompt_attention_mask: the same for negative_prompt.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             timesteps: times of one's own in place of num_inference_steps.
@@ -346,12 +362,14 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
     def _features(
         self,
         text: str | list[str] | None,
-        embeds: torch.Tensor | None,
+        embeds: torch.Tensor | list[Features] | None,
         mask: torch.Tensor | None,
         count: int,
         max_length: int,
     ) -> list[Features]:
         """Features of one text for all, or of one each, encoding equal texts once; or the given embeddings."""
+        if isinstance(embeds, list):
+            return [features.to(self._execution_device) for features in _one_each(embeds, count, "embeddings")]
         if embeds is not None:
             if len(embeds) != count or (mask is not None and mask.shape != embeds.shape[:2]):
                 shape = None if mask is None else tuple(mask.shape)
@@ -380,11 +398,18 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         sizes = []
         for own, w, h in zip(images, widths, heights, strict=True):
             if align_res and len(own) == 1:
-                size = target_size(*own[0].size, *limits, self.size_multiple)
+                size = self._size_of(own[0], limits)
                 sizes.append((size, size))
             else:
                 sizes.append(((w, h), target_size(w, h, limits[0], max(w, h), self.size_multiple)))
         return sizes
+
+    def _size_of(self, image: Reference, limits: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) in pixels of a reference as it is encoded."""
+        if isinstance(image, Image.Image):
+            return target_size(*image.size, *limits, self.size_multiple)
+        height, width = image.mean.shape[-2:]
+        return width * self.vae_scale_factor, height * self.vae_scale_factor
 
     def _references(
         self, images: ImageList, generators: list[torch.Generator | None], limits: tuple[int, int]
@@ -482,7 +507,7 @@ def _one_each(value: Any, count: int, name: str) -> list[Any]:
     return value
 
 
-def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
+def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | list[Features] | None) -> int:
     if (prompt is None) == (prompt_embeds is None):
         raise ValueError("give exactly one of prompt and prompt_embeds")
     if prompt_embeds is not None:
@@ -495,10 +520,10 @@ def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor |
 
 
 def _images_per_prompt(input_images: Any, count: int, single: bool) -> list[ImageList]:
-    """Reference images as one list for each prompt, upright and RGB."""
+    """Reference images as one list for each prompt, upright and RGB, or their posteriors."""
     if input_images is None:
         return [[] for _ in range(count)]
-    if isinstance(input_images, Image.Image):
+    if isinstance(input_images, Reference):
         input_images = [input_images]
     if single and not any(isinstance(entry, list | tuple) for entry in input_images):
         input_images = [input_images]
@@ -508,11 +533,11 @@ def _images_per_prompt(input_images: Any, count: int, single: bool) -> list[Imag
         )
     images = []
     for i, entry in enumerate(input_images):
-        own = [] if entry is None else [entry] if isinstance(entry, Image.Image) else list(entry)
+        own = [] if entry is None else [entry] if isinstance(entry, Reference) else list(entry)
         if len(own) > MAX_REFERENCE_IMAGES:
             raise ValueError(f"prompt {i} has {len(own)} input_images: the model takes at most {MAX_REFERENCE_IMAGES}")
         for image in own:
-            if not isinstance(image, Image.Image):
+            if not isinstance(image, Reference):
                 raise ValueError(f"input_images of prompt {i} holds a {type(image).__name__}: give PIL images")
-        images.append([to_rgb(image) for image in own])
+        images.append([to_rgb(image) if isinstance(image, Image.Image) else image for image in own])
     return images

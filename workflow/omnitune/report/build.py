@@ -171,6 +171,7 @@ def _evaluation(evaluation: Evaluation, lines: Sequence[Score]) -> dict[str, Any
         "count": len(entry.prompts),
         "primary": MEASURES[primary].label if primary else None,
         "rows": table_rows([line for line in lines if line.benchmark == entry.name], primary),
+        "missing": [(step.label, count) for step in evaluation.steps if (count := evaluation.missing(step))],
         "plot": Markup(heldout_plot(entry.name, curves)),
         "examples": [example(evaluation, prompt) for prompt in shown],
         "rest": [example(evaluation, prompt) for prompt in rest],

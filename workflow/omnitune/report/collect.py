@@ -56,6 +56,15 @@ class Evaluation:
         """What is set side by side: the base, the newest step and its average."""
         return list(dict.fromkeys(step for step in (BASE, self.last, self.averaged) if step is not None))
 
+    def image(self, step: EvaluatedStep, key: str) -> Path | None:
+        """The file of a prompt's image; None where it failed."""
+        name = self.generations[step][key]["image"]
+        return None if name is None else self.folders[step] / str(name)
+
+    def missing(self, step: EvaluatedStep) -> int:
+        """How many images failed, and count for nothing."""
+        return sum(row["image"] is None for row in self.generations[step].values())
+
 
 @dataclass(frozen=True)
 class Run:

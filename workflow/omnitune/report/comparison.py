@@ -121,25 +121,21 @@ def _examples(variants: Sequence[Variant], evaluations: Sequence[Evaluation]) ->
     """Images of the same prompts side by side: inputs, the base's, each variant's, and the target."""
     first, found = evaluations[0], []
     for prompt in choose_examples(first.entry.prompts)[0]:
-        shots = [(path, "input") for path in prompt.input_images]
-        shots.append((_image(first, BASE, prompt.key), "base"))
+        shots: list[tuple[Path | None, str]] = [(path, "input") for path in prompt.input_images]
+        shots.append((first.image(BASE, prompt.key), "base"))
         for variant, evaluation in zip(variants, evaluations, strict=True):
-            shots.append((_image(evaluation, evaluation.last, prompt.key), ", ".join(_values(variant))))
+            shots.append((evaluation.image(evaluation.last, prompt.key), ", ".join(_values(variant))))
         shots += [(prompt.target, "target")] if prompt.target else []
         images = [image_entry(path, caption, f"{caption}: {prompt.key}") for path, caption in shots]
         found.append(
             {
                 "key": prompt.key,
-                "task": prompt.task_type,
+                "task": prompt.task,
                 "instruction": prompt.instruction,
                 "images": [{**image, "result": None} for image in images],
             }
         )
     return found
-
-
-def _image(evaluation: Evaluation, step: Any, key: str) -> Path:
-    return evaluation.folders[step] / str(evaluation.generations[step][key]["image"])
 
 
 def _table(variants: Sequence[Variant]) -> pd.DataFrame:

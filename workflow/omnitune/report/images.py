@@ -13,14 +13,18 @@ LARGEST_SIDE = 448
 PIXELATED_BELOW = 200  # a smaller image is shown enlarged, in whole pixels
 
 
-def image_entry(path: Path, caption: str, alt: str) -> dict[str, Any]:
+def image_entry(path: Path | None, caption: str, alt: str) -> dict[str, Any]:
     """What the template shows of an image file: uri, size in pixels, caption and alternative text.
+
+    Of an image that is missing, None, it shows the caption alone.
 
     Small images are kept exactly (PNG); larger ones are shrunk to LARGEST_SIDE and saved as JPEG.
 
     Raises:
         ValueError: for a file that is no image.
     """
+    if path is None:
+        return {"uri": "", "caption": f"{caption}: missing"}
     image = open_image(path)
     width, height = image.size
     kind = "png"

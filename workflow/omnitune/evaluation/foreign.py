@@ -1,0 +1,102 @@
+"""Prompts in a published format: checked where they lie, and written as our own with their images beside them.
+
+All behind it reads our format alone.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omnitune.config import Benchmark
+from omnitune.config.choices import PROMPT_FORMATS
+from omnitune.errors import Refused
+from omnitune.evaluation.formats.source import SourcePrompt
+from omnitune.evaluation.prompts import PromptLine, checked_lines
+from omnitune.images.prepare import check_image
+from omnitune.images.read import read_bytes
+from omnitune.images.verdicts import MAX_PIXELS, most_bytes
+from omnitune.io.files import atomic_folder, json_line
+from omnitune.io.jsonl import MAX_LINE_BYTES
+from omnitune.paths import IMPORTED
+
+INPUTS = "inputs"  # folder of the images beside our prompts
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2"}
+
+
+def is_foreign(benchmark: Benchmark) -> bool:
+    """Whether its prompts are in another format than ours."""
+    return PROMPT_FORMATS[benchmark.format].reader is not None
+
+
+def as_imported(name: str, benchmark: Benchmark) -> Benchmark:
+    """The same benchmark with prompts where an import writes them; as it is where they are our own."""
+    if not is_foreign(benchmark):
+        return benchmark
+    return benchmark.model_copy(update={"prompts": IMPORTED.format(benchmark=name), "image_root": None})
+
+
+def source_files(benchmark: Benchmark) -> list[Path]:
+    """All files that an import reads, each once; ValueError for what is wrong in any, images inside them left out."""
+    found: list[Path] = []
+    for source, _ in _checked(benchmark, pixels=False):
+        found += [source.file, *(image for image in source.images if isinstance(image, Path))]
+    if not found:
+        raise ValueError(f"prompts: {benchmark.prompts!r}: holds no prompts.")
+    return list(dict.fromkeys(found))
+
+
+def import_prompts(benchmark: Benchmark, output: Path) -> None:
+    """Writes the prompts as our .jsonl, and their images, byte by byte, into `inputs` beside it: whole or not at all.
+
+    Args:
+        benchmark: its `format` and `prompts`.
+        output: the .jsonl, in a folder of its own.
+
+    Raises:
+        ValueError: with file and line or row, for what is wrong in a prompt or its images.
+    """
+    with atomic_folder(output.parent) as folder:
+        (folder / INPUTS).mkdir()
+        with (folder / output.name).open("w", encoding="utf-8") as file:
+            for source, line in _checked(benchmark, pixels=True):
+                names = [_keep(image, source, number, folder) for number, image in enumerate(source.images)]
+                content = {**line.model_dump(exclude_none=True), **({"input_images": names} if names else {})}
+                text = json_line(content)
+                if len(text.encode()) > MAX_LINE_BYTES:
+                    raise ValueError(f"{source.where}: has more than {MAX_LINE_BYTES} bytes. Shorten it.")
+                file.write(text)
+
+
+def _checked(benchmark: Benchmark, pixels: bool) -> Iterator[tuple[SourcePrompt, PromptLine]]:
+    """The prompts, as they stand there and as lines of ours, whose images have no names yet."""
+    current: list[SourcePrompt] = []
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        for source in PROMPT_FORMATS[benchmark.format].load_reader()(benchmark, pixels):
+            current[:] = [source]
+            images = [f"image {number}" for number in range(len(source.images))]
+            content = {
+                "key": source.key,
+                "task_type": source.task_type,
+                "instruction": source.instruction,
+                "category": source.category,
+                "input_images": images or None,
+                "official": source.official or None,
+            }
+            yield source.where, content
+
+    for _, line in checked_lines(rows(), benchmark.draws):
+        yield current[0], line
+
+
+def _keep(image: Path | bytes | None, source: SourcePrompt, number: int, folder: Path) -> str:
+    """Writes an image, once it has passed our reader, and gives its name relative to the folder."""
+    assert image is not None
+    try:
+        data = read_bytes(image, most_bytes(MAX_PIXELS)) if isinstance(image, Path) else image
+        form = check_image(data, image if isinstance(image, Path) else f"image {number}")
+    except Refused as error:
+        raise ValueError(f"{source.where}: {error.message}.") from None
+    name = f"{INPUTS}/{source.key}-{number}.{EXTENSIONS.get(form, form.lower())}"
+    (folder / name).write_bytes(data)
+    return name
