@@ -25,9 +25,7 @@ checkpoint import_prompts:
         runtime=60,
     params:
         source=lambda wildcards: key_line("format", get_foreign(wildcards).format),
-        language=lambda wildcards: key_line(
-            "language", get_foreign(wildcards).language
-        ),
+        language=lambda wildcards: key_line("language", get_foreign(wildcards).language),
         format=f"format: {omnitune.evaluation.IMPORT_FORMAT}",
     script:
         "../scripts/import_prompts.py"

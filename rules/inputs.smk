@@ -337,9 +337,7 @@ def get_parts(wildcards):
 
 def get_generations(wildcards):
     step = EvaluatedStep.parse(wildcards.step)
-    [scored] = behind(
-        PROJECT.scored(wildcards.experiment, step, wildcards.benchmark)
-    )
+    [scored] = behind(PROJECT.scored(wildcards.experiment, step, wildcards.benchmark))
     return scored.generations
 
 

@@ -28,7 +28,11 @@ COUNTING = {
     "exclude": [{"class": "bench", "count": 3}],
     "prompt": "a photo of two benches",
 }
-COLORS = {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "blue"}], "prompt": "a photo of a blue cup"}
+COLORS = {
+    "tag": "colors",
+    "include": [{"class": "cup", "count": 1, "color": "blue"}],
+    "prompt": "a photo of a blue cup",
+}
 EDITS = {
     "1082": {"id": "animal/a.jpg", "prompt": "Change the shell to a smooth one.", "edit_type": "adjust"},
     "673": {"id": "style/b.png", "prompt": "Make it a woodblock print.", "edit_type": "style"},
@@ -57,7 +61,9 @@ def write(path: str, content: str | bytes) -> str:
 
 def geneval(*rows: Any) -> Benchmark:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows or (COUNTING, COLORS)]
-    return Benchmark(prompts=write("evaluation_metadata.jsonl", "\n".join(lines)), format="geneval", images_per_prompt=4)
+    return Benchmark(
+        prompts=write("evaluation_metadata.jsonl", "\n".join(lines)), format="geneval", images_per_prompt=4
+    )
 
 
 def dpg() -> Benchmark:
@@ -201,12 +207,18 @@ def test_what_is_wrong_is_named_with_file_and_place() -> None:
         (lambda: geneval(COUNTING, {"prompt": "x" * 20_001, "tag": "x"}), r":2: instruction of '00001': has 20001"),
         (lambda: geneval(""), "holds no prompts"),
         (lambda: imgedit(x=3), r"basic_edit\.json: entry 'x': needs an object, found a number"),
-        (lambda: imgedit(x={**EDITS["673"], "id": "c.png"}), r"entry 'x': id: 'c\.png': does not exist below originals"),
+        (
+            lambda: imgedit(x={**EDITS["673"], "id": "c.png"}),
+            r"entry 'x': id: 'c\.png': does not exist below originals",
+        ),
         (lambda: imgedit(x={**EDITS["673"], "id": "../x.png"}), r"entry 'x': id: .*x\.png.* is outside originals"),
         (lambda: imgedit(**{"../x": EDITS["673"]}), r"entry '\.\./x': 1 problem\n  - key"),
         (lambda: edited(instruction=None), table + "instruction: needs a text, found null"),
         (lambda: edited(task_type="/etc"), table + r"2 problems\n  - key: .*\n  - category"),
-        (lambda: edited(task_type=rows[0]["task_type"], instruction_language="en"), table + "key: .* is that of .*row 1"),
+        (
+            lambda: edited(task_type=rows[0]["task_type"], instruction_language="en"),
+            table + "key: .* is that of .*row 1",
+        ),
     ]:
         write("x.png", picture(0))
         with pytest.raises(ValueError, match=message):
@@ -241,7 +253,11 @@ def test_places_that_hold_no_prompts_are_named() -> None:
         ("gedit", "nowhere", "does not exist"),
         ("gedit", "latin", r"holds no \.parquet and no \.arrow files"),
         ("gedit", "other.parquet", r"other\.parquet: cannot be read behind row 0: "),
-        ("gedit", "short.parquet", r"short\.parquet: has no column task_type, instruction, instruction_language, input_image"),
+        (
+            "gedit",
+            "short.parquet",
+            r"short\.parquet: has no column task_type, instruction, instruction_language, input_image",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             source_files(Benchmark(prompts=prompts, format=form))
@@ -318,7 +334,9 @@ def test_dpg_gets_grids_by_the_names_of_its_prompts() -> None:
 def test_gedit_gets_images_and_their_inputs() -> None:
     files = exported(Benchmark(prompts=parquet(gedit_rows()), format="gedit"), failed=("subject-add-en-aa",))
     folder = "x-5/fullset/color_alter"
-    assert list(files) == [f"{folder}/{name}" for name in ("cn/aa.png", "cn/aa_SRCIMG.png", "en/aa.png", "en/aa_SRCIMG.png")]
+    assert list(files) == [
+        f"{folder}/{name}" for name in ("cn/aa.png", "cn/aa_SRCIMG.png", "en/aa.png", "en/aa_SRCIMG.png")
+    ]
     assert [red(files[f"{folder}/{language}/aa.png"]) for language in ("en", "cn")] == [0, 1]
     source = Image.open(io.BytesIO(files[f"{folder}/cn/aa_SRCIMG.png"]))
     assert source.tobytes() == Image.open(io.BytesIO(picture(1))).tobytes()

@@ -208,7 +208,9 @@ def test_texts_and_references_are_encoded_once(
     calls: list[Any] = []
     texts, posteriors = pipeline.encode_prompt, pipeline.encode_posterior
     monkeypatch.setattr(pipeline, "encode_prompt", lambda texts_: calls.extend(texts_) or texts(texts_))
-    monkeypatch.setattr(pipeline, "encode_posterior", lambda image, *a: calls.append(image.size) or posteriors(image, *a))
+    monkeypatch.setattr(
+        pipeline, "encode_posterior", lambda image, *a: calls.append(image.size) or posteriors(image, *a)
+    )
     draws = [replace(prompts[0], key=f"edit-{k}", line_key="edit-1", draw=k) for k in range(3)]
     settings = protocol(images_per_prompt=3, negative_prompt="ugly")
     generate(settings, draws, pipeline, tmp_path / "run", weights=described(base))

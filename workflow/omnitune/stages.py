@@ -191,7 +191,6 @@ class Evaluation:
         weights = describe_weights(self.weights)
         score(self.benchmark, prompts, self.parts, folder, name=self.name, step=self.step, weights=weights)
 
-
     def export(self) -> None:
         """Lays out the images for the scorer of the prompts' format, as the benchmark asks."""
         from omnitune.evaluation.official import export_images

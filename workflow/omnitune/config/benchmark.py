@@ -33,7 +33,9 @@ class Benchmark(Section):
     ] = "our"
     language: Annotated[
         Annotated[str, Field(pattern=r"[A-Za-z][A-Za-z_-]{0,19}")] | None,
-        Field(description="Of `gedit` and `omnicontext`: rows of this instruction_language alone (`en`, `cn`). null: all."),
+        Field(
+            description="Of `gedit` and `omnicontext`: rows of this instruction_language alone (`en`, `cn`). null: all."
+        ),
         NAMES,
     ] = None
     image_root: Annotated[

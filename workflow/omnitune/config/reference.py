@@ -33,11 +33,12 @@ from the models in workflow/omnitune/config; editors that know `# yaml-language-
 
 Unknown keys are errors, and all files are checked before any job starts.
 
-The last column says what a change makes again, and with it what stands behind that: base (the base model's folder), samples
-(the verdict on each row), manifests (which rows are in which shard), shards, encodings, groups (which encodings are made
-together), weights (the training; refused where there are checkpoints, unless it is to start over), checkpoints (training
-goes on), evaluations (which checkpoints are evaluated, to which formats they are converted, and whether images are exported),
-conversions, images, parts (how a benchmark is cut into jobs), scores, reports. Of what names files, what is found there is compared. `nothing` runs nothing.
+The last column says what a change makes again, and with it what stands behind that: base (the base model's folder),
+samples (the verdict on each row), manifests (which rows are in which shard), shards, encodings, groups (which encodings
+are made together), weights (the training; refused where there are checkpoints, unless it is to start over), checkpoints
+(training goes on), evaluations (which checkpoints are evaluated, to which formats they are converted, and whether
+images are exported), conversions, images, parts (how a benchmark is cut into jobs), scores, reports. Of what names files,
+what is found there is compared. `nothing` runs nothing.
 """
 
 

@@ -158,7 +158,10 @@ def _skip_line(stream: IO[bytes]) -> None:
 
 
 def decode_line(line: Line, name: str = "a line") -> dict[str, Any]:
-    """The JSON object on a line, which messages call by `name`. Raises Refused: line_too_long, not_utf8, bad_json, duplicate_key or not_an_object."""
+    """The JSON object on a line, which messages call by `name`.
+
+    Raises Refused: line_too_long, not_utf8, bad_json, duplicate_key or not_an_object.
+    """
     if line.too_long:
         raise Refused("line_too_long", f"more than {MAX_LINE_BYTES} bytes; is the end of the line missing?")
     try:

@@ -23,7 +23,9 @@ def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
     files = sorted(file for file in folder.glob("*.txt") if file.is_file() and not file.name.startswith("."))
     if not files:
         problem = "holds no .txt files" if folder.is_dir() else "is no folder"
-        raise ValueError(f"prompts: {benchmark.prompts!r}: {problem}. `format: dpg` reads a folder with a .txt a prompt.")
+        raise ValueError(
+            f"prompts: {benchmark.prompts!r}: {problem}. `format: dpg` reads a folder with a .txt a prompt."
+        )
     for file in files:
         require_below(file, [folder], "prompts", "Put the file itself there")
         if "." in file.stem:
