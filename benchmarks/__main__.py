@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-TOPICS = ("validation", "sharding", "encoding", "loading", "mixed_batch", "step_loop", "saving")
+TOPICS = ("validation", "sharding", "encoding", "loading", "mixed_batch", "step_loop", "saving", "drawing")
 GPU_TOPICS = ("gpu",)
 
 

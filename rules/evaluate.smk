@@ -4,7 +4,6 @@ import omnitune.evaluation
 
 
 localrules:
-    import_prompts,
     prepare_benchmark,
 
 
@@ -121,6 +120,7 @@ rule export_images:
         mem_mb=2000,
         runtime=60,
     params:
+        prompts=get_prompts,
         format=f"format: {omnitune.evaluation.EXPORT_FORMAT}",
     script:
         "../scripts/export_images.py"

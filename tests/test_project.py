@@ -388,3 +388,27 @@ def test_names_become_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ConfigError, match=r"data_path: '.*mix\{v\}\.yml' is not allowed: .* names folders; take letters"
     ):
         project(tmp_path, changed(data={"data_path": "config/data/mix{v}.yml"}))
+
+
+def test_prompts_in_a_published_format_are_looked_at_before_they_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All behind the import finds them in our format."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dpg").mkdir()
+    text = tmp_path / "dpg/1.txt"
+    text.write_text("a prompt")
+    write(tmp_path / "mine.yml", {"prompts": "dpg", "format": "dpg", "image_root": "elsewhere"})
+    options = project(tmp_path, changed()).options_files
+    config = {"experiments": list(map(str, options.values())), "benchmarks": ["mine.yml"]}
+    loaded = Project.load(config)
+    assert loaded.benchmarks["mine"].prompts == "resources/benchmarks/mine/imported/prompts.jsonl"
+    assert loaded.benchmarks["mine"].image_root is None
+    assert [phase.rule for phase in loaded.listed("mine")] == ["import_prompts", "prepare_benchmark"]
+    assert loaded.prompt_sources("mine") == ["dpg/1.txt"]
+    text.write_text(" ")
+    with pytest.raises(ConfigError, match=r"benchmark 'mine': dpg/1\.txt: 1 problem\n  - instruction: '' is not allowed"):
+        Project.load(config).read_files()
+    text.rename(tmp_path / "dpg/1;.txt")
+    with pytest.raises(ConfigError, match=r"1;\.txt: 2 problems\n  - key: '1;'"):
+        Project.load(config).read_files()

@@ -1,0 +1,36 @@
+"""A published benchmark in the graph: imported, drawn, scored and laid out for its scorer, each again just where it must be."""
+
+import json
+
+import pytest
+
+from helpers.tiny import BENCHMARK
+from helpers.workplace import Workplace
+
+pytestmark = pytest.mark.workflow
+
+ROW = {"tag": "counting", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"}
+OFFICIAL = "experiments/tiny/evaluation/12/mine/official"
+
+
+def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workplace) -> None:
+    root = workplace.root
+    metadata = root / "metadata.jsonl"
+    metadata.write_text(json.dumps(ROW) + "\n")
+    keys = {**BENCHMARK, "prompts": "metadata.jsonl", "format": "geneval", "export": "official", "check": None}
+    (root / "config/benchmarks/mine.yml").write_text(json.dumps(keys))
+    workplace.edit("config/config.yaml", lambda config: config["benchmarks"].append("config/benchmarks/mine.yml"))
+    jobs = {"prepare_benchmark": 1, "generate_images": 2, "score_images": 2, "export_images": 2, "build_report": 1}
+    assert workplace.ran() == {"import_prompts": 1, **jobs}
+    assert {str(path.relative_to(root / OFFICIAL)) for path in (root / OFFICIAL).rglob("*.*")} == {
+        "00000/metadata.jsonl",
+        "00000/samples/0000.png",
+    }
+    assert "Nothing to be done" in workplace.snakemake()
+    metadata.write_text(json.dumps({**ROW, "include": []}) + "\n")
+    assert workplace.ran() == {"import_prompts": 1, "prepare_benchmark": 1, "export_images": 2}
+    assert json.loads((root / OFFICIAL / "00000/metadata.jsonl").read_text())["include"] == []
+    metadata.write_text(json.dumps({"tag": "counting"}))
+    refused = workplace.snakemake(ok=False)
+    assert "benchmark 'mine': metadata.jsonl:1: prompt: needs a text, it is missing." in refused
+    assert "Traceback" not in refused
