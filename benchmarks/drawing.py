@@ -49,7 +49,9 @@ def one_by_one(benchmark: Benchmark, prompts: list[Prompt], pipeline: OmniGen2Pi
 
 def largest_difference(prompts: list[Prompt], one: Path, other: Path) -> int:
     """Of two folders' images, in steps of 255."""
-    pairs = [[np.asarray(Image.open(folder / f"{prompt.key}.png"), int) for folder in (one, other)] for prompt in prompts]
+    pairs = [
+        [np.asarray(Image.open(folder / f"{prompt.key}.png"), int) for folder in (one, other)] for prompt in prompts
+    ]
     return max(int(abs(first - second).max()) for first, second in pairs)
 
 
@@ -65,7 +67,9 @@ def tables() -> list[Table]:
         benchmark = Benchmark(**keys, image_root=str(folder))
         prompts = read_prompts(benchmark, Path())
         pipeline = load_pipeline(folder / "base", dtype="fp32", device="cpu")
-        result = Table("way", "images/s", "ratio", "largest difference of 255", title=f"{len(prompts)} images, {THREADS} threads")
+        result = Table(
+            "way", "images/s", "ratio", "largest difference of 255", title=f"{len(prompts)} images, {THREADS} threads"
+        )
         ways: dict[str, Any] = {"prompt by prompt": lambda to: one_by_one(benchmark, prompts, pipeline, to)}
         for size in BATCHES:
             own = benchmark.model_copy(update={"batch_size": size})

@@ -62,7 +62,7 @@ wildcard_constraints:
     group=r"\d{4}\d*",
     model=one_of(PROJECT.models),
     experiment=one_of(PROJECT.experiments),
-    step=r"0|[1-9]\d*(-ema)?",
+    step=r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?",
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
     weights=paths.WEIGHTS_NAME,

@@ -98,3 +98,15 @@ def test_an_adapter_is_named_by_its_file_or_folder() -> None:
 def test_what_is_likely_wrong_with_a_path_is_told(path: str, hint: str) -> None:
     assert hint in path_hint(path)
     assert bool(path_hint(path)) == bool(hint)
+
+
+def test_scaled_adapters_are_steps_of_their_own() -> None:
+    """Between an experiment's plain steps: neither the newest weights nor an average."""
+    steps = [EvaluatedStep(0), EvaluatedStep(5, lora_scale=0.5), EvaluatedStep(5), EvaluatedStep(5, lora_scale=1.25)]
+    assert sorted(steps, key=lambda step: step) == steps
+    assert [str(step) for step in steps] == ["0", "5-x0.5", "5", "5-x1.25"]
+    assert [EvaluatedStep.parse(str(step)) for step in steps] == steps
+    assert [step.is_plain for step in steps] == [True, False, True, False]
+    assert steps[1].label == "step 5, LoRA x 0.5"
+    with pytest.raises(ValueError, match=r"step '5-x' is not allowed"):
+        EvaluatedStep.parse("5-x")

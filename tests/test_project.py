@@ -407,8 +407,31 @@ def test_prompts_in_a_published_format_are_looked_at_before_they_are_imported(
     assert [phase.rule for phase in loaded.listed("mine")] == ["import_prompts", "prepare_benchmark"]
     assert loaded.prompt_sources("mine") == ["dpg/1.txt"]
     text.write_text(" ")
-    with pytest.raises(ConfigError, match=r"benchmark 'mine': dpg/1\.txt: 1 problem\n  - instruction: '' is not allowed"):
+    with pytest.raises(
+        ConfigError, match=r"benchmark 'mine': dpg/1\.txt: 1 problem\n  - instruction: '' is not allowed"
+    ):
         Project.load(config).read_files()
     text.rename(tmp_path / "dpg/1;.txt")
     with pytest.raises(ConfigError, match=r"1;\.txt: 2 problems\n  - key: '1;'"):
         Project.load(config).read_files()
+
+
+def test_adapters_are_evaluated_at_several_scales_and_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = {"lora_ft": True, "max_train_steps": 10}
+    loaded = project(
+        tmp_path, changed(name="first", train=keys, val={"lora_scales": [1.5, 0.5, 1.0]}), benchmarks=("b",)
+    )
+    assert [str(step) for step in loaded.evaluations("first")] == ["0", "10-x0.5", "10", "10-x1.5"]
+    assert [str(step) for step, _ in loaded.exports("first")] == ["10"]
+    half = EvaluatedStep(10, lora_scale=0.5)
+    assert loaded.conversion("first", half) == loaded.conversion("first", EvaluatedStep(10))
+    loaded.require_step("first", half)
+    with pytest.raises(ConfigError, match=r"'first' is not evaluated at LoRA scale 0\.7 \(val\.lora_scales\)"):
+        loaded.require_step("first", EvaluatedStep(10, lora_scale=0.7))
+    with pytest.raises(ConfigError, match=r"val\.lora_scales: scales are of adapters, but train\.lora_ft is false"):
+        project(tmp_path, changed(name="first", val={"lora_scales": [0.5]}))
+    with pytest.raises(ConfigError, match=r"val\.lora_scales\.0: 0\.123 is not allowed"):
+        project(tmp_path, changed(name="first", train=keys, val={"lora_scales": [0.123]}))

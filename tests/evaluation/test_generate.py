@@ -82,7 +82,7 @@ def prompts(tmp_path: Path) -> list[Prompt]:
 
 def protocol(**changes: Any) -> Benchmark:
     settings = {"num_inference_steps": 2, "height": 32, "width": 32, "max_pixels": 4096, "dtype": "fp32"}
-    return Benchmark(prompts="unused.jsonl", loss_timesteps=3, **{**settings, **changes})
+    return Benchmark(prompts="unused.jsonl", **{"loss_timesteps": 3, **settings, **changes})
 
 
 def described(base: Path, transformer: Path | None = None) -> dict[str, Any]:
@@ -170,7 +170,9 @@ def test_latents_are_the_same_whatever_batches_parts_and_restarts(
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def drawn(folder: str, parts: int = 1, part: int | None = None, **keys: Any) -> dict[str, torch.Tensor]:
-        settings = protocol(parts=parts, seed=[3, 4], text_guidance_scale=3.0, image_guidance_scale=2.0, **keys)
+        settings = protocol(
+            parts=parts, seed=[3, 4], loss_timesteps=0, text_guidance_scale=3.0, image_guidance_scale=2.0, **keys
+        )
         own = settings.model_copy(update={"prompts": str(tmp_path / "prompts.jsonl")})
         known, latents = read_prompts(own, Path()), latents_of(pipeline, monkeypatch)
         keys_drawn = recorded(monkeypatch)
@@ -388,6 +390,8 @@ def test_weights_are_known_by_the_manifests_beside_them(tmp_path: Path) -> None:
     assert [w.folders[:2] for w in (start, both)] == [[base / "transformer", base / "vae"], [converted, lora]]
     first = {weights: describe_weights(weights) for weights in (start, full, adapted, both)}
     assert len({found["sha256"] for found in first.values()}) == 4
+    half = describe_weights(replace(both, lora_scale=0.5))
+    assert half == {**first[both], "lora_scale": 0.5}, "whose images are others"
     assert {found["pipeline_sha256"] for found in first.values()} == {sha256_of(base / "manifest.json")}
     (base / "manifest.json").write_text(json.dumps({**hashes, "vae/a": "3"}))
     again = {weights: describe_weights(weights) for weights in first}
@@ -483,6 +487,7 @@ def test_which_weights_a_converted_checkpoint_means() -> None:
         full, lora = checkpoint / f"transformer{suffix}", checkpoint / f"transformer_lora{suffix}"
         assert evaluated_weights(base, start, full) == EvaluatedWeights(base, full, None)
         assert evaluated_weights(base, start, lora) == EvaluatedWeights(base, start, lora)
+        assert evaluated_weights(base, start, lora, 0.5) == EvaluatedWeights(base, start, lora, 0.5)
 
 
 @pytest.mark.parametrize("name", ["noext", "a.psd", "a.pdf", "folder/"])

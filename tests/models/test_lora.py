@@ -20,7 +20,7 @@ from omnitune.models import (
     read_lora,
     save_lora,
 )
-from omnitune.models.lora import resolve_targets
+from omnitune.models.lora import resolve_targets, scale_adapter
 
 pytestmark = pytest.mark.unit
 
@@ -185,3 +185,14 @@ def test_a_part_of_an_adapter_is_refused(tmp_path: Path) -> None:
     save_lora(tmp_path, state)
     with pytest.raises(ValueError, match="2 of 59 tensors"):
         read_lora(tmp_path)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_scaled_adapter_is_that_of_the_scale_of_a_call(dora: bool) -> None:
+    model = trained(use_dora=dora)
+    wanted, plain = output(model, attention_kwargs={"scale": 0.5}), output(model)
+    scale_adapter(model, 0.5)
+    torch.testing.assert_close(output(model), wanted)
+    assert (wanted - plain).abs().max() > 0.01
+    scale_adapter(model, 2.0)
+    torch.testing.assert_close(output(model), plain)

@@ -103,6 +103,7 @@ NOT_HERE = {
     "train.t_in_epochs",
     "resume_from_checkpoint",
     "val.evaluate_checkpoints",
+    "val.lora_scales",
 }
 
 

@@ -436,6 +436,7 @@ def evaluate(
     benchmark: Annotated[Path, option("benchmark", "Benchmark file (config/benchmarks/*.yml).")],
     step: Annotated[int, option("step", "Checkpoint to evaluate; 0 is the base.", min=0)] = 0,
     ema: EmaOption = False,
+    lora_scale: Annotated[float, option("lora_scale", "Scale of its adapter.", min=0.01, max=100)] = 1.0,
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
     """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
@@ -443,7 +444,7 @@ def evaluate(
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
     name = file_stem(benchmark)
     protocol = prepare_prompts(name, load_config(benchmark, Benchmark))
-    evaluation = Experiment.alone(config).evaluation(name, protocol, EvaluatedStep(step, ema))
+    evaluation = Experiment.alone(config).evaluation(name, protocol, EvaluatedStep(step, ema, lora_scale))
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
     evaluation.score()

@@ -76,29 +76,38 @@ class EvaluatedStep(NamedTuple):
     Attributes:
         number: optimizer steps; 0 is what the experiment started from.
         ema: the average of the weights (train.ema_decay) in their place.
+        lora_scale: by which their adapter is scaled.
     """
 
     number: int
     ema: bool = False
+    lora_scale: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The inverse of str(); ValueError for any other text."""
-        match = re.fullmatch(r"(\d+)(-ema)?", text)
+        match = re.fullmatch(r"(\d+)(-ema)?(?:-x(\d+(?:\.\d+)?))?", text)
         if match is None:
-            raise ValueError(f"step {text!r} is not allowed: needs a number of steps, as in 500, or 500-ema.")
-        return cls(int(match[1]), match[2] is not None)
+            raise ValueError(f"step {text!r} is not allowed: needs a number of steps, as in 500, 500-ema or 500-x0.5.")
+        return cls(int(match[1]), match[2] is not None, float(match[3] or 1))
 
     def __str__(self) -> str:
         """Name of the folder in evaluation/."""
-        return f"{self.number}-ema" if self.ema else str(self.number)
+        scale = "" if self.lora_scale == 1 else f"-x{self.lora_scale:g}"
+        return f"{self.number}{'-ema' if self.ema else ''}{scale}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether these are the weights as they were trained."""
+        return not self.ema and self.lora_scale == 1
 
     @property
     def label(self) -> str:
         """For people."""
         if not self.number:
             return "base"
-        return f"step {self.number} (EMA)" if self.ema else f"step {self.number}"
+        scale = "" if self.lora_scale == 1 else f", LoRA x {self.lora_scale:g}"
+        return f"step {self.number}{' (EMA)' if self.ema else ''}{scale}"
 
 
 BASE = EvaluatedStep(0)

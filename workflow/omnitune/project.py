@@ -157,6 +157,10 @@ class Project:
         names = [name for name in names if options.train.lora_ft or not name.endswith("_merged")]
         if step.ema and not options.train.ema_decay:
             raise ConfigError(f"experiment {experiment!r} keeps no average of its weights (train.ema_decay).")
+        if step.lora_scale != 1 and step not in options.evaluated:
+            raise ConfigError(
+                f"experiment {experiment!r} is not evaluated at LoRA scale {step.lora_scale:g} (val.lora_scales)."
+            )
         if step.number not in known and step != BASE:
             raise ConfigError(f"experiment {experiment!r} saves no checkpoint at step {step}; known: {_listed(known)}.")
         if weights not in (None, *names):
@@ -316,7 +320,8 @@ class Project:
     def exports(self, experiment: str) -> list[tuple[EvaluatedStep, str]]:
         """Step and format of each conversion of an experiment."""
         options = self.experiments[experiment]
-        return [(step, format) for step in options.evaluated for format in options.convert.formats]
+        trained = [step for step in options.evaluated if step.lora_scale == 1]  # others are the same weights
+        return [(step, format) for step in trained for format in options.convert.formats]
 
     def starting_conversion(self, experiment: str) -> str | None:
         """conversion.json of the weights that an experiment starts from; None where these are a base model's."""

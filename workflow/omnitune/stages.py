@@ -108,7 +108,7 @@ class Experiment:
         """That of a step with a benchmark; BASE is what the experiment starts from."""
         name, lora = self.options.name, self.options.train.lora_ft
         tuned = Path(conversion_file(name, step, lora)).parent if step.number else None
-        weights = evaluated_weights(self.start.base, self.start.transformer, tuned)
+        weights = evaluated_weights(self.start.base, self.start.transformer, tuned, step.lora_scale)
         return Evaluation(benchmark_name, benchmark, step, weights, name)
 
     def report(

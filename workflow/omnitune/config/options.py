@@ -318,6 +318,14 @@ class ValOptions(Section):
         Field(description="Convert and evaluate the last checkpoint or each one."),
         Affects("evaluations"),
     ] = "last"
+    lora_scales: Annotated[
+        list[Annotated[float, Field(ge=0.01, le=100, multiple_of=0.01)]],
+        Field(
+            description="Evaluate an adapter at these scales as well, such as [0.5, 1.5]; as it was trained it always is. "
+            "Hundredths."
+        ),
+        Affects("evaluations"),
+    ] = []
     data_path: Annotated[
         str | None,
         Field(
@@ -446,6 +454,12 @@ class ExperimentOptions(Section):
         return check_layers(read_layers(Path(path)), cls)
 
     @model_validator(mode="after")
+    def _scales_are_of_adapters(self) -> Self:
+        if self.val.lora_scales and not self.train.lora_ft:
+            raise ValueError("val.lora_scales: scales are of adapters, but train.lora_ft is false. Take the key out")
+        return self
+
+    @model_validator(mode="after")
     def _merges_are_of_adapters(self) -> Self:
         if "merged" in self.convert.formats and not self.train.lora_ft:
             raise ValueError(
@@ -471,9 +485,12 @@ class ExperimentOptions(Section):
 
     @property
     def evaluated(self) -> list[EvaluatedStep]:
-        """What is converted and evaluated: each of these steps, and with train.ema_decay its average as well."""
+        """What is converted and evaluated: each of these steps, with train.ema_decay its average as well, and adapters at
+        val.lora_scales."""
         forms = (False, True) if self.train.ema_decay else (False,)
-        return [EvaluatedStep(step, ema) for step in self.evaluated_steps for ema in forms]
+        found = [EvaluatedStep(step, ema) for step in self.evaluated_steps for ema in forms]
+        scaled = [EvaluatedStep(step, lora_scale=s) for step in self.evaluated_steps for s in self.val.lora_scales]
+        return sorted({*found, *scaled})
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from omnitune.models import (
     OmniGen2Pipeline,
     read_transformer,
 )
+from omnitune.models.lora import scale_adapter
 from omnitune.paths import GENERATIONS_FILE
 from omnitune.pretrained.weights import check_weights
 
@@ -35,6 +36,7 @@ def load_pipeline(
     base: Path | str,
     transformer: Path | None = None,
     lora: Path | None = None,
+    lora_scale: float = 1.0,
     *,
     dtype: str = "bf16",
     scheduler: str = "euler",
@@ -47,6 +49,7 @@ def load_pipeline(
         base: pipeline folder, or a repository id.
         transformer: folder of a converted transformer in place of the base's.
         lora: folder of a converted adapter, loaded on top.
+        lora_scale: by which it is scaled.
         dtype: fp32, bf16 or fp16 of all weights.
         scheduler: euler or dpmsolver++.
         device: None takes a GPU if there is one.
@@ -67,6 +70,7 @@ def load_pipeline(
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     if lora is not None:
         pipeline.load_lora_weights(lora)
+        scale_adapter(pipeline.transformer, lora_scale)
     pipeline.transformer.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -79,7 +83,7 @@ def generate_part(
     prompts = read_prompts(benchmark, Path())
     require_there(weights)
     check_weights(weights.folders)
-    where = (weights.base, weights.transformer, weights.lora)
+    where = (weights.base, weights.transformer, weights.lora, weights.lora_scale)
     pipeline = load_pipeline(*where, dtype=benchmark.dtype, scheduler=benchmark.scheduler, threads=threads)
     return generate(benchmark, prompts, pipeline, output, weights=describe_weights(weights), part=part, name=name)
 

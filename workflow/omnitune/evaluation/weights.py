@@ -12,11 +12,12 @@ from omnitune.pretrained.weights import weights_hash
 
 @dataclass(frozen=True)
 class EvaluatedWeights:
-    """Which weights to sample with: a base pipeline, another transformer in its place, an adapter on top."""
+    """Which weights to sample with: a base pipeline, another transformer in its place, an adapter on top, scaled."""
 
     base: Path
     transformer: Path | None
     lora: Path | None
+    lora_scale: float = 1.0
 
     @property
     def folders(self) -> list[Path]:
@@ -36,19 +37,20 @@ def require_there(weights: EvaluatedWeights) -> None:
         raise ValueError(f"{folder} is missing: `snakemake --cores 2 convert` makes what an evaluation needs.{there}")
 
 
-def evaluated_weights(base: Path, start: Path, tuned: Path | None) -> EvaluatedWeights:
+def evaluated_weights(base: Path, start: Path, tuned: Path | None, lora_scale: float = 1.0) -> EvaluatedWeights:
     """The weights of a checkpoint, or those that an experiment started from.
 
     Args:
         base: the base pipeline's folder.
         start: the transformer that the experiment started from.
         tuned: the converted checkpoint, transformer/ or transformer_lora/, or its average; None for the start itself.
+        lora_scale: by which an adapter is scaled.
     """
     own = None if start == base / "transformer" else start
     if tuned is None:
         return EvaluatedWeights(base, own, None)
     if tuned.name.startswith("transformer_lora"):
-        return EvaluatedWeights(base, own, tuned)
+        return EvaluatedWeights(base, own, tuned, lora_scale)
     return EvaluatedWeights(base, tuned, None)
 
 
@@ -58,10 +60,12 @@ def describe_weights(weights: EvaluatedWeights) -> dict[str, Any]:
     base, manifest = weights.base, weights.base / MANIFEST_FILE
     hashes = [weights_hash(weights.transformer or base / "transformer")]
     hashes += [weights_hash(weights.lora)] if weights.lora else []
+    scaled = {} if weights.lora_scale == 1 else {"lora_scale": weights.lora_scale}
     return {
         "base": portable(base),
         "transformer": portable(weights.transformer) if weights.transformer else None,
         "lora": portable(weights.lora) if weights.lora else None,
+        **scaled,
         "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
         "pipeline_sha256": sha256_of(manifest) if manifest.is_file() else None,
     }

@@ -19,6 +19,7 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -301,6 +302,13 @@ def require_fitting(source: str | Path, tensors: Mapping[str, torch.Tensor], mod
                 f"{source} belongs to a model of another size: {module} takes {wide[0]} features to {wide[1]}, "
                 f"the adapter {found[0]} to {found[1]}"
             )
+
+
+def scale_adapter(model: nn.Module, scale: float) -> None:
+    """Multiplies the effect of a model's adapters, as they are loaded, by a number."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(scale)
 
 
 def adapted_modules(tensors: Iterable[str]) -> set[str]:

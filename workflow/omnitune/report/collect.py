@@ -44,7 +44,7 @@ class Evaluation:
     @property
     def last(self) -> EvaluatedStep:
         """The newest step, as it was trained."""
-        return max(step for step in self.scores if not step.ema)
+        return max(step for step in self.scores if step.is_plain)
 
     @property
     def averaged(self) -> EvaluatedStep | None:
@@ -135,7 +135,7 @@ def _loaded_weights(conversions: Sequence[Path], evaluations: Sequence[Evaluatio
 
 def _weights_of(names: Mapping[str, Any]) -> EvaluatedWeights:
     transformer, lora = (Path(names[part]) if names[part] else None for part in ("transformer", "lora"))
-    return EvaluatedWeights(Path(names["base"]), transformer, lora)
+    return EvaluatedWeights(Path(names["base"]), transformer, lora, names.get("lora_scale", 1.0))
 
 
 def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry) -> Evaluation:

@@ -37,7 +37,7 @@ def _lines(report: Path) -> Iterator[tuple[str, ...]]:
     """The cells of HEAD for each benchmark of a report; the newest step counts, as it was trained."""
     scores = pd.read_csv(report / "scores.csv")
     own = scores[(scores["measure"] == MEASURE) & (scores["task"] == ALL) & scores["verdict"].notna()]
-    trained = own[~own["row"].str.endswith("(EMA)")]
+    trained = own[own["row"].str.fullmatch(r"step \d+")]  # no average, and no other scale of an adapter
     for benchmark, found in trained.groupby("benchmark", sort=False):
         last = found.iloc[-1]
         shares = (

@@ -51,7 +51,9 @@ def table_files(path: Path, form: str) -> list[Path]:
     for kind in KINDS:
         # what datasets keeps beside them is a cache; hidden files are no data
         found = sorted(file for file in path.rglob(f"*.{kind}") if file.is_file())
-        found = [file for file in found if not any(part.startswith((".", "cache-")) for part in file.relative_to(path).parts)]
+        found = [
+            file for file in found if not any(part.startswith((".", "cache-")) for part in file.relative_to(path).parts)
+        ]
         if found:
             return found
     problem = "holds no .parquet and no .arrow files" if path.is_dir() else "does not exist"
