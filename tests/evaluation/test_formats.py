@@ -295,11 +295,14 @@ def drawn(benchmark: Benchmark, failed: tuple[str, ...] = ()) -> tuple[list[Prom
 
 
 def exported(benchmark: Benchmark, failed: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Each file that the scorer finds."""
+    """Each file that the scorer finds in the method's folder, which is all that is written."""
     prompts, folder = drawn(benchmark, failed)
     output = folder / "official"
     export_images(benchmark, prompts, folder, output, "x-5")
-    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+    assert [path.name for path in output.iterdir()] == ["x-5"]
+    return {
+        str(path.relative_to(output / "x-5")): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()
+    }
 
 
 def red(content: bytes, at: tuple[int, int] = (0, 0)) -> int:
@@ -333,7 +336,7 @@ def test_dpg_gets_grids_by_the_names_of_its_prompts() -> None:
 
 def test_gedit_gets_images_and_their_inputs() -> None:
     files = exported(Benchmark(prompts=parquet(gedit_rows()), format="gedit"), failed=("subject-add-en-aa",))
-    folder = "x-5/fullset/color_alter"
+    folder = "fullset/color_alter"
     assert list(files) == [
         f"{folder}/{name}" for name in ("cn/aa.png", "cn/aa_SRCIMG.png", "en/aa.png", "en/aa_SRCIMG.png")
     ]
@@ -346,8 +349,8 @@ def test_imgedit_and_omnicontext_get_images_by_key() -> None:
     assert list(exported(imgedit())) == ["1082.png", "673.png"]
     benchmark = Benchmark(prompts=parquet(omnicontext_rows()), format="omnicontext")
     assert list(exported(benchmark)) == [
-        "x-5/fullset/multi_object/k1.png",
-        "x-5/fullset/single_character/k0.png",
+        "fullset/multi_object/k1.png",
+        "fullset/single_character/k0.png",
     ]
 
 

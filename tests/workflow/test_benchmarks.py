@@ -10,7 +10,7 @@ from helpers.workplace import Workplace
 pytestmark = pytest.mark.workflow
 
 ROW = {"tag": "counting", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"}
-OFFICIAL = "experiments/tiny/evaluation/12/mine/official"
+OFFICIAL = "experiments/tiny/evaluation/12/mine/official/tiny-12"
 
 
 def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workplace) -> None:
@@ -22,7 +22,7 @@ def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workpl
     workplace.edit("config/config.yaml", lambda config: config["benchmarks"].append("config/benchmarks/mine.yml"))
     jobs = {"prepare_benchmark": 1, "generate_images": 2, "score_images": 2, "export_images": 2, "build_report": 1}
     assert workplace.ran() == {"import_prompts": 1, **jobs}
-    assert {str(path.relative_to(root / OFFICIAL)) for path in (root / OFFICIAL).rglob("*.*")} == {
+    assert {str(path.relative_to(root / OFFICIAL)) for path in (root / OFFICIAL).rglob("*") if path.is_file()} == {
         "00000/metadata.jsonl",
         "00000/samples/0000.png",
     }

@@ -36,7 +36,9 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
         if starts_like_an_image(data):
             raise ImageRefused("corrupt", f"{place} starts like an image but has no readable header") from None
         known = ", ".join(FORMATS)
-        raise ImageRefused("not_an_image", f"{place} is no image in a format that is read here ({known}){other_kind(data)}") from None
+        raise ImageRefused(
+            "not_an_image", f"{place} is no image in a format that is read here ({known}){other_kind(data)}"
+        ) from None
     except MemoryError:
         raise
     except Exception as error:  # a format's reader may raise anything on bytes that it did not expect

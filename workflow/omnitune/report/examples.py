@@ -17,8 +17,8 @@ SHOWN_EXAMPLES = 12
 def choose_examples(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """(shown, rest), by key alone and so by no result: the first of each task type in turn, up to SHOWN_EXAMPLES."""
     ordered = sorted(prompts, key=lambda prompt: prompt.key)
-    tasks = list(dict.fromkeys(prompt.task_type for prompt in ordered))
-    columns = [[prompt for prompt in ordered if prompt.task_type == task] for task in tasks]
+    tasks = list(dict.fromkeys(prompt.task for prompt in ordered))
+    columns = [[prompt for prompt in ordered if prompt.task == task] for task in tasks]
     turns = [prompt for turn in zip_longest(*columns) for prompt in turn if prompt is not None]
     keys = {prompt.key for prompt in turns[:SHOWN_EXAMPLES]}
     return [p for p in ordered if p.key in keys], [p for p in ordered if p.key not in keys]
@@ -32,12 +32,12 @@ def example(evaluation: Evaluation, prompt: Prompt) -> dict[str, Any]:
         images.append({**image_entry(path, caption, f"{caption} of {prompt.key}"), "result": None})
     for step in evaluation.shown:
         caption = step.label
-        path = evaluation.folders[step] / evaluation.generations[step][prompt.key]["image"]
+        path = evaluation.image(step, prompt.key)
         alt = f"image of {caption} for {prompt.key}"
         images.append({**image_entry(path, caption, alt), "result": _result(evaluation, step, prompt.key)})
     if prompt.target:
         images.append({**image_entry(prompt.target, "target", f"target of {prompt.key}"), "result": None})
-    return {"key": prompt.key, "task": prompt.task_type, "instruction": prompt.instruction, "images": images}
+    return {"key": prompt.key, "task": prompt.task, "instruction": prompt.instruction, "images": images}
 
 
 def _result(evaluation: Evaluation, step: EvaluatedStep, key: str) -> dict[str, Any]:

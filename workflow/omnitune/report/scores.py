@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -49,8 +50,8 @@ def score_lines(evaluation: Evaluation) -> list[Score]:
 
 
 def tasks_of(evaluation: Evaluation) -> list[str]:
-    """Tasks of its prompts."""
-    return sorted({prompt.task_type for prompt in evaluation.entry.prompts})
+    """Tasks of its prompts, by the names that they give them."""
+    return sorted({prompt.task for prompt in evaluation.entry.prompts})
 
 
 def measures_of(evaluation: Evaluation) -> list[str]:
@@ -70,13 +71,27 @@ def primary_of(evaluation: Evaluation) -> str | None:
 def values_of(
     evaluation: Evaluation, steps: Sequence[EvaluatedStep], measure: str, task: str = ALL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(values, measured): [steps, prompts], NaN where one is missing, and which prompts are asked for the measure at all."""
-    keys = [prompt.key for prompt in evaluation.entry.prompts if task in (ALL, prompt.task_type)]
+    """(values, measured): [steps, prompts], NaN where one is missing, and which prompts are asked for the measure at all.
+
+    Of a prompt with several images it is their mean: they are no prompts of their own, which would narrow intervals.
+    """
+    keys: dict[str, list[str]] = {}
+    for prompt in evaluation.entry.prompts:
+        if task in (ALL, prompt.task):
+            keys.setdefault(prompt.line_key, []).append(prompt.key)
     by_key = [{row["key"]: row for row in evaluation.scores[step]["per_prompt"]} for step in steps]
-    found = [[rows.get(key, {}).get(measure) for key in keys] for rows in by_key]
-    values = np.array([[math.nan if value is None else value for value in row] for row in found], dtype=float)
-    asked = [any(measure in rows.get(key, ()) for rows in by_key) for key in keys]
-    return values, np.array(asked, dtype=bool)
+    found = [
+        [[rows[key][measure] for key in own if measure in rows.get(key, ())] for own in keys.values()]
+        for rows in by_key
+    ]
+    values = np.array([[_mean(own) for own in row] for row in found], dtype=float)
+    return values, np.array([any(own) for own in zip(*found, strict=True)], dtype=bool)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of those that there are; NaN without any."""
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else math.nan
 
 
 def _lines(evaluation: Evaluation, task: str, measure: str) -> list[Score]:

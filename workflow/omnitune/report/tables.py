@@ -59,16 +59,16 @@ def _images(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
         measured = {row["key"]: row for row in evaluation.scores[step]["per_prompt"]}
         for prompt in evaluation.entry.prompts:
             drawn = evaluation.generations[step][prompt.key]
-            width, height = drawn.get("size", (None, None))
-            path = Path(os.path.relpath(evaluation.folders[step] / drawn["image"], folder))
+            width, height = drawn.get("size") or (None, None)
+            image = evaluation.image(step, prompt.key)
             rows.append(
                 {
                     "benchmark": evaluation.entry.name,
                     "row": step.label,
                     "key": prompt.key,
-                    "task": prompt.task_type,
+                    "task": prompt.task,
                     "instruction": prompt.instruction,
-                    "image": path.as_posix(),
+                    "image": Path(os.path.relpath(image, folder)).as_posix() if image else None,
                     **{"sha256": drawn["sha256"], "seed": drawn.get("seed"), "width": width, "height": height},
                     **{name: value for name, value in measured[prompt.key].items() if name in MEASURES},
                 }

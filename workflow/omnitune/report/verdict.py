@@ -134,7 +134,8 @@ def forgetting(evaluations: Sequence[Evaluation], lines: Sequence[Score], traine
     found = []
     for evaluation in evaluations if trained else ():
         measure, tasks = primary_of(evaluation), tasks_of(evaluation)
-        new = {task for task in tasks if not trained.get(task)}
+        types = [(prompt.task, prompt.task_type) for prompt in evaluation.entry.prompts]
+        new = {task for task, kind in types if not trained.get(kind)}
         if len(tasks) == 1 and new:
             new = {ALL}
         own = (line for line in lines if line.benchmark == evaluation.entry.name and line.measure == measure)

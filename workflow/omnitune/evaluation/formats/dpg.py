@@ -49,7 +49,7 @@ def lay_out(drawn: LaidOut) -> Layout:
     images = [image for image in drawn.images if image is not None]
     if len(images) < len(drawn.images):
         return {}
-    return {f"{drawn.prompt.line_key}.png": images[0] if len(images) == 1 else _grid(images)}
+    return {f"{drawn.method}/{drawn.prompt.line_key}.png": images[0] if len(images) == 1 else _grid(images)}
 
 
 def _grid(files: list[Path]) -> bytes:

@@ -22,7 +22,7 @@ def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
 
 def lay_out(drawn: LaidOut) -> Layout:
     """The folder of one prompt; a sample that is missing is left out, and its number with it."""
-    folder = drawn.prompt.line_key
+    folder = f"{drawn.method}/{drawn.prompt.line_key}"
     samples: Layout = {
         f"{folder}/samples/{number:04d}.png": image for number, image in enumerate(drawn.images) if image is not None
     }

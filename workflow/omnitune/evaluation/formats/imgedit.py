@@ -31,4 +31,4 @@ def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
 def lay_out(drawn: LaidOut) -> Layout:
     """The image."""
     [image] = drawn.images
-    return {} if image is None else {f"{drawn.prompt.line_key}.png": image}
+    return {} if image is None else {f"{drawn.method}/{drawn.prompt.line_key}.png": image}

@@ -50,7 +50,8 @@ class LaidOut:
     method: str
 
 
-# Path below the scorer's folder -> the file to copy, or the content.
+# Path below `official` -> the file to copy, or the content. All lie in a folder named by the method: a scorer that takes
+# every file of its folder for an image must not find what Snakemake keeps in a rule's.
 Layout = dict[str, Path | bytes]
 
 
