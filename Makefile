@@ -15,11 +15,13 @@ install: .venv/installed
 	touch $@
 
 # On the CPU, also where there is a GPU: what is shown does not depend on the machine, and it wants two processes.
+# Encodings are so small that two side by side are done sooner than one after the other with two threads each.
 demo: install
-	CUDA_VISIBLE_DEVICES= snakemake --cores $(CORES) --workflow-profile workflow/profiles/local
+	CUDA_VISIBLE_DEVICES= snakemake --cores $(CORES) --workflow-profile workflow/profiles/local \
+	  --set-threads encode_dataset=1
 	@echo
 	@python -m omnitune.report.summary experiments/*/report
-	$(if $(OPEN),for report in experiments/*/report/index.html; do xdg-open "$$report"; done)
+	$(if $(OPEN),for report in experiments/*/report/index.html; do python -m webbrowser "file://$(CURDIR)/$$report"; done)
 
 # README's pictures, from the reports that `demo` has left. Takes Chromium and its driver.
 pictures: install

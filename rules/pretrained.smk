@@ -3,7 +3,7 @@
 import omnitune.demo
 import omnitune.pretrained
 
-DEMO_TASKS = ["t2i", "edit", "in_context", "star", "background"]
+DEMO_TASKS = ["t2i", "edit", "in_context", "star", "background", "known"]
 
 
 checkpoint prepare_pretrained:
@@ -31,9 +31,7 @@ checkpoint prepare_pretrained:
 checkpoint prepare_demo_data:
     output:
         training=expand(f"{paths.DEMO}/{{task}}.jsonl", task=DEMO_TASKS),
-        heldout=expand(
-            f"{paths.DEMO}/heldout/{{task}}.jsonl", task=[*DEMO_TASKS, "known"]
-        ),
+        heldout=expand(f"{paths.DEMO}/heldout/{{task}}.jsonl", task=DEMO_TASKS),
     log:
         "logs/prepare_demo_data.log",
     benchmark:

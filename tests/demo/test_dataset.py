@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image, ImageOps
 
-from omnitune.demo.dataset import BROKEN_ROWS, COUNTS, HELDOUT_COUNT, draw_drafts, write_dataset
+from omnitune.demo.dataset import BASE_TASKS, BROKEN_ROWS, COUNTS, HELDOUT_COUNT, KNOWN_ROWS, draw_drafts, write_dataset
 from omnitune.demo.scenes import render
 from omnitune.validation.source import Checks, validate_source
 
@@ -161,13 +162,31 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_mixtures_name_the_files_that_are_written(root: Path) -> None:
-    pending = [ROOT / "config/data/demo.yml", ROOT / "config/data/demo_lora.yml"]
-    named = set()
-    while pending:
-        for entry in yaml.safe_load(pending.pop().read_text())["data"]:
-            if entry["path"].endswith(".yml"):
-                pending.append(ROOT / entry["path"])
-            else:
-                named.add(entry["path"])
-    assert named == {f"resources/demo/{path.name}" for path in root.glob("*.jsonl")}
+def test_what_the_base_knows_is_one_source_with_all_that_is_broken(root: Path) -> None:
+    for folder, count in ((root, KNOWN_ROWS), (root / "heldout", HELDOUT_COUNT // len(BASE_TASKS))):
+        tasks = [(folder / f"{task}.jsonl").read_text().splitlines()[:count] for task in BASE_TASKS]
+        assert (folder / "known.jsonl").read_text().splitlines() == [line for own in tasks for line in own]
+        assert all(len(own) == count for own in tasks)
+    last = [(root / f"{task}.jsonl").read_text().splitlines()[KNOWN_ROWS:] for task in BASE_TASKS]
+    assert all(is_sound(json.loads(line), root) for own in last for line in own), "no broken row is left out"
+
+
+def test_mixtures_and_benchmarks_name_files_that_are_written(root: Path) -> None:
+    entries = [
+        entry["path"]
+        for name in ("demo", "demo_lora")
+        for entry in yaml.safe_load((ROOT / f"config/data/{name}.yml").read_text())["data"]
+    ]
+    prompts = [yaml.safe_load(path.read_text())["prompts"] for path in (ROOT / "config/benchmarks").glob("demo_*.yml")]
+    assert {"known.jsonl", "star.jsonl", "background.jsonl"} == {Path(path).name for path in entries}
+    assert all((root / Path(path).relative_to("resources/demo")).is_file() for path in [*entries, *prompts])
+
+
+def test_documents_and_options_name_checkpoints_that_the_demo_saves() -> None:
+    saved = set()
+    for path in (ROOT / "config/options").glob("demo*.yml"):
+        options = yaml.safe_load(path.read_text())
+        saved.add(f"experiments/{options['name']}/checkpoint-{options['train']['max_train_steps']}")
+    texts = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "config/options").glob("*.yml")]
+    named = {found for path in texts for found in re.findall(r"experiments/demo\w*/checkpoint-\d+", path.read_text())}
+    assert named and named <= saved

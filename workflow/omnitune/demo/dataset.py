@@ -4,7 +4,8 @@ Three tasks are what the base model knows: text to image, edit (one reference: r
 context (two references). Two are new to it: captions of a `star`, a shape that no other task has, which the experiment
 `demo` teaches, and `background` (one reference: repaint the background), which `demo_lora` teaches. Every task also has
 a held-out set with the geometry that `omnitune.demo.check` compares with; none of its scenes occurs in training with
-the same instruction.
+the same instruction. `known` is the three tasks of the base in one file, of each the first rows: so that they are one
+source for a training that must not lose them, and one benchmark.
 """
 
 import hashlib
@@ -35,8 +36,9 @@ from omnitune.io.files import atomic_folder
 __all__ = ["BROKEN_ROWS", "COUNTS", "HELDOUT_COUNT", "drafts_of", "draw_drafts", "part_of", "write_dataset"]
 
 COUNTS = {"t2i": 320, "edit": 320, "in_context": 160, "star": 240, "background": 240}  # sound training samples
-HELDOUT_COUNT = 60  # per task
-KNOWN = "known"  # held-out prompts of all that the base knows, as many as of a task
+HELDOUT_COUNT = 42  # per task; a third of them is a whole number
+KNOWN = "known"  # of all that the base knows
+KNOWN_ROWS = 160  # of each task, broken ones among them
 BASE_TASKS = ("t2i", "edit", "in_context")  # what the base model is trained on
 NEW_SHAPE = "star"
 PARTS = ("heldout", "heldout", "choosing", *["training"] * 9)  # of twelve identities
@@ -158,11 +160,11 @@ def drafts_of(task: str, part: str, rng: random.Random) -> Iterator[Draft]:
             yield draft
 
 
-def draw_drafts(task: str, seed: int) -> tuple[list[Draft], list[Draft]]:
+def draw_drafts(task: str, seed: int, heldout_count: int = HELDOUT_COUNT) -> tuple[list[Draft], list[Draft]]:
     """Training and held-out drafts of a task, each of its own part (see `part_of`)."""
     heldout: dict[tuple[Any, ...], Draft] = {}
     drafts = drafts_of(task, "heldout", random.Random(f"heldout {task} {seed}"))
-    while len(heldout) < HELDOUT_COUNT:
+    while len(heldout) < heldout_count:
         draft = next(drafts)
         heldout.setdefault(draft.identity, draft)
     training = list(islice(drafts_of(task, "training", random.Random(f"training {task} {seed}")), COUNTS[task]))
@@ -236,10 +238,10 @@ def _write_task(task: str, root: Path, seed: int) -> None:
     _write_lines(base / f"{task}.jsonl", lines)
 
 
-def _write_known(heldout: Path) -> None:
-    """The first held-out prompts of each task of the base in one file, as many as of a single task in all."""
-    tasks = [(heldout / f"{task}.jsonl").read_text(encoding="utf-8").splitlines() for task in BASE_TASKS]
-    _write_lines(heldout / f"{KNOWN}.jsonl", [line for own in tasks for line in own[: HELDOUT_COUNT // len(tasks)]])
+def _write_known(folder: Path, count: int) -> None:
+    """The first `count` lines of each task of the base in one file."""
+    tasks = [(folder / f"{task}.jsonl").read_text(encoding="utf-8").splitlines() for task in BASE_TASKS]
+    _write_lines(folder / f"{KNOWN}.jsonl", [line for own in tasks for line in own[:count]])
 
 
 def write_dataset(root: Path, seed: int = 0) -> None:
@@ -247,11 +249,12 @@ def write_dataset(root: Path, seed: int = 0) -> None:
 
     It is written beside `root` and renamed at the end. Raises ValueError where `root` holds anything else.
     """
-    own = {"images", "heldout", *(f"{task}.jsonl" for task in COUNTS)}
+    own = {"images", "heldout", *(f"{task}.jsonl" for task in (*COUNTS, KNOWN))}
     foreign = sorted(path.name for path in root.iterdir() if path.name not in own) if root.exists() else []
     if foreign:
         raise ValueError(f"{root}: holds {foreign[0]!r}, which is not of the demo data set; move it away")
     with atomic_folder(root) as temporary:
         for task in COUNTS:
             _write_task(task, temporary, seed)
-        _write_known(temporary / "heldout")
+        _write_known(temporary, KNOWN_ROWS)
+        _write_known(temporary / "heldout", HELDOUT_COUNT // len(BASE_TASKS))

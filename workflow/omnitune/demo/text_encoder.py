@@ -39,6 +39,9 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+HELDOUT_TEXTS = (
+    60  # held-out instructions of each task that words are learned from: the shipped transformer reads these words
+)
 VOCABULARY = 800  # upper limit; every word of the demo is one token before that
 HIDDEN_SIZE = 128
 MIXING = 0.7  # standard deviation of the layers' weights, in units of 1 / sqrt(inputs)
@@ -52,7 +55,7 @@ def demo_texts(seed: int = 0) -> list[str]:
     """What the tokenizer learns its words from: the system prompts, the roles, and the instructions of every task."""
     texts = ["system\n", "user\n", "assistant\n", SYSTEM_PROMPT, SYSTEM_PROMPT_DROP] * 20
     for task in COUNTS:
-        training, heldout = draw_drafts(task, seed)
+        training, heldout = draw_drafts(task, seed, HELDOUT_TEXTS)
         texts += [draft.instruction for draft in (*training, *heldout)]
     return texts
 

@@ -10,7 +10,7 @@ from PIL import Image
 from omnitune.evaluation.prompts import open_image
 
 LARGEST_SIDE = 448
-PIXELATED_BELOW = 200  # a smaller image is shown enlarged, in whole pixels
+PIXELATED = 128  # an image of at most this side is shown in whole pixels
 
 
 def image_entry(path: Path | None, caption: str, alt: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def image_entry(path: Path | None, caption: str, alt: str) -> dict[str, Any]:
     image = open_image(path)
     width, height = image.size
     kind = "png"
-    if max(image.size) > PIXELATED_BELOW:
+    if max(image.size) > PIXELATED:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
         kind = "jpeg"
     buffer = io.BytesIO()
