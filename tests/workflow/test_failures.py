@@ -168,6 +168,9 @@ def test_diverged_training_stops_and_says_so(workplace: Workplace) -> None:
     assert "The training diverged and stops" in output
     assert "Traceback" not in output
     assert not (workplace.root / "experiments/tiny/train.json").exists()
+    [status] = json.loads(workplace.run("omnitune", "status", "--json").stdout)
+    assert (status["stage"], status["state"], status["failed"]) == ("train", "failed", 1)
+    assert "The training diverged and stops" in status["notes"][0]
 
 
 def test_without_resume_the_old_checkpoints_are_kept_aside(workplace: Workplace) -> None:

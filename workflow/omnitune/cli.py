@@ -471,6 +471,35 @@ def report(
 
 
 @app.command()
+def status(
+    experiments: Annotated[list[str] | None, typer.Argument(help="Names of experiments. Default: all.")] = None,
+    config: WorkflowConfigOption = Path("config/config.yaml"),
+    follow: Annotated[bool, typer.Option("--follow", help="Keep the table fresh, until Ctrl-C.")] = False,
+    interval: Annotated[float, option("interval", "With --follow: seconds between two looks.", min=0.5)] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how far each experiment is: stage, step, loss, samples per second, time left, jobs that wait or have failed.
+
+    Reads the files that are there, and asks squeue where SLURM runs the jobs.
+    """
+    from rich.console import Console
+
+    from omnitune.status.collect import collect_status
+    from omnitune.status.show import follow as keep_fresh
+    from omnitune.status.show import status_json, status_table
+
+    if follow and as_json:
+        raise ValueError("--follow and --json exclude each other; ask for JSON again and again instead.")
+    project = Project.load(read_yaml(config), str(config))
+    if follow:
+        keep_fresh(lambda: collect_status(project, experiments or ()), interval)
+    elif as_json:
+        typer.echo(status_json(collect_status(project, experiments or ())))
+    else:
+        Console().print(status_table(collect_status(project, experiments or ())))
+
+
+@app.command()
 def rename(
     old: Annotated[str, typer.Argument(help="Name of an experiment in experiments/.")],
     new: Annotated[str, typer.Argument(help="Another name.")],

@@ -1,6 +1,5 @@
 """Experiments renamed and removed, with what Snakemake keeps of them in .snakemake."""
 
-import base64
 import hashlib
 import json
 import logging
@@ -15,12 +14,10 @@ from omnitune.config.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
 from omnitune.paths import BASE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
 from omnitune.project import Project
+from omnitune.records import INCOMPLETE, METADATA, is_locked, list_records, record_path
 from omnitune.training.inputs import lock_experiment
 
 logger = logging.getLogger("omnitune")
-
-SNAKEMAKE = Path(".snakemake")
-NAME_LIMIT = 255  # bytes of a file's name
 
 
 def rename_experiment(project: Project, old: str, new: str) -> None:
@@ -98,7 +95,7 @@ def _require_there(folder: Path) -> None:
 
 def _require_free(project: Project, name: str, verb: str) -> None:
     """Raises ValueError where something holds on to an experiment's name."""
-    if any(SNAKEMAKE.glob("locks/*")):
+    if is_locked():
         raise ValueError("Snakemake is running here, or was killed (then: snakemake --unlock). Wait for it.")
     if name in project.variants and verb == "renamed":
         raise ValueError(
@@ -212,17 +209,17 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
 def _move_records(old: str, new: str | None) -> None:
     """Gives another name to Snakemake's records of an experiment's files, killed jobs' included; None removes them."""
     own = f"experiments/{old}/"
-    for folder in (SNAKEMAKE / "metadata", SNAKEMAKE / "incomplete"):
-        for record in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for folder in (METADATA, INCOMPLETE):
+        for name, record in list_records(folder).items():
             try:
-                name, text = _recorded(record.relative_to(folder)), record.read_text(encoding="utf-8")
+                text = record.read_text(encoding="utf-8")
             except ValueError:  # no record
                 continue
             if new is None and name.startswith(own):
                 record.unlink()
             elif new is not None:
                 renamed = f"experiments/{new}/{name.removeprefix(own)}" if name.startswith(own) else name
-                _replace(record, folder / _record_path(renamed), text, _moved(text, old, new))
+                _replace(record, folder / record_path(renamed), text, _moved(text, old, new))
 
 
 def _replace(record: Path, target: Path, text: str, changed: str) -> None:
@@ -233,15 +230,3 @@ def _replace(record: Path, target: Path, text: str, changed: str) -> None:
     write_text(target, changed)
     if target != record:
         record.unlink()
-
-
-def _recorded(path: Path) -> str:
-    """The output that a record is of: its name is cut to fit file names, with an `@` before all parts but the last."""
-    return base64.urlsafe_b64decode("".join(part.removeprefix("@") for part in path.parts)).decode()
-
-
-def _record_path(output: str) -> Path:
-    """The inverse."""
-    text, size = base64.urlsafe_b64encode(output.encode()).decode(), NAME_LIMIT - 1
-    parts = [text[start : start + size] for start in range(0, len(text), size)]
-    return Path(*(f"@{part}" for part in parts[:-1]), parts[-1])
