@@ -15,7 +15,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-TOPICS = ("validation", "sharding", "encoding", "loading", "mixed_batch", "step_loop", "saving", "drawing")
+TOPICS = (
+    "validation",
+    "sharding",
+    "encoding",
+    "loading",
+    "mixed_batch",
+    "step_loop",
+    "saving",
+    "drawing",
+    "step_caches",
+)
 GPU_TOPICS = ("gpu",)
 
 

@@ -212,7 +212,7 @@ def test_a_failed_verification_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Adapter], Adapter]
 ) -> None:
     write = comfyui.write_adapter
-    monkeypatch.setattr(comfyui, "write_adapter", lambda folder, adapter: write(folder, spoil(adapter)))
+    monkeypatch.setattr(comfyui, "write_adapter", lambda folder, adapter, facts: write(folder, spoil(adapter), facts))
     with pytest.raises(ValueError, match=r"as read by ComfyUI: (.* gives other outputs|after reading, missing)"):
         converted(tmp_path, "comfyui", {})
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "start"}

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.conversions import RANK, adapters_of, lora_model, predict, random_model
+from helpers.conversions import RANK, adapters_of, lora_model, options_for, predict, random_model, write_checkpoint
+from omnitune.conversion.export import convert
+from omnitune.conversion.inspect import inspect
 from omnitune.conversion.merge import merge
 from omnitune.conversion.write import Target
 from omnitune.models import OmniGen2Transformer2DModel, load_lora, lora_state_dict, save_lora
@@ -90,3 +92,30 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "base/conversion.json").write_text("{}")
     with pytest.raises(ValueError, match="base: is read for this; name another folder"):
         merge(tmp_path / "base", [tmp_path / "wide"], [], tmp_path / "base", Target("merged"))
+
+
+def test_an_adapter_knows_the_weights_that_it_was_trained_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In any file layout and in bfloat16; over others there is a warning, and no refusal."""
+    random_model().save_pretrained(tmp_path / "base")
+    random_model().to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    random_model(seed=1).save_pretrained(tmp_path / "other")
+    write_checkpoint(adapters_of(lora_model(("to_q",))), tmp_path / "checkpoint-3", "bin")
+    options = options_for(lora=True, alpha=8, lora_target_modules=["attn.to_q"])
+    for format, file in (
+        ("diffusers", "adapter_model"),
+        ("diffusers", "pytorch_lora_weights"),
+        ("comfyui", "comfyui_lora"),
+    ):
+        convert(options, tmp_path / "checkpoint-3", tmp_path / "lora", tmp_path / "base", target=Target(format))
+        adapter = tmp_path / "lora" / f"{file}.safetensors"
+        assert inspect(adapter)["base_fingerprint"] == inspect(tmp_path / "half")["weights_fingerprint"]
+        for base in ("base", "half"):
+            merge(tmp_path / base, [adapter], [], tmp_path / "out", Target("merged"))
+        load_lora(lora_model(("to_v",)).to(torch.bfloat16), adapter, adapter_name="second")
+        assert "other weights" not in caplog.text
+        merge(tmp_path / "other", [adapter], [], tmp_path / "out", Target("merged"))
+        load_lora(random_model(seed=1), adapter)
+        assert caplog.text.count(f"{adapter}: was trained over other weights") == 2
+        caplog.clear()

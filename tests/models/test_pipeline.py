@@ -243,7 +243,7 @@ def test_guidance_is_the_published_formula(pipeline: OmniGen2Pipeline, text_scal
     times = [k / 4 / (m - m * k / 4 + k / 4) for k in range(4)] + [1.0]
     for k, t in enumerate(times[:-1]):
         v = predict(positive, reference)
-        if k == 2:  # 1/4 and 3/4 lie outside the range
+        if k == 2 and text_scale > 1:  # 1/4 and 3/4 lie outside the range
             none, with_reference = predict(negative, None), predict(negative, reference)
             if image_scale > 1:
                 v = none + image_scale * (with_reference - none) + text_scale * (v - with_reference)
@@ -282,6 +282,10 @@ def test_sizes(pipeline: OmniGen2Pipeline) -> None:
     assert pipeline("a", **limited, **options).images[0].size == (40, 32)
     latent = pipeline("a", **limited, output_type="latent", **options).images
     assert latent.shape == (1, 4, 8, 10)
+    # a limit of inputs is none of the result, but where that takes the input's size
+    inputs: dict[str, Any] = {"height": 32, "width": 40, "max_input_image_pixels": 8 * 8, "output_type": "latent"}
+    assert pipeline("a", **inputs, **options).images.shape == (1, 4, 16, 20)
+    assert pipeline("a", input_images=[picture(16, 16)], **inputs, **options).images.shape == (1, 4, 4, 4)
 
 
 @pytest.mark.slow

@@ -48,6 +48,11 @@ def option(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(*dict.fromkeys([f"--{name}", f"--{dashed}"]), help=text, **settings)
 
 
+def flag(name: str, text: str) -> Any:
+    """The same of one that is given without a value."""
+    return typer.Option(f"--{name}", f"--{name.replace('_', '-')}", help=text)
+
+
 class Scheduler(StrEnum):
     """Samplers."""
 
@@ -390,16 +395,32 @@ def inspect(
 @app.command()
 def generate(
     model_path: Annotated[str, option("model_path", "Pipeline folder or repository id.")],
-    instruction: Annotated[str, option("instruction", "What to draw or to change.")] = "A dog running in the park",
-    input_image_path: Annotated[
-        list[str] | None, option("input_image_path", "Input images (several paths or URLs may follow).")
+    instruction: Annotated[
+        str | None, option("instruction", 'What to draw or to change. Default: "A dog running in the park".')
     ] = None,
-    output_image_path: Annotated[Path, option("output_image_path", "Image to write.")] = Path("output.png"),
+    prompts: Annotated[
+        Path | None,
+        option(
+            "prompts", "Draw all instructions of this .txt (one a line) or .jsonl; a killed run goes on when repeated."
+        ),
+    ] = None,
+    batch_size: Annotated[int, option("batch_size", "With --prompts: instructions drawn together.", min=1)] = 1,
+    input_image_path: Annotated[
+        list[str] | None,
+        option("input_image_path", "Input images (several paths or URLs may follow), or a folder of them."),
+    ] = None,
+    output_image_path: Annotated[
+        Path | None,
+        option(
+            "output_image_path",
+            "Image to write, output.png by default; of several, these side by side. With --prompts: folder to write.",
+        ),
+    ] = None,
     num_inference_step: Annotated[int, option("num_inference_step", "Sampling steps.")] = 50,
     height: Annotated[int, option("height", "Height in pixels.")] = 1024,
     width: Annotated[int, option("width", "Width in pixels.")] = 1024,
     text_guidance_scale: Annotated[
-        float, option("text_guidance_scale", "Guidance towards the instruction; 1 is none.")
+        float, option("text_guidance_scale", "Guidance towards the instruction; 1 is no guidance at all.")
     ] = 5.0,
     image_guidance_scale: Annotated[
         float, option("image_guidance_scale", "Guidance towards the inputs; 1 is none.")
@@ -409,25 +430,44 @@ def generate(
     negative_prompt: Annotated[
         str | None, option("negative_prompt", "What to lead away from. Default: the published one.")
     ] = None,
-    num_images_per_prompt: Annotated[int, option("num_images_per_prompt", "Images to draw.")] = 1,
+    num_images_per_prompt: Annotated[int, option("num_images_per_prompt", "Images to draw.", min=1)] = 1,
     max_input_image_pixels: Annotated[
-        int, option("max_input_image_pixels", "Limit of each input image in pixels.")
+        int, option("max_input_image_pixels", "Limit of each input image in pixels.", min=256)
     ] = 1048576,
     transformer_path: Annotated[Path | None, option("transformer_path", "Fine-tuned transformer folder.")] = None,
-    transformer_lora_path: Annotated[Path | None, option("transformer_lora_path", "LoRA folder or file.")] = None,
+    transformer_lora_path: Annotated[
+        list[Path] | None, option("transformer_lora_path", "LoRA folder or file (several may follow).")
+    ] = None,
+    transformer_lora_scale: Annotated[
+        list[float] | None, option("transformer_lora_scale", "Strength of each LoRA, in their order. Default: 1.")
+    ] = None,
     scheduler: Annotated[Scheduler, option("scheduler", "Sampler.")] = Scheduler.EULER,
     seed: Annotated[int, option("seed", "Seed of the starting noise.", min=0, max=MAX_SEED)] = 0,
     dtype: Annotated[Dtype, option("dtype", "Precision of the weights.")] = Dtype.BF16,
     enable_model_cpu_offload: Annotated[
-        bool,
-        typer.Option("--enable_model_cpu_offload", "--enable-model-cpu-offload", help="Keep idle models off the GPU."),
+        bool, flag("enable_model_cpu_offload", "Keep one model at a time on the GPU.")
+    ] = False,
+    enable_sequential_cpu_offload: Annotated[
+        bool, flag("enable_sequential_cpu_offload", "Keep one layer at a time on the GPU: least memory, slowest.")
+    ] = False,
+    enable_group_offload: Annotated[
+        bool, flag("enable_group_offload", "Keep a few blocks at a time on the GPU, the next ones on their way.")
+    ] = False,
+    enable_teacache: Annotated[
+        bool, flag("enable_teacache", "Leave layers out in steps that change little (TeaCache): faster, not exact.")
+    ] = False,
+    teacache_rel_l1_thresh: Annotated[
+        float, option("teacache_rel_l1_thresh", "From which change on TeaCache runs them again.", min=0)
+    ] = 0.05,
+    enable_taylorseer: Annotated[
+        bool, flag("enable_taylorseer", "Foretell layers in two of three steps (TaylorSeer): faster, not exact.")
     ] = False,
 ) -> None:
-    """Draw or edit an image with the base model or with fine-tuned weights."""
-    settings = dict(locals())
-    from omnitune.evaluation.sample import generate_images
+    """Draw or edit an image, or a list of them, with the base model or with fine-tuned weights."""
+    settings: dict[str, Any] = dict(locals())
+    from omnitune.evaluation.sample import Asked, generate_images
 
-    generate_images(**settings)
+    generate_images(Asked(**settings))
 
 
 @app.command()
@@ -562,7 +602,8 @@ def main() -> None:
     """Entry point: a user's mistake is one message and exit code 1, without a traceback."""
     run: Callable[..., Any] = app
     with job():
-        run(_spread(sys.argv[1:], ("--input_image_path", "--input-image-path")))
+        names = [f"--{name}" for name in ("input_image_path", "transformer_lora_path", "transformer_lora_scale")]
+        run(_spread(sys.argv[1:], (*names, *(f"--{name[2:].replace('_', '-')}" for name in names))))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Benchmark(Section):
     num_inference_steps: Annotated[int, Field(ge=1, description="Sampling steps."), Affects("images")] = 50
     scheduler: Annotated[Literal["euler", "dpmsolver++"], Field(description="Sampler."), Affects("images")] = "euler"
     text_guidance_scale: Annotated[
-        float, Field(ge=1, description="Guidance towards the instruction; 1 is none."), Affects("images")
+        float, Field(ge=1, description="Guidance towards the instruction; 1 is no guidance at all."), Affects("images")
     ] = 5.0
     image_guidance_scale: Annotated[
         float, Field(ge=1, description="Guidance towards the references; 1 is none."), Affects("images")
@@ -95,9 +95,14 @@ class Benchmark(Section):
         Field(ge=256, description="Limit of input and output images in pixels (width x height)."),
         Affects("images"),
     ] = 1048576
+    max_input_pixels: Annotated[
+        int | None,
+        Field(ge=256, description="Another limit of input images in pixels. null: max_pixels."),
+        Affects(images=lambda benchmark, pixels: pixels),
+    ] = None
     max_side_length: Annotated[
         int, Field(ge=16, description="Limit of an input image's longer side in pixels."), Affects("images")
-    ] = 2048
+    ] = 1024
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"], Field(description="Precision of the weights when sampling."), Affects("images")
     ] = "bf16"

@@ -360,7 +360,9 @@ class ValOptions(Section):
     ] = 4
     num_inference_steps: Annotated[PositiveInt, Field(description="Sampling steps of these images."), NOTHING] = 20
     text_guidance_scale: Annotated[
-        float, Field(ge=1, description="Guidance of these images towards the instruction; 1 is none."), NOTHING
+        float,
+        Field(ge=1, description="Guidance of these images towards the instruction; 1 is no guidance at all."),
+        NOTHING,
     ] = 4.0
     image_guidance_scale: Annotated[
         float, Field(ge=1, description="Guidance of these images towards the inputs; 1 is none."), NOTHING

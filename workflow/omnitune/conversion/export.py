@@ -24,6 +24,7 @@ from omnitune.conversion.tensors import State
 from omnitune.conversion.write import Target, Weights, is_merged, require_replaceable, write_weights
 from omnitune.io.files import portable
 from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.models.base_fingerprint import folder_fingerprint
 from omnitune.models.lora import FACTORS
 from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
 from omnitune.training.adapter import lora_config_of
@@ -73,7 +74,8 @@ def convert(
     weights = _weights(options, state, config, model, transformer, target.format, scale)
     origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
     card = partial(model_card, options, model_path)
-    return write_weights(save_path, weights, target, origin | _describe(options, state, counts), card)
+    facts = origin | _describe(options, state, counts) | {"base_fingerprint": weights.base}
+    return write_weights(save_path, weights, target, facts, card)
 
 
 def _require_adapter(options: ExperimentOptions, format: str, scale: float) -> None:
@@ -123,7 +125,8 @@ def _weights(
     if scale != 1 and not into_weights:
         raise ValueError(f"scale: {scale:g} is for formats that an adapter is merged in; {format} keeps it apart.")
     under = starting_state(transformer, model) if into_weights else None
-    return Weights(config, under, [(adapter, scale)], sorted(lora_config_of(train, model).target_modules or ()))
+    targets = sorted(lora_config_of(train, model).target_modules or ())
+    return Weights(config, under, [(adapter, scale)], targets, folder_fingerprint(transformer) if transformer else None)
 
 
 def _checked_state(

@@ -11,6 +11,7 @@ from omnitune.conversion.tensors import State
 from omnitune.io.files import sha256_of
 from omnitune.io.weights import read_header
 from omnitune.models.adapter_names import ALPHA, FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX
+from omnitune.models.base_fingerprint import folder_fingerprint
 from omnitune.models.lora import AdapterHeader, adapted_modules, adapter_alphas, adapter_scale, read_lora_header
 from omnitune.paths import (
     ADAPTER_FILE,
@@ -71,6 +72,7 @@ def _transformer(folder: Path) -> Facts:
         "layers": config.get("num_layers", 32),
         "hidden_size": config.get("hidden_size", 2520),
         **_fingerprint(folder, files),
+        "weights_fingerprint": folder_fingerprint(folder),
         "loads_in": programs,
     }
 
@@ -125,6 +127,7 @@ def _adapter(path: Path) -> Facts:
         "targets": dict(sorted(ends.items())),
         "modules": len(adapted_modules(found.shapes)),
         **_fingerprint(found.path.parent, [found.path]),
+        "base_fingerprint": found.base,
         "loads_in": _programs(found, scales, dora),
     }
 

@@ -11,7 +11,8 @@ from omnitune.conversion.start import starting_state
 from omnitune.conversion.write import Target, Weights, require_replaceable, write_weights
 from omnitune.io.files import portable, sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import linear_names, read_lora, require_fitting
+from omnitune.models.base_fingerprint import folder_fingerprint, warn_of_other_base
+from omnitune.models.lora import linear_names, read_factors, read_lora_header, require_fitting
 from omnitune.paths import adapter_file
 from omnitune.pretrained.transformer import require_transformer
 
@@ -39,8 +40,8 @@ def merge(
     require_replaceable(save_path, [transformer, *loras])
     config = require_transformer(transformer, "--transformer")
     model = empty_transformer(config)
-    adapters = [(_fitting(path, model), strength) for path, strength in zip(loras, strengths, strict=True)]
-    state = starting_state(transformer, model)
+    state, base = starting_state(transformer, model), folder_fingerprint(transformer)
+    adapters = [(_fitting(path, model, base), strength) for path, strength in zip(loras, strengths, strict=True)]
     files = [adapter_file(str(path)) for path in loras]
     facts = {
         "source": portable(transformer),
@@ -67,7 +68,9 @@ def _strengths(loras: Sequence[Path], scales: Sequence[float]) -> list[float]:
     return strengths
 
 
-def _fitting(path: Path, model: OmniGen2Transformer2DModel) -> Adapter:
-    tensors, config = read_lora(path, modules=linear_names(model))
+def _fitting(path: Path, model: OmniGen2Transformer2DModel, base: str | None) -> Adapter:
+    found = read_lora_header(path, modules=linear_names(model))
+    tensors = read_factors(found)
     require_fitting(path, tensors, model)
-    return Adapter.of(tensors, config)
+    warn_of_other_base(path, found.base, base)
+    return Adapter.of(tensors, found.config)

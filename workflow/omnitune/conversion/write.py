@@ -12,6 +12,7 @@ from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import PRECISIONS, State, open_safetensors
 from omnitune.conversion.verify import verify_adapter, verify_model
 from omnitune.io.files import atomic_folder, sha256_of, write_json
+from omnitune.models.base_fingerprint import BASE_KEY
 from omnitune.paths import (
     ADAPTER_FILE,
     COMFYUI_MODEL_FILE,
@@ -66,12 +67,14 @@ class Weights:
         model: its weights, those under the adapters; None where an adapter alone is written.
         adapters: each with its strength.
         targets: names of the modules that an adapter of ours adapts, or their endings.
+        base: fingerprint of the weights that an adapter was trained over; None where it is not known.
     """
 
     config: Mapping[str, Any]
     model: State | None
     adapters: Sequence[tuple[Adapter, float]] = ()
     targets: Sequence[str] = ()
+    base: str | None = None
 
 
 def is_merged(format: str, adapter: Adapter) -> bool:
@@ -148,11 +151,12 @@ def _write_adapter(folder: Path, weights: Weights, target: Target) -> dict[str, 
     dtype = PRECISIONS[target.dtype] if target.dtype else next(iter(adapter.tensors.values())).dtype
     tensors = {name: adapter.tensors[name].to(dtype) for name in sorted(adapter.tensors)}
     adapter = Adapter(tensors, adapter.alphas, adapter.use_rslora)
+    facts = {BASE_KEY: weights.base} if weights.base else {}
     if target.format == "comfyui":
-        comfyui.write_adapter(folder, adapter)
+        comfyui.write_adapter(folder, adapter, facts)
         programs = ["ComfyUI"]
     else:
-        diffusers.write_adapter(folder, adapter, weights.targets)
+        diffusers.write_adapter(folder, adapter, weights.targets, facts)
         programs = ["published code", "diffusers", "peft"]
     verified = verify_adapter(folder, trained, dtype, programs)
     return {"dtype": _name(tensors), "loads_in": ["omnitune", *programs], "verified": verified}

@@ -37,11 +37,11 @@ class Conditions:
         return features
 
     @torch.no_grad()
-    def _posterior(self, image: Path) -> DiagonalGaussianDistribution:
-        """The VAE's posterior of an image, brought within the benchmark's limits."""
-        limits = self.benchmark.max_pixels, self.benchmark.max_side_length
-        return self.pipeline.encode_posterior(open_image(image), *limits)
+    def _posterior(self, image: Path, target: bool = False) -> DiagonalGaussianDistribution:
+        """The VAE's posterior of an input, or a target, brought within the benchmark's limits."""
+        pixels = self.benchmark.max_pixels if target else self.benchmark.max_input_pixels or self.benchmark.max_pixels
+        return self.pipeline.encode_posterior(open_image(image), pixels, self.benchmark.max_side_length)
 
-    def latent(self, image: Path) -> Tensor:
+    def latent(self, image: Path, target: bool = False) -> Tensor:
         """The latent [C, h, w] of an image, float32: the mode of its posterior, shifted and scaled."""
-        return self.pipeline.scale_latent(self.posterior(image).mode())
+        return self.pipeline.scale_latent(self.posterior(image, target).mode())

@@ -25,7 +25,6 @@ from omnitune.models import (
     OmniGen2Pipeline,
     read_transformer,
 )
-from omnitune.models.lora import scale_adapter
 from omnitune.paths import GENERATIONS_FILE
 from omnitune.pretrained.weights import check_weights
 
@@ -35,8 +34,7 @@ SCHEDULERS = {"euler": OmniGen2FlowMatchScheduler, "dpmsolver++": OmniGen2DPMSol
 def load_pipeline(
     base: Path | str,
     transformer: Path | None = None,
-    lora: Path | None = None,
-    lora_scale: float = 1.0,
+    loras: Sequence[tuple[Path, float]] = (),
     *,
     dtype: str = "bf16",
     scheduler: str = "euler",
@@ -48,8 +46,7 @@ def load_pipeline(
     Args:
         base: pipeline folder, or a repository id.
         transformer: folder of a converted transformer in place of the base's.
-        lora: folder of a converted adapter, loaded on top.
-        lora_scale: by which it is scaled.
+        loras: folder or file of each adapter that is loaded on top, and its strength.
         dtype: fp32, bf16 or fp16 of all weights.
         scheduler: euler or dpmsolver++.
         device: None takes a GPU if there is one.
@@ -68,9 +65,11 @@ def load_pipeline(
         components["transformer"] = read_transformer(transformer, PRECISIONS[dtype])
     pipeline = OmniGen2Pipeline.from_pretrained(base, torch_dtype=PRECISIONS[dtype], **components)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
-    if lora is not None:
-        pipeline.load_lora_weights(lora)
-        scale_adapter(pipeline.transformer, lora_scale)
+    names = [f"adapter_{number}" for number in range(len(loras))]
+    for name, (lora, _) in zip(names, loras, strict=True):
+        pipeline.load_lora_weights(lora, adapter_name=name)
+    if names:
+        pipeline.set_adapters(names, [strength for _, strength in loras])
     pipeline.transformer.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -83,7 +82,8 @@ def generate_part(
     prompts = read_prompts(benchmark, Path())
     require_there(weights)
     check_weights(weights.folders)
-    where = (weights.base, weights.transformer, weights.lora, weights.lora_scale)
+    loras = [(weights.lora, weights.lora_scale)] if weights.lora else []
+    where = (weights.base, weights.transformer, loras)
     pipeline = load_pipeline(*where, dtype=benchmark.dtype, scheduler=benchmark.scheduler, threads=threads)
     return generate(benchmark, prompts, pipeline, output, weights=describe_weights(weights), part=part, name=name)
 

@@ -38,7 +38,7 @@ def heldout_losses(conditions: Conditions, prompts: Sequence[Prompt]) -> list[li
     work: list[tuple[Conditioned, float]] = []
     for prompt in prompts:
         assert prompt.target is not None
-        target, text = conditions.latent(prompt.target), conditions.text(prompt.instruction)
+        target, text = conditions.latent(prompt.target, target=True), conditions.text(prompt.instruction)
         references = [conditions.latent(image) for image in prompt.input_images]
         for number, time in enumerate(times):
             noise = _noise(target, image_seed(benchmark, prompt, f"/loss/{number}"))

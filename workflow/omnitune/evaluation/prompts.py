@@ -184,6 +184,47 @@ def _keys(key: str, draws: int) -> list[str]:
     return [key] if draws == 1 else [f"{key}-{draw}" for draw in range(draws)]
 
 
+def read_instructions(path: Path, draws: int = 1) -> list[Prompt]:
+    """Reads instructions that are to be drawn: a .txt with one on each line, or a .jsonl.
+
+    Args:
+        path: of the file. A .jsonl has an `instruction` on each line and may have `input_images` (taken from the file's
+            folder, and if nothing is there, from the working directory) and a `key` that names the image's file; other
+            keys, as those of prompts and samples, are passed over. Without a key the line's number is it.
+        draws: how many images there are of each.
+
+    Raises:
+        ValueError: with file and line, for what is none of these.
+    """
+    if path.suffix not in (".txt", ".jsonl") or not path.is_file():
+        raise ValueError(f"{path}: is no file of instructions; name a .txt or a .jsonl that exists.")
+    prompts: list[Prompt] = []
+    for where, line in checked_lines(_instruction_lines(path), draws):
+        prompt = _prompt(line, where, path.parent)
+        prompts += [replace(prompt, key=key, draw=draw) for draw, key in enumerate(_keys(line.key, draws))]
+    if not prompts:
+        raise ValueError(f"{path}: holds no instructions.")
+    return prompts
+
+
+def _instruction_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each instruction stands, and the line of a prompt list that it is."""
+    if path.suffix == ".jsonl":
+        lines = read_objects(path)
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+        numbered = enumerate(text.splitlines(), start=1)
+        lines = ((number, {"instruction": line.strip()}) for number, line in numbered if line.strip())
+    for number, content in lines:
+        images = content.get("input_images") or []
+        task = "t2i" if not images else "edit" if len(images) == 1 else "ic"
+        known = {name: content[name] for name in ("key", "instruction", "input_images") if name in content}
+        yield f"{path}:{number}", {"key": f"{number:05d}", **known, "task_type": task}
+
+
 def _checked_line(content: dict[str, Any], where: str) -> PromptLine:
     instruction = content.get("instruction")
     if isinstance(instruction, str) and len(instruction) > MAX_INSTRUCTION:  # said without repeating it

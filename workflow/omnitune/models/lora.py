@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +20,6 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,6 +31,7 @@ from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 
 from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
 from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
+from .base_fingerprint import BASE_KEY, model_fingerprint, warn_of_other_base
 from .files import require_finite
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -184,12 +185,14 @@ class AdapterHeader(NamedTuple):
         names: of its tensors, as they were read.
         shapes: of its tensors, named as lora_state_dict names them.
         config: arguments of LoraConfig; where the file says nothing of a scale, alpha is the rank of each module.
+        base: fingerprint of the weights that it was trained over; None where the file does not say.
     """
 
     path: Path
     names: AdapterNames
     shapes: dict[str, list[int]]
     config: dict[str, Any]
+    base: str | None
 
 
 def read_lora(
@@ -209,9 +212,14 @@ def read_lora(
         ValueError, FileNotFoundError: as of read_lora_header, and for numbers that are not finite.
     """
     found = read_lora_header(source, weight_name, modules)
+    return read_factors(found), found.config
+
+
+def read_factors(found: AdapterHeader) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, as lora_state_dict names them; ValueError for numbers that are not finite."""
     tensors = {found.names.plain[name]: tensor for name, tensor in load_file(found.path).items()}
     require_finite(tensors, found.path)
-    return {name: tensor for name, tensor in tensors.items() if name in found.shapes}, found.config
+    return {name: tensor for name, tensor in tensors.items() if name in found.shapes}
 
 
 def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, modules: Iterable[str] = ()) -> AdapterHeader:
@@ -238,12 +246,12 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
             for name, plain in names.plain.items()
             if plain.endswith(ALPHA)
         }
-    text = texts.get(METADATA_KEY)
+    text, base = texts.get(METADATA_KEY), texts.get(BASE_KEY)
     if text is None and names.prefixes == {PEFT_PREFIX} and (path.parent / PEFT_CONFIG_FILE).is_file():
         text = json.dumps(read_json(path.parent / PEFT_CONFIG_FILE))
     if alphas or text is None:
-        return AdapterHeader(path, names, shapes, config_of_alphas(path, alphas, ranks, use_dora))
-    return AdapterHeader(path, names, shapes, checked_metadata(path, text, ranks, use_dora))
+        return AdapterHeader(path, names, shapes, config_of_alphas(path, alphas, ranks, use_dora), base)
+    return AdapterHeader(path, names, shapes, checked_metadata(path, text, ranks, use_dora), base)
 
 
 def _adapter_path(source: str | Path, weight_name: str) -> Path:
@@ -274,14 +282,18 @@ def _unknown_names(path: Path, unknown: Sequence[str], count: int) -> str:
 def load_lora(
     model: Any, source: str | Path, adapter_name: str = "default", weight_name: str = ADAPTER_FILE, **kwargs: Any
 ) -> None:
-    """Add the adapter at `source` (see read_lora) to a transformer and activate it.
+    """Add the adapter at `source` (see read_lora) to a transformer and activate it; warns where it is of other weights.
 
     Raises:
         ValueError: when the adapter's modules are not among the model's, or the name is taken.
     """
-    tensors, config = read_lora(source, weight_name, linear_names(model))
+    found = read_lora_header(source, weight_name, linear_names(model))
+    tensors = read_factors(found)
     require_fitting(source, tensors, model)
-    model.load_lora_adapter(tensors, prefix=None, metadata=config, adapter_name=adapter_name, **kwargs)
+    warn_of_other_base(found.path, found.base, model_fingerprint(model) if found.base else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
+        model.load_lora_adapter(tensors, prefix=None, metadata=found.config, adapter_name=adapter_name, **kwargs)
 
 
 def require_fitting(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Any) -> None:
@@ -304,20 +316,13 @@ def require_fitting(source: str | Path, tensors: Mapping[str, torch.Tensor], mod
             )
 
 
-def scale_adapter(model: nn.Module, scale: float) -> None:
-    """Multiplies the effect of a model's adapters, as they are loaded, by a number."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.scale_layer(scale)
-
-
 def adapted_modules(tensors: Iterable[str]) -> set[str]:
     """Names of the modules that an adapter's tensors, by their names as lora_state_dict names them, belong to."""
     return {name.rsplit(".lora_", 1)[0] for name in tensors}
 
 
 class OmniGen2LoraLoaderMixin(LoraBaseMixin):
-    """load_lora_weights and save_lora_weights of the pipeline; the rest (set_adapters, fuse, unload) is diffusers'."""
+    """Adapters of the pipeline, whose transformer alone has any; the rest (set_adapters, unload) is diffusers'."""
 
     _lora_loadable_modules = ["transformer"]
 
@@ -337,3 +342,11 @@ class OmniGen2LoraLoaderMixin(LoraBaseMixin):
     ) -> None:
         """Write an adapter; see save_lora."""
         save_lora(save_directory, transformer_lora_layers, transformer_lora_adapter_metadata, weight_name)
+
+    def fuse_lora(self, components: Sequence[str] | None = None, lora_scale: float = 1.0, **kwargs: Any) -> None:
+        """Add the active adapters, times lora_scale, to the transformer's weights."""
+        super().fuse_lora(list(components or self._lora_loadable_modules), lora_scale, **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
+        """Take them off again."""
+        super().unfuse_lora(list(components or self._lora_loadable_modules), **kwargs)

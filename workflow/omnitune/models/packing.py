@@ -36,13 +36,26 @@ class Packing:
     ) -> None:
         """Lay out `sequences`, pairs of (sample, position ids [length, 3])."""
         self.kernel = kernel
-        self.lengths = [len(ids) for _, ids in sequences]
-        self.runs = [(len(list(group)), length) for length, group in itertools.groupby(self.lengths)]
-        self.cu_seqlens = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(device)
-        self.longest = max(self.lengths)
+        self._lay_out([len(ids) for _, ids in sequences], device)
         owners = torch.tensor([sample for sample, _ in sequences])
         self.samples = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
         self.rotation = rotary_frequencies(torch.cat([ids for _, ids in sequences]), axes_dim_rope, device)
+
+    def _lay_out(self, lengths: list[int], device: torch.device) -> None:
+        self.lengths = lengths
+        self.runs = [(len(list(group)), length) for length, group in itertools.groupby(lengths)]
+        self.cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
+        self.longest = max(lengths)
+
+    def part(self, chosen: Sequence[int]) -> "Packing":
+        """The same of some of the sequences, by their numbers."""
+        part = object.__new__(Packing)
+        part.kernel = self.kernel
+        part._lay_out([self.lengths[k] for k in chosen], self.samples.device)
+        samples, rotations = self.samples.split(self.lengths), self.rotation.split(self.lengths)
+        part.samples = torch.cat([samples[k] for k in chosen])
+        part.rotation = torch.cat([rotations[k] for k in chosen])
+        return part
 
     @functools.cached_property
     def padded(self) -> list[int]:

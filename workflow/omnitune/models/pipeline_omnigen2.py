@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from accelerate.hooks import CpuOffload
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,6 +26,7 @@ from omnitune.io.places import is_local
 from .components import COMPONENTS, LOADERS, model_index
 from .lora import OmniGen2LoraLoaderMixin
 from .scheduler import OmniGen2FlowMatchScheduler
+from .step_cache import Branch, OmniGen2StepCacheMixin
 from .text_features import encode_text
 from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel
 
@@ -51,19 +53,23 @@ class _Sample:
 
 @dataclass
 class _Branches:
-    """The predictions of one step, as one ragged batch: (sample, text features, references) each."""
+    """The predictions of one step, as one ragged batch: (sample and name, text features, references) each."""
 
-    samples: list[int] = field(default_factory=list)
+    keys: list[Branch] = field(default_factory=list)
     texts: list[Features] = field(default_factory=list)
     references: list[list[torch.Tensor]] = field(default_factory=list)
 
-    def add(self, sample: int, text: Features, references: list[torch.Tensor]) -> None:
-        self.samples.append(sample)
+    @property
+    def samples(self) -> list[int]:
+        return [sample for sample, _ in self.keys]
+
+    def add(self, sample: int, name: str, text: Features, references: list[torch.Tensor]) -> None:
+        self.keys.append((sample, name))
         self.texts.append(text)
         self.references.append(references)
 
 
-class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
+class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepCacheMixin):
     """Generates and edits images.
 
     Args:
@@ -219,6 +225,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         image_guidance_scale: float = 1.0,
         cfg_range: tuple[float, float] = (0.0, 1.0),
         max_pixels: int = 1024 * 1024,
+        max_input_image_pixels: int | None = None,
         max_input_image_side_length: int = 1024,
         align_res: bool = True,
         latents: torch.Tensor | list[torch.Tensor] | None = None,
@@ -243,12 +250,13 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
             input_images: reference images of the prompt, up to five; for a list of prompts a list of such lists.
             height, width: of the result, for all or for each prompt; default 128 times the VAE's factor (1024).
             num_inference_steps: steps of the sampler.
-            text_guidance_scale: weight of the prompt against the negative prompt; 1 turns it off.
+            text_guidance_scale: weight of the prompt against the negative prompt; 1 turns all guidance off.
             image_guidance_scale: weight of the references, where a sample has any; 1 turns it off.
             cfg_range: guidance acts at steps i with cfg_range[0] <= i / steps <= cfg_range[1].
-            max_pixels: limit of width * height, of references and of the result while it is made.
+            max_pixels: limit of width * height of the result while it is made, and of references.
+            max_input_image_pixels: another limit of references.
             max_input_image_side_length: limit of a reference's longer side.
-            align_res: a sample with exactly one reference gets that reference's size (as resized).
+            align_res: a sample with exactly one reference gets that reference's size (as resized), whatever max_pixels.
             latents: start noise [N, C, h, w], or a list of N [C, h, w], N = prompts * num_images_per_prompt.
             generator: for the noise and the references' posteriors; a list has one for each image. Give a list where
                 a sample must not depend on which others it is generated with.
@@ -279,7 +287,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
             raise ValueError(f"num_images_per_prompt = {num_images_per_prompt} must be at least 1")
         images = _images_per_prompt(input_images, count, single=isinstance(prompt, str))
         generators = _one_each(generator, count * num_images_per_prompt, "generator")
-        limits = (max_pixels, max_input_image_side_length)
+        limits = (max_pixels if max_input_image_pixels is None else max_input_image_pixels, max_input_image_side_length)
 
         # 2. Encode texts
         texts = self._features(prompt, prompt_embeds, prompt_attention_mask, count, max_sequence_length)
@@ -289,7 +297,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         )
 
         # 3. Sizes, noise, references and a scheduler for each image
-        sizes = self._sizes(images, height, width, align_res, limits)
+        sizes = self._sizes(images, height, width, align_res, max_pixels, limits)
         noises = self._noises(latents, [inner for _, inner in sizes], generators, num_images_per_prompt)
         samples: list[_Sample] = []
         for i in range(count):
@@ -316,10 +324,12 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
     ) -> None:
         """Take every sample's latent through all steps; scales are those of text and image."""
         total = len(samples[0].scheduler.timesteps)
+        self._forget_steps()
         for i in self.progress_bar(range(total)):
             guided = cfg_range[0] <= i / total <= cfg_range[1]
             times = [float(sample.scheduler.timesteps[i]) for sample in samples]
-            velocities = self._predict(samples, times, scales if guided else (1.0, 1.0), attention_kwargs)
+            exact = i in (0, total - 1)
+            velocities = self._predict(samples, times, scales if guided else (1.0, 1.0), exact, attention_kwargs)
             for sample, time, velocity in zip(samples, times, velocities, strict=True):
                 sample.latent = sample.scheduler.step(velocity, time, sample.latent, return_dict=False)[0]
             if callback is not None:
@@ -332,28 +342,30 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         samples: list[_Sample],
         times: list[float],
         scales: tuple[float, float],
+        exact: bool,
         attention_kwargs: dict[str, Any] | None,
     ) -> list[torch.Tensor]:
-        """Guided velocity of every sample, from one transformer call."""
+        """Guided velocity of every sample, from one transformer call; `exact` says that no cache stands in for layers."""
         text_scale, image_scale = scales
         branches = _Branches()
         for i, sample in enumerate(samples):
-            branches.add(i, sample.prompt, sample.references)
+            branches.add(i, "full", sample.prompt, sample.references)
         for i, sample in enumerate(samples):
-            if (sample.references and image_scale > 1) or text_scale > 1:
-                branches.add(i, sample.negative, [])
+            if text_scale > 1:
+                branches.add(i, "none", sample.negative, [])
         for i, sample in enumerate(samples):
-            if sample.references and image_scale > 1:
-                branches.add(i, sample.negative, sample.references)
+            if sample.references and text_scale > 1 and image_scale > 1:
+                branches.add(i, "references", sample.negative, sample.references)
         features, mask = _pad(branches.texts)
-        outputs = self.transformer(
-            [samples[i].latent for i in branches.samples],
-            torch.tensor([times[i] for i in branches.samples], device=features.device),
-            features,
-            mask,
-            branches.references,
-            attention_kwargs=attention_kwargs,
-        ).sample
+        with self._step(branches.keys, exact):
+            outputs = self.transformer(
+                [samples[i].latent for i in branches.samples],
+                torch.tensor([times[i] for i in branches.samples], device=features.device),
+                features,
+                mask,
+                branches.references,
+                attention_kwargs=attention_kwargs,
+            ).sample
         predictions: list[list[torch.Tensor]] = [[] for _ in samples]
         for i, output in zip(branches.samples, outputs, strict=True):
             predictions[i].append(output)
@@ -389,6 +401,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
         height: int | list[int] | None,
         width: int | list[int] | None,
         align_res: bool,
+        max_pixels: int,
         limits: tuple[int, int],
     ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """For each prompt the asked and the generated size, (width, height) in pixels; limits are of references."""
@@ -401,7 +414,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin):
                 size = self._size_of(own[0], limits)
                 sizes.append((size, size))
             else:
-                sizes.append(((w, h), target_size(w, h, limits[0], max(w, h), self.size_multiple)))
+                sizes.append(((w, h), target_size(w, h, max_pixels, max(w, h), self.size_multiple)))
         return sizes
 
     def _size_of(self, image: Reference, limits: tuple[int, int]) -> tuple[int, int]:
@@ -480,7 +493,7 @@ def _require_parts(folder: Path, parts: Sequence[str]) -> None:
 def _bring_in(model: Any) -> None:
     """Move an offloaded model to its device; for calls that go around its forward, which would do it."""
     hook = getattr(model, "_hf_hook", None)
-    if hook is not None:
+    if isinstance(hook, CpuOffload):
         hook.pre_forward(model)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
@@ -24,6 +25,7 @@ from torch import nn
 from .attention import attend, fastest
 from .packing import Packing
 from .rope import GridSize, apply_rotary, check_position_ids, image_position_ids, sample_position_ids
+from .step_cache import TeaCache
 
 MAX_REFERENCE_IMAGES = 5
 TIME_CHANNELS = 256
@@ -197,7 +199,7 @@ class OmniGen2OutputNorm(nn.Module):
         return self.linear_2(scaled_by_rows(self.norm(x).to(x.dtype), scale, packing.samples))
 
 
-class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     """Predicts the flow velocity of latents under text and reference images.
 
     Args:
@@ -219,6 +221,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     Attributes:
         attention: kernel of all attention layers, by its name in attention.py, or "auto": the fastest one.
         gradient_checkpointing_every: with gradient checkpointing, one of every so many blocks of a stage is recomputed.
+        teacache: over the calls of a sampling, which says whose they are; None outside of one.
 
     Raises:
         ValueError: where sizes do not fit each other.
@@ -253,6 +256,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.attention = "auto"
         self.gradient_checkpointing = False
         self.gradient_checkpointing_every = 1
+        self.teacache: TeaCache | None = None
         self.runs_all_modules = False  # also those of references where there are none; see _refine_nothing
         time_dim = min(hidden_size, 1024)
         patch_area = patch_size * patch_size
@@ -361,7 +365,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         # 5. Joint layers over [text | references | image] of each sample, read at the image
         joint = torch.cat([piece for sample in zip(*parts, strict=True) for piece in sample])
-        joint = self._run(self.layers, joint, stages["joint"], temb)
+        joint = self._run_joint(joint, stages["joint"], temb)
         sequences = zip(joint.split(stages["joint"].lengths), image_counts, strict=True)
         output = self.norm_out(torch.cat([sequence[-count:] for sequence, count in sequences]), temb, stages["image"])
 
@@ -380,6 +384,12 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             else:
                 x = block(x, packing, temb)
         return x
+
+    def _run_joint(self, x: torch.Tensor, packing: Packing, temb: torch.Tensor) -> torch.Tensor:
+        if self.teacache is None:
+            return self._run(self.layers, x, packing, temb)
+        modulated = self.layers[0].norm1(x, temb, packing)[0]
+        return self.teacache.run(x, modulated, packing, lambda x, part: self._run(self.layers, x, part, temb))
 
     def _refine_references(
         self, references: list[list[torch.Tensor]], packing: Packing, temb: torch.Tensor

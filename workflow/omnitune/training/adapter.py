@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 
 from omnitune.config.training import TrainOptions
+from omnitune.models.base_fingerprint import model_fingerprint, warn_of_other_base
 from omnitune.models.lora import (
     FACTORS,
     MAGNITUDE,
@@ -18,7 +19,8 @@ from omnitune.models.lora import (
     linear_names,
     lora_config,
     lora_state_dict,
-    read_lora,
+    read_factors,
+    read_lora_header,
     resolve_targets,
 )
 from omnitune.paths import starting_adapter_file
@@ -41,18 +43,20 @@ def lora_config_of(train: TrainOptions, model: Any) -> LoraConfig:
 def load_starting_adapter(model: Any, train: TrainOptions) -> None:
     """Load the adapter at train.lora_path into the new adapter 'default' of a model that is not sharded yet.
 
-    It starts with the effect that it has by its own alpha; lora_B is brought to the scale that the options ask for.
+    It starts with the effect that it has by its own alpha, over weights that it was trained over or, with a warning,
+    over others; lora_B is brought to the scale that the options ask for.
 
     Raises:
         ValueError: where there is none, or where rank, targets or kind differ from the options.
     """
     assert train.lora_path is not None
     path = starting_adapter_file(train.lora_path)
-    tensors, config = read_lora(path, modules=linear_names(model))
-    own = lora_state_dict(model)
+    found = read_lora_header(path, modules=linear_names(model))
+    tensors, own = read_factors(found), lora_state_dict(model)
     _require_same_adapter(path, tensors, own, train)
-    alphas = adapter_alphas(config)
-    rank, found_rslora = train.lora_rank, config["use_rslora"]
+    warn_of_other_base(path, found.base, model_fingerprint(model) if found.base else None)
+    alphas = adapter_alphas(found.config)
+    rank, found_rslora = train.lora_rank, found.config["use_rslora"]
     asked = adapter_scale(train.lora_alpha or rank, rank, train.lora_use_rslora)
     with torch.no_grad():
         for name, tensor in own.items():

@@ -1,5 +1,6 @@
 """What ComfyUI loads: a model in one file, or an adapter whose scale stands in a tensor beside each pair of factors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ def write_model(folder: Path, state: State) -> dict[str, Digest]:
     return write_safetensors(folder / COMFYUI_MODEL_FILE, state)
 
 
-def write_adapter(folder: Path, adapter: Adapter) -> None:
-    """Writes an adapter that is no DoRA; there, a scale is alpha / rank, and 1 without alpha."""
+def write_adapter(folder: Path, adapter: Adapter, facts: Mapping[str, str]) -> None:
+    """Writes an adapter that is no DoRA, `facts` in its header; there, a scale is alpha / rank, and 1 without alpha."""
     assert not adapter.use_dora
     tensors = {COMFYUI_PREFIX + name: tensor for name, tensor in adapter.tensors.items()}
     for module in adapter.modules:
         alpha = torch.tensor(adapter.scale(module) * adapter.rank(module), dtype=torch.float32)
         tensors[f"{COMFYUI_PREFIX}{module}{ALPHA}"] = LazyTensor.of(alpha)
-    write_safetensors(folder / COMFYUI_ADAPTER_FILE, tensors)
+    write_safetensors(folder / COMFYUI_ADAPTER_FILE, tensors, facts)

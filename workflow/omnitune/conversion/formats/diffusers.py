@@ -39,20 +39,21 @@ def write_transformer(folder: Path, state: State, config: Mapping[str, Any], max
     return digests
 
 
-def write_adapter(folder: Path, adapter: Adapter, targets: Sequence[str]) -> None:
+def write_adapter(folder: Path, adapter: Adapter, targets: Sequence[str], facts: Mapping[str, str]) -> None:
     """Writes an adapter whose scale is 1, twice: under the published names, and under peft's with its config.
 
     Args:
         folder: where to.
         adapter: folded.
         targets: names of the modules that it adapts, or their endings.
+        facts: texts for the headers.
     """
     [rank] = {adapter.rank(module) for module in adapter.modules}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), use_dora=adapter.use_dora).to_dict()
     config["target_modules"] = sorted(targets)  # a set has no order
     kept = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora")
-    metadata = {METADATA_KEY: metadata_text({key: config[key] for key in kept})}
+    metadata = {METADATA_KEY: metadata_text({key: config[key] for key in kept}), **facts}
     tensors = adapter.tensors
     write_safetensors(folder / ADAPTER_FILE, {PREFIX + name: tensors[name] for name in tensors}, metadata)
-    write_safetensors(folder / PEFT_FILE, {PEFT_PREFIX + name: tensors[name] for name in tensors})
+    write_safetensors(folder / PEFT_FILE, {PEFT_PREFIX + name: tensors[name] for name in tensors}, facts)
     write_json(folder / PEFT_CONFIG_FILE, {**config, "inference_mode": True})
