@@ -238,11 +238,15 @@ def test_links_out_of_a_base_model_are_not_followed(place: Path, kind: str) -> N
     assert not (place / "resources/base").exists()
 
 
-def test_a_snapshot_of_a_download_cache_is_copied(place: Path) -> None:
-    """Its files are links to blobs beside the snapshots."""
+def test_a_snapshot_of_a_download_cache_is_taken_over(place: Path) -> None:
+    """Its files are links to blobs beside the snapshots: small ones are copied, of weights the blob gets a second name."""
     snapshot = pipeline(place / "hub/snapshots/0123")
-    write(place / "hub/blobs/ab", "weights")
-    (snapshot / "vae/weights").symlink_to("../../../blobs/ab")
+    write(place / "hub/blobs/ab", "{}")
+    (snapshot / "vae/more.json").symlink_to("../../../blobs/ab")
+    weights = next(snapshot.glob("vae/*.safetensors"))
+    weights.rename(place / "hub/blobs/cd")
+    weights.symlink_to("../../../blobs/cd")
     prepare_pretrained(ModelOptions(pretrained_model_path=str(snapshot)), place / "made")
-    assert (place / "made/vae/weights").read_text() == "weights"
-    assert not (place / "made/vae/weights").is_symlink()
+    for name, blob in (("more.json", "ab"), (weights.name, "cd")):
+        assert not (place / "made/vae" / name).is_symlink()
+        assert (place / "made/vae" / name).samefile(place / "hub/blobs" / blob) == (blob == "cd")

@@ -248,6 +248,11 @@ class ModelOptions(Section):
         Field(description="Take the VAE from this repository or folder. null: the pipeline's own."),
         Affects("base", "weights"),
     ] = None
+    vae_subfolder: Annotated[
+        str | None,
+        Field(description="Folder of the VAE in pretrained_vae_model_name_or_path. null: that is the VAE itself."),
+        Affects("base", "weights"),
+    ] = "vae"
     pretrained_text_encoder_model_name_or_path: Annotated[
         str | None,
         Field(description="Take text encoder and tokenizer from here. null: the pipeline's own."),
@@ -294,6 +299,13 @@ class ModelOptions(Section):
                     f"{revision}: has no effect, as {source} names no repository; set that, or remove this"
                 )
         return self
+
+    @field_validator("vae_subfolder")
+    @classmethod
+    def _lies_inside(cls, folder: str | None) -> str | None:
+        if folder and not all(map(names_folder, folder.split("/"))):
+            raise ValueError("needs names of folders, as in `vae`")
+        return folder or None
 
     @model_validator(mode="after")
     def _other_weights_are_no_experiment_of_this_project(self) -> Self:

@@ -40,13 +40,15 @@ def model_name(model: ModelOptions) -> str:
     name = re.sub(r"[^A-Za-z0-9_.]+", "--", model.pretrained_model_path.strip("/"))
     if not names_folder(name):  # `..` must not name the folder above
         name = f"base-{hashlib.sha256(model.pretrained_model_path.encode()).hexdigest()[:8]}"
-    extra = [
+    extra: list[str | None] = [
         model.pretrained_revision,
         model.pretrained_vae_model_name_or_path,
         model.pretrained_text_encoder_model_name_or_path,
     ]
     if model.pretrained_vae_revision or model.pretrained_text_encoder_revision:
         extra += [model.pretrained_vae_revision, model.pretrained_text_encoder_revision]
+    if model.pretrained_vae_model_name_or_path and model.vae_subfolder != "vae":
+        extra.append(model.vae_subfolder or "")
     if any(extra):
         name += "-" + hashlib.sha256(json.dumps(extra).encode()).hexdigest()[:8]
     return name

@@ -92,7 +92,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new, empty folder beside `path`, which takes its place when the block ends without an error.
 
-    One process at a time writes a folder: raises ValueError where another does. Files in it get the mode of the umask.
+    One process at a time writes a folder: raises ValueError where another does. Files in it get the mode of the umask,
+    but for those that lie elsewhere, too.
     Of the working directory, which processes stand in, the content is exchanged.
     """
     path = Path(path)
@@ -106,7 +107,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             for file in temporary.rglob("*"):
-                if file.is_file() and not file.is_symlink():
+                if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
                     file.chmod(mode)
             if path == Path.cwd():
                 _exchange_content(temporary, path)
@@ -126,6 +127,21 @@ def _exchange_content(new: Path, folder: Path) -> None:
         remove_tree(entry)
     for entry in sorted(new.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
         entry.rename(folder / entry.name)
+
+
+def share(source: Path, target: Path) -> None:
+    """Gives a file a second place that takes no space: a hard link, else a symbolic one, else a copy.
+
+    It stays one file: what is written into either place stands in both.
+    """
+    source = source.resolve()
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or somebody else's file
+        try:
+            target.symlink_to(source)
+        except OSError:
+            shutil.copy2(source, target)
 
 
 class Lock:

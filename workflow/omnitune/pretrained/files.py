@@ -26,6 +26,13 @@ PATH_KEY, VAE_KEY, ENCODER_KEY = (
 )
 
 
+def taken_parts(model: ModelOptions) -> list[str]:
+    """The parts of the base pipeline that are taken, as the options name no others for them."""
+    replaced = ["vae"] if model.pretrained_vae_model_name_or_path else []
+    replaced += ["mllm", "processor"] if model.pretrained_text_encoder_model_name_or_path else []
+    return [part for part in PARTS if part not in replaced]
+
+
 def check_named(model: ModelOptions) -> None:
     """Looks at all that options name of a base model on this machine, as far as headers say whether it is whole.
 
@@ -38,9 +45,9 @@ def check_named(model: ModelOptions) -> None:
         model.pretrained_text_encoder_model_name_or_path,
     )
     if base != DEMO and is_local(base, PATH_KEY):
-        check_parts(Path(base), PARTS, PATH_KEY)
+        check_parts(Path(base), taken_parts(model), PATH_KEY)
     if vae and is_local(vae, VAE_KEY):
-        check_parts(Path(vae), ["vae"], VAE_KEY)
+        check_vae(Path(vae), model.vae_subfolder)
     if encoder and is_local(encoder, ENCODER_KEY):
         check_encoder(Path(encoder), ENCODER_KEY)
 
@@ -67,6 +74,20 @@ def check_parts(folder: Path, parts: Sequence[str], key: str) -> None:
             _read_configs(folder / part, part)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def check_vae(folder: Path, subfolder: str | None) -> Path:
+    """The VAE in a subfolder, or in the folder itself; ValueError where there is none, or a file is damaged."""
+    found = folder / (subfolder or "")
+    if not (found / "config.json").is_file():
+        raise ValueError(
+            f"{VAE_KEY}: {found} lacks config.json; model.vae_subfolder says where in {folder} the VAE is."
+        )
+    try:
+        require_weights(found)
+    except ValueError as error:
+        raise ValueError(f"{VAE_KEY}: {error}") from None
+    return found
 
 
 def check_encoder(folder: Path, key: str) -> None:

@@ -1,6 +1,7 @@
 """Downloads from the hub: a snapshot of a repository, or one sentence that says what to do."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token, snapshot_download
@@ -18,7 +19,9 @@ from omnitune.pretrained.files import PATH_KEY
 logger = logging.getLogger("omnitune")
 
 
-def fetch_repository(name: str, revision: str | None, key: str, cache_dir: str | None, pattern: str | None) -> Path:
+def fetch_repository(
+    name: str, revision: str | None, key: str, cache_dir: str | None, patterns: Sequence[str] | None
+) -> Path:
     """A folder of the cache with the files of a repository.
 
     Args:
@@ -26,14 +29,16 @@ def fetch_repository(name: str, revision: str | None, key: str, cache_dir: str |
         revision: branch, tag or commit; None for the newest.
         key: the one that names it, for the message.
         cache_dir: None for the library's own.
-        pattern: of the files that are fetched; None for all.
+        patterns: of the files that are fetched; None for all.
 
     Raises:
         ValueError: where it cannot be fetched: what to do depends on why.
     """
     logger.info("fetching %s, revision %s", name, revision or "newest")
     try:
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=pattern))
+        return Path(
+            snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns and list(patterns))
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {_what_to_do(error, key)}"

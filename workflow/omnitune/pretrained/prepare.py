@@ -2,29 +2,33 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from omnitune.config.options import ModelOptions
 from omnitune.demo.base_model import build_base_model
-from omnitune.io.files import atomic_folder, sha256_of, write_json
+from omnitune.io.files import atomic_folder, sha256_of, share, write_json
 from omnitune.io.places import is_local
 from omnitune.paths import MANIFEST_FILE
 from omnitune.pretrained.files import (
     DEMO,
     ENCODER_KEY,
     INDEX,
-    PARTS,
     PATH_KEY,
     VAE_KEY,
     check_encoder,
     check_parts,
+    check_vae,
     require_own,
     require_parts,
+    taken_parts,
     walk,
 )
 from omnitune.pretrained.hub import fetch_repository
 
 logger = logging.getLogger("omnitune")
+
+ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a repository that is a text encoder
 
 
 def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None = None) -> None:
@@ -49,44 +53,46 @@ def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None 
 
 
 def _assemble(model: ModelOptions, temporary: Path, cache_dir: str | None) -> None:
-    source = _local(model.pretrained_model_path, model.pretrained_revision, PATH_KEY, cache_dir)
-    require_parts(source, PARTS, PATH_KEY)
-    for part in PARTS:
-        _copy(source / part, temporary / part, source)  # looks at links before anything is opened
-    _copy(source / INDEX, temporary / INDEX, source)
-    check_parts(source, PARTS, PATH_KEY)
+    parts = taken_parts(model)
+    wanted = [INDEX, *(f"{part}/*" for part in parts)]
+    source = _local(model.pretrained_model_path, model.pretrained_revision, PATH_KEY, cache_dir, wanted)
+    require_parts(source, parts, PATH_KEY)
+    for part in parts:
+        _take(source / part, temporary / part, source)  # looks at links before anything is opened
+    _take(source / INDEX, temporary / INDEX, source)
+    check_parts(source, parts, PATH_KEY)
     vae = model.pretrained_vae_model_name_or_path
     if vae:
-        found = _local(vae, model.pretrained_vae_revision, VAE_KEY, cache_dir, "vae/*")
-        require_parts(found, ["vae"], VAE_KEY)
-        _replace(found / "vae", temporary / "vae", found)
-        check_parts(found, ["vae"], VAE_KEY)
+        inside = model.vae_subfolder or ""
+        wanted = [f"{inside}/*"] if inside else ["*.json", "*.safetensors"]
+        found = _local(vae, model.pretrained_vae_revision, VAE_KEY, cache_dir, wanted)
+        _take(found / inside, temporary / "vae", found)
+        check_vae(found, model.vae_subfolder)
     encoder = model.pretrained_text_encoder_model_name_or_path
     if encoder:
-        found = _local(encoder, model.pretrained_text_encoder_revision, ENCODER_KEY, cache_dir)
-        _replace(found, temporary / "mllm", found)
-        _replace(found, temporary / "processor", found, weights=False)
+        found = _local(encoder, model.pretrained_text_encoder_revision, ENCODER_KEY, cache_dir, ENCODER_FILES)
+        _take(found, temporary / "mllm", found)
+        _take(found, temporary / "processor", found, weights=False)
         check_encoder(found, ENCODER_KEY)
 
 
-def _local(name: str, revision: str | None, key: str, cache_dir: str | None, pattern: str | None = None) -> Path:
-    """A local folder with the content of `name`, a folder or a repository id."""
+def _local(name: str, revision: str | None, key: str, cache_dir: str | None, patterns: Sequence[str]) -> Path:
+    """A local folder with the content of `name`, a folder or a repository id, of which these files are fetched."""
     if is_local(name, key):
         return Path(name)
-    return fetch_repository(name, revision, key, cache_dir, pattern)
+    return fetch_repository(name, revision, key, cache_dir, patterns)
 
 
-def _replace(source: Path, target: Path, folder: Path, weights: bool = True) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    _copy(source, target, folder, weights)
+def _take(source: Path, target: Path, folder: Path, weights: bool = True) -> None:
+    """Takes a file or a folder of the pipeline `folder` over; with `weights` off, all but its weights.
 
-
-def _copy(source: Path, target: Path, folder: Path, weights: bool = True) -> None:
-    """Copies a file or a folder of the pipeline `folder`; with `weights` off, all but its weights."""
+    Weights stay one file in both places, small files are copied.
+    """
     for path in walk(source):
-        if not weights and path.name.endswith((".safetensors", ".safetensors.index.json")):
+        heavy = path.name.endswith(".safetensors")
+        if not weights and (heavy or path.name.endswith(".safetensors.index.json")):
             continue
         require_own(path, folder)
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, place)
+        share(path, place) if heavy else shutil.copy2(path, place)
