@@ -57,15 +57,8 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
     def fetch(name: str, revision: str | None, allow_patterns: list[str], **_: object) -> str:
         fetched[name], asked[name] = revision, allow_patterns
         folder = tmp_path / name
-        for file in (
-            "model_index.json",
-            "config.json",
-            "scheduler/scheduler_config.json",
-            *(f"{part}/config.json" for part in PARTS),
-        ):
-            write(folder / file, "{}")
-        for part in (".", *WEIGHTED):
-            save_file({}, folder / part / "model.safetensors")
+        write(pipeline_folder(folder) / "config.json", "{}")
+        save_file({}, folder / "model.safetensors")
         return str(folder)
 
     monkeypatch.setattr("omnitune.pretrained.hub.snapshot_download", fetch)
@@ -86,7 +79,7 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
 
 
 def pipeline_folder(folder: Path) -> Path:
-    for file in ("model_index.json", *(f"{part}/config.json" for part in PARTS)):
+    for file in ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in PARTS)):
         write(folder / file, "{}")
     for part in WEIGHTED:
         save_file({}, folder / part / "model.safetensors")

@@ -77,7 +77,9 @@ def test_stages_follow_the_files(found: Project) -> None:
 
 def test_a_training_says_its_pace(found: Project) -> None:
     steps = found.experiments["x"].train.max_train_steps
-    write(METRICS, step(1, loss=0.75) + step(2, loss=None) + json.dumps({"step": 2, "val_loss": 0.4}) + "\n" + '{"step"')
+    write(
+        METRICS, step(1, loss=0.75) + step(2, loss=None) + json.dumps({"step": 2, "val_loss": 0.4}) + "\n" + '{"step"'
+    )
     status = the(found)
     assert (status.state, status.step, status.loss, status.val_loss) == ("running", 2, 0.75, 0.4)
     assert (status.samples_per_second, status.seconds_left) == (8.0, 2.0 * (steps - 2))

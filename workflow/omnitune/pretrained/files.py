@@ -85,6 +85,7 @@ def check_vae(folder: Path, subfolder: str | None) -> Path:
         )
     try:
         require_weights(found)
+        _read_configs(found, "vae")
     except ValueError as error:
         raise ValueError(f"{VAE_KEY}: {error}") from None
     return found
