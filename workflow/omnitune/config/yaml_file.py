@@ -58,10 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             _check_nodes(node, path)
         content = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}: not valid YAML: {problem[:200]}.") from None
+        raise ConfigError(_yaml_problem(path, error)) from None
     except ConfigError:
         raise
     except ValueError as error:  # a date or number that cannot be one
@@ -72,6 +69,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path}: the top level must be a mapping of keys, found {found}.")
     return content
+
+
+def _yaml_problem(path: Path, error: yaml.YAMLError) -> str:
+    mark, begin = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else f"{path}"
+    problem = str(getattr(error, "problem", None) or error)[:200]
+    if mark and begin and begin.line != mark.line:
+        problem += f", {getattr(error, 'context', '')} from line {begin.line + 1} on"
+    return f"{where}: not valid YAML: {problem}."
 
 
 def line_of(path: Path, fits: Callable[[str], bool]) -> int | None:
