@@ -124,7 +124,8 @@ def _check_opcodes(content: bytes) -> None:
     if len(content) > MAX_METADATA:
         raise pickle.UnpicklingError(f"it has more than {MAX_METADATA} bytes")
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name not in OPCODES or (opcode.name in {"BINPUT", "LONG_BINPUT"} and argument > count):
+        place = int(argument or 0) if opcode.name in {"BINPUT", "LONG_BINPUT"} else 0
+        if opcode.name not in OPCODES or place > count:
             raise pickle.UnpicklingError(f"it does what no checkpoint needs ({opcode.name} {str(argument or '')[:20]})")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yaml.composer import Composer
 from yaml.constructor import SafeConstructor
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]
 from yaml.resolver import Resolver
 
 from omnitune.errors import ConfigError
@@ -35,8 +35,8 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
         if self.count > MAX_NODES:
             raise ConfigError(f"{self.path}: has more than {MAX_NODES} keys and values. Take some out of it.")
         if self.depth > MAX_DEPTH + 1:  # the mapping around all of it is one
-            line = self.peek_event().start_mark.line + 1
-            raise ConfigError(f"{self.path}, line {line}: is nested more than {MAX_DEPTH} levels deep.")
+            event: Any = self.peek_event()
+            raise ConfigError(f"{self.path}, line {event.start_mark.line + 1}: is nested more than {MAX_DEPTH} levels deep.")
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -152,7 +152,7 @@ def _check_nodes(root: yaml.Node, path: Path) -> None:
             pending += [(_below(key, name), value) for name, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             pending += [(_below(key, number), item) for number, item in enumerate(node.value)]
-        else:
+        elif isinstance(node, yaml.ScalarNode):
             _check_number(node, path)
             _check_text(node, key, path)
 

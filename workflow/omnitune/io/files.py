@@ -13,8 +13,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 # Characters that JSON leaves as they are and str.splitlines takes for the end of a line.
 LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -225,7 +226,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> BufferedReader:
     """Opens a plain file for reading; raises OSError for anything else: a pipe or a device would hold a reader up without
     end, also where one is put in the place of a file that was looked at before."""
     try:
