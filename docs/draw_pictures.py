@@ -20,8 +20,9 @@ PROMPTS = 6  # the first ones of the report, whatever came of them
 WIDTH, HEAD_HEIGHT = 1000, 520
 STYLE = """body { margin: 0; font: 13px/1.35 system-ui, sans-serif; color: #1b2330; background: #fff; }
 table { border-spacing: 10px 6px; } h2 { font-size: 16px; margin: 12px 12px 0; }
-th { text-align: right; width: 56px; } td { width: 132px; vertical-align: bottom; }
-img { width: 132px; height: 132px; object-fit: contain; object-position: left top; border-radius: 6px; display: block; }"""
+th { text-align: right; width: 56px; } td { width: 128px; vertical-align: bottom; }
+img { width: 128px; height: 128px; object-fit: contain; object-position: left top; border-radius: 6px; display: block;
+  image-rendering: pixelated; }"""
 
 
 def main() -> None:
