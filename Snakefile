@@ -38,7 +38,7 @@ EVALUATED = [
 ]
 REPORTED = [
     *expand(paths.REPORT, experiment=PROJECT.experiments),
-    *expand(paths.COMPARISON, sweep=filter(None, [PROJECT.swept])),
+    *expand(paths.COMPARISON, comparison=PROJECT.comparisons),
 ]
 
 

@@ -66,7 +66,7 @@ wildcard_constraints:
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
     weights=paths.WEIGHTS_NAME,
-    sweep=one_of(filter(None, [PROJECT.swept])),
+    comparison=one_of(PROJECT.comparisons),
 
 
 def is_run():

@@ -374,11 +374,8 @@ def get_protocols(wildcards):
 
 def get_evaluation_folders(wildcards):
     """Folder of each evaluated step."""
-    found = PROJECT.evaluations(wildcards.experiment)
-    return {
-        str(step): paths.EVALUATIONS.format(experiment=owner, step=evaluated)
-        for step, (owner, evaluated) in found.items()
-    }
+    folders = PROJECT.evaluated_folders(wildcards.experiment)
+    return {str(step): folder for step, folder in folders.items()}
 
 
 def get_primary_measures(wildcards):
@@ -390,14 +387,14 @@ def get_primary_measures(wildcards):
     ]
 
 
-def get_variant_trainings(wildcards):
-    trained = behind(*map(PROJECT.trained, PROJECT.variants))
+def get_compared_trainings(wildcards):
+    trained = behind(*map(PROJECT.trained, PROJECT.comparisons[wildcards.comparison]))
     return [output.manifest for output in trained]
 
 
-def get_variant_scores(wildcards):
-    """Scores and generations of all variants, and once those of their base."""
-    outputs = behind(*all_scored(PROJECT.variants))
+def get_compared_scores(wildcards):
+    """Scores and generations of all experiments, and once those of the bases that they share."""
+    outputs = behind(*all_scored(PROJECT.comparisons[wildcards.comparison]))
     return [path for output in outputs for path in output]
 
 

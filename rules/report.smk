@@ -1,4 +1,4 @@
-"""The report of an experiment, and the comparison of a sweep's variants: an HTML file each."""
+"""The report of an experiment, and comparisons of experiments: an HTML file each."""
 
 import time
 
@@ -46,23 +46,23 @@ rule build_report:
         "../scripts/build_report.py"
 
 
-rule compare_variants:
+rule compare_experiments:
     input:
-        trainings=get_variant_trainings,
+        trainings=get_compared_trainings,
         protocols=get_protocols,
-        scores=get_variant_scores,
+        scores=get_compared_scores,
     output:
         html=report(
             paths.COMPARISON,
             caption="../workflow/report/comparison.rst",
             category="Comparisons",
-            labels={"sweep": "{sweep}"},
+            labels={"comparison": "{comparison}"},
         ),
         table=paths.COMPARISON_TABLE,
     log:
-        "logs/compare_variants/{sweep}.log",
+        "logs/compare_experiments/{comparison}.log",
     benchmark:
-        "logs/benchmarks/compare_variants/{sweep}.tsv"
+        "logs/benchmarks/compare_experiments/{comparison}.tsv"
     conda:
         "../envs/evaluate.yaml"
     threads: 1
@@ -71,7 +71,7 @@ rule compare_variants:
         runtime=60,
     params:
         primary=get_primary_measures,
-        variants=lambda wildcards: PROJECT.variants,
+        compared=lambda wildcards: PROJECT.comparisons[wildcards.comparison],
         format=f"format: {omnitune.report.FORMAT}",
     script:
-        "../scripts/compare_variants.py"
+        "../scripts/compare_experiments.py"

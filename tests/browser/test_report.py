@@ -1,4 +1,4 @@
-"""A report in a real Chromium: it asks for nothing, says nothing on the console, and shows all of its images."""
+"""A report in a real Chromium: it asks for nothing, says nothing on the console, shows all images and compares two."""
 
 import json
 import shutil
@@ -63,7 +63,9 @@ def test_it_requests_nothing_and_logs_nothing(opened: webdriver.Chrome, page: Pa
 
 def test_every_image_is_decoded_and_named(opened: webdriver.Chrome) -> None:
     images = opened.execute_script(
-        "return [...document.images].map(i => ({width: i.naturalWidth, alt: i.alt, done: i.complete}))"
+        "const found = [...document.querySelectorAll('.shots img')]; found.forEach(i => { i.loading = 'eager' });"
+        "await Promise.all(found.map(i => i.decode()));"
+        "return found.map(i => ({width: i.naturalWidth, alt: i.alt, done: i.complete}))"
     )
     assert len(images) == 16 * 3 + 8 + 8 * 3 + 4
     assert all(image["done"] and image["width"] > 0 and image["alt"] for image in images)
@@ -83,9 +85,102 @@ def test_sections_and_plots_are_there(opened: webdriver.Chrome) -> None:
 
 def test_an_instruction_stays_text(opened: webdriver.Chrome) -> None:
     assert opened.title == "demo: Omnitune report"
-    assert opened.find_elements(By.TAG_NAME, "script") == []
+    assert len(opened.find_elements(By.TAG_NAME, "script")) == 1, "our own"
     texts = [entry.text for entry in opened.find_elements(By.CLASS_NAME, "instruction")]
     assert ATTACK in texts
+    enlarge(opened, "t2i-000")
+    assert opened.find_element(By.CSS_SELECTOR, "#viewer .instruction").text == ATTACK
+    assert opened.title == "demo: Omnitune report"
+
+
+def test_scripts_of_others_do_not_run(opened: webdriver.Chrome) -> None:
+    opened.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
+    run = "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s);"
+    assert opened.execute_script(f"{run} return window.owned ?? null") is None
+    assert "Content Security Policy" in opened.get_log("browser")[0]["message"]
+
+
+def enlarge(browser: webdriver.Chrome, key: str) -> None:
+    """Clicks the last row's image of a prompt of the first gallery."""
+    links = browser.find_elements(By.CSS_SELECTOR, f".gallery [data-key={key}] [data-kind=row] a.enlarge")
+    browser.execute_script("arguments[0].click()", links[1])
+
+
+def choose(browser: webdriver.Chrome, control: str, value: str) -> None:
+    browser.execute_script(
+        "const c = document.querySelector(arguments[0]); c.value = arguments[1];"
+        "for (const kind of ['input', 'change']) c.dispatchEvent(new Event(kind))",
+        *(control, value),
+    )
+
+
+def shown_keys(browser: webdriver.Chrome) -> list[str]:
+    return browser.execute_script(
+        "return [...document.querySelector('.gallery').querySelectorAll('.example:not([hidden])')].map(e => e.dataset.key)"
+    )
+
+
+def test_images_are_filtered_searched_and_sorted(opened: webdriver.Chrome) -> None:
+    assert len(shown_keys(opened)) == 12
+    opened.execute_script("document.querySelector('.more').click()")
+    assert len(shown_keys(opened)) == 16
+    choose(opened, ".gallery .task", "edit")
+    assert {key[:4] for key in shown_keys(opened)} == {"edit"} and len(shown_keys(opened)) == 8
+    choose(opened, ".gallery input", "EDIT-003")
+    assert shown_keys(opened) == ["edit-003"]
+    choose(opened, ".gallery input", "")
+    choose(opened, ".gallery .task", "")
+    choose(opened, ".gallery .order", "check_passed 1")
+    assert set(shown_keys(opened)[-3:]) == {"edit-001", "t2i-000", "edit-015"}, "right before, or wrong after"
+
+
+def test_scores_are_sorted_and_filtered(opened: webdriver.Chrome) -> None:
+    def column(number: int) -> list[str]:
+        table = opened.find_element(By.CSS_SELECTOR, "table.scores")
+        rows = table.find_elements(By.CSS_SELECTOR, "tbody tr:not([hidden])")
+        return [row.find_elements(By.XPATH, "*")[number].text for row in rows]
+
+    assert set(column(0)) == {"all"}
+    choose(opened, "select.task", "edit")
+    assert set(column(0)) == {"edit"}
+    button = opened.find_element(By.XPATH, "//table[contains(@class, 'scores')]//th/button[.='verdict']")
+    for order, verdicts in (("ascending", ["better"]), ("descending", ["better"])):
+        opened.execute_script("arguments[0].click()", button)
+        assert opened.find_element(By.CSS_SELECTOR, f"th[aria-sort={order}]").text.startswith("verdict")
+        assert column(7)[:1] == verdicts, "what has none stays last"
+
+
+def test_the_viewer_compares_two_images(opened: webdriver.Chrome) -> None:
+    enlarge(opened, "t2i-000")
+
+    def state(body: str) -> Any:
+        return opened.execute_script(f"const v = document.getElementById('viewer'); return {body}")
+
+    sources = "[...v.querySelectorAll('.pane img')].map(i => i.getAttribute('src'))"
+    assert state("v.open")
+    assert state(sources) == [f"../evaluation/{step}/scenes/images/t2i-000.png" for step in (0, 120)], "whole images"
+    choose(opened, "#viewer input[type=range]", "25")
+    assert state("getComputedStyle(v.querySelector('.pane:last-child')).clipPath") == "inset(0px 0px 0px 25%)"
+    body = opened.find_element(By.TAG_NAME, "body")
+    body.send_keys("+")
+    scales = "[...v.querySelectorAll('.pane img')].map(i => new DOMMatrix(getComputedStyle(i).transform).a)"
+    assert state(scales) == [1.5, 1.5], "together"
+    body.send_keys("j")
+    assert state("v.querySelector('.note').textContent") == "t2i-002"
+    assert state(sources)[1] == "../evaluation/120/scenes/images/t2i-002.png"
+    body.send_keys("kk")
+    assert state("v.querySelector('.note').textContent") == "edit-011"
+    assert opened.get_log("browser") == []
+
+
+def test_it_is_dark_where_people_want_it(opened: webdriver.Chrome) -> None:
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    light = opened.execute_script(colour)
+    wish = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
+    dark = opened.execute_script(colour)
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert (light, dark) == ("rgb(245, 247, 250)", "rgb(18, 23, 31)")
 
 
 def test_tables_have_headers(opened: webdriver.Chrome) -> None:

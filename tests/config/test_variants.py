@@ -96,6 +96,24 @@ def test_a_sweep_makes_experiments_with_names_that_can_be_read() -> None:
     assert found.options_files[name] == Path("base.yml")
 
 
+def test_reports_compare_experiments_by_the_keys_in_which_they_differ() -> None:
+    files = [
+        str(options(f"{name}.yml", changed(name=name, train={"max_train_steps": 10 * k})))
+        for k, name in ((1, "a"), (2, "b"))
+    ]
+    found = Project.load({"experiments": files, "reports": {"both": ["a", "b"]}})
+    assert found.comparisons == {"both": {"a": {"train.max_train_steps": 10}, "b": {"train.max_train_steps": 20}}}
+    for reports, problem in (
+        ({"both": ["a", "c"]}, r"reports\.both: no experiment is named 'c'; known: a, b\."),
+        ({"both": ["a", "a"]}, "an experiment stands there twice"),
+        ({"a": ["a", "b"]}, "has this name already"),
+        ({"x/y": ["a", "b"]}, "names a folder"),
+        ({"both": ["a"]}, "both"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            Project.load({"experiments": files, "reports": reports})
+
+
 def test_values_of_any_kind_have_a_name() -> None:
     keys = {"train.lora_path": "my/adapter", "val.x": 1.0, "train.x": [{"pattern": "a.*"}, None], "seed": -0.1234567891}
     assert variant_name("x", keys) == "x-lora_path-my_adapter-val.x-1-train.x-pattern_a.__null-seed--0.1234567891"

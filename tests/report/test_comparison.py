@@ -1,4 +1,4 @@
-"""The comparison of a sweep's variants: what it says, and which it finds best."""
+"""The comparison of experiments: what it says, and which it finds best."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from omnitune.config import Benchmark
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.build import BenchmarkEntry
 from omnitune.report.collect import collect
-from omnitune.report.comparison import Variant, build_comparison
+from omnitune.report.comparison import Compared, build_comparison
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -36,11 +36,11 @@ def test_variants_stand_side_by_side(tmp_path: Path) -> None:
         folders = {BASE: base, EvaluatedStep(120): experiment / "evaluation/120"}
         rate = float(name.partition("rate-")[2])
         run = collect(experiment, tmp_path / "prepared", [entry], folders)
-        variants.append(Variant({"train.learning_rate": rate}, run))
+        variants.append(Compared({"train.learning_rate": rate}, run, by_values=True))
     page, table = tmp_path / "c/index.html", tmp_path / "c/scores.csv"
     build_comparison("mine", variants, page, table)
     text = page.read_text(encoding="utf-8")
-    assert "<h1>Variants of mine</h1>" in text and str(tmp_path) not in text
+    assert "<h1>mine</h1>" in text and str(tmp_path) not in text
     for name in QUALITIES:
         assert f'href="../../experiments/{name}/report/index.html"' in text
     best = text.count(", best</b>")
@@ -49,9 +49,11 @@ def test_variants_stand_side_by_side(tmp_path: Path) -> None:
     worst = next(line for line in text.splitlines() if "learning_rate-0.001</th>" in line)
     assert 'class="number worse"' in worst and "93.8 %, best" in row
     assert text.count("<b>base</b>") == 12 and text.count("<b>0.0001</b>") == 12, "images of as many prompts"
-    assert "<script" not in text.replace("&lt;script", "")
+    assert "+43.8 points [+18.8, +68.8], better</td>" in row, "against the first"
+    assert text.count('class="plot"') == 1 and ">1e-05</text>" in text, "curves over each other"
+    assert text.count("<script") == 1, "our own"
     scores = pd.read_csv(table)
-    assert list(scores["variant"]) == [*QUALITIES, "base"]
+    assert list(scores["experiment"]) == [*QUALITIES, "base"]
     assert list(scores["check_passed"]) == [0.5, 0.9375, 0.0625, 0.125]
     before = page.read_bytes()
     build_comparison("mine", variants, page, table)
@@ -64,6 +66,6 @@ def test_without_a_benchmark_it_compares_trainings(tmp_path: Path) -> None:
     write_training(experiment)
     save_json(tmp_path / "prepared/validation/summary.json", {})
     run = collect(experiment, tmp_path / "prepared", [], {BASE: experiment / "evaluation/0"})
-    build_comparison("demo", [Variant({"seed": 1}, run)], tmp_path / "index.html", tmp_path / "scores.csv")
+    build_comparison("demo", [Compared({"seed": 1}, run)], tmp_path / "index.html", tmp_path / "scores.csv")
     assert "No benchmark is configured" in (tmp_path / "index.html").read_text()
     assert pd.read_csv(tmp_path / "scores.csv").loc[0, "steps"] == 120

@@ -199,7 +199,7 @@ def test_a_renamed_experiment_is_not_made_again_and_variants_share_what_is_there
     sweep = {"options": OPTIONS, "set": {"train.learning_rate": [0.002, 0.003]}}
     workplace.edit("config/config.yaml", lambda c: c.update(sweep=sweep))
     own = ("prepare_training", "train_experiment", "convert_checkpoint", "generate_images", "score_images")
-    assert workplace.planned() == {**dict.fromkeys(own, 2), "build_report": 3, "compare_variants": 1}
+    assert workplace.planned() == {**dict.fromkeys(own, 2), "build_report": 3, "compare_experiments": 1}
 
 
 def test_snakemake_report_holds_ours(workplace: Workplace) -> None:

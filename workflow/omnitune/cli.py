@@ -18,7 +18,7 @@ from omnitune.console import job
 from omnitune.evaluation.foreign import as_imported
 from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, SCORES, EvaluatedStep, file_stem
 from omnitune.project import Project
-from omnitune.stages import Experiment, compare_variants, prepare_prompts
+from omnitune.stages import Experiment, compare_experiments, prepare_prompts
 
 logger = logging.getLogger("omnitune")
 
@@ -495,19 +495,50 @@ def evaluate(
 
 @app.command()
 def report(
-    config: ConfigOption,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Experiments of the workflow's config: one, or several, which are compared in one page. "
+            "Or the name of a comparison there."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        option("config", "Without names: the options file of an experiment. With names: the workflow's config."),
+    ] = None,
     benchmark: Annotated[
         list[Path] | None,
-        option("benchmark", "Evaluated benchmark (config/benchmarks/*.yml); may be given several times."),
+        option(
+            "benchmark", "Without names: evaluated benchmark (config/benchmarks/*.yml); may be given several times."
+        ),
     ] = None,
-    output: Annotated[
-        Path | None, option("output", "HTML file to write, if not experiments/{name}/report/index.html.")
-    ] = None,
+    output: Annotated[Path | None, option("output", "HTML file to write, if not the workflow's.")] = None,
 ) -> None:
-    """Build the report of a trained experiment: one HTML file, with the scores of the benchmarks that are named."""
+    """Build the report of a trained experiment, or one over several: an HTML file, and tables beside it."""
+    if names:
+        if benchmark:
+            raise ValueError("--benchmark: with names, benchmarks are those of the workflow's config.")
+        logger.info("report: %s", _report_of(names, config or Path("config/config.yaml"), output))
+        return
+    if config is None:
+        raise ValueError("name experiments of config/config.yaml, or an options file with --config.")
     named = {file_stem(path): load_config(path, Benchmark) for path in benchmark or []}
     protocols = {name: as_imported(name, found) for name, found in named.items()}
     logger.info("report: %s", Experiment.alone(config).report(protocols, output))
+
+
+def _report_of(names: list[str], config: Path, output: Path | None) -> Path:
+    """The page of an experiment, or of a comparison of several."""
+    project = Project.load(read_yaml(config), str(config))
+    title = "-".join(dict.fromkeys(names))
+    known = project.comparisons if len(names) == 1 else {}
+    compared = known[title] if title in known else project.compared(names)
+    if list(compared) == [title]:
+        folders = {step: Path(folder) for step, folder in project.evaluated_folders(title).items()}
+        return Experiment.of(project, title).report(project.benchmarks, output, folders)
+    page = output or Path(COMPARISON.format(comparison=title))
+    compare_experiments(project, title, compared, page, page.parent / Path(COMPARISON_TABLE).name)
+    return page
 
 
 @app.command()
@@ -563,15 +594,6 @@ def remove(
     from omnitune.upkeep import remove_experiment
 
     remove_experiment(Project.load(read_yaml(config), str(config)), name)
-
-
-@app.command()
-def compare(config: WorkflowConfigOption = Path("config/config.yaml")) -> None:
-    """Compare the trained and evaluated variants of a sweep: one HTML file and a table in comparisons/{name}/."""
-    project = Project.load(read_yaml(config), str(config))
-    if project.swept is None:
-        raise ValueError(f"{config}: sweep: is not set; there are no variants to compare.")
-    compare_variants(project, *(Path(path.format(sweep=project.swept)) for path in (COMPARISON, COMPARISON_TABLE)))
 
 
 @app.command()

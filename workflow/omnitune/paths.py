@@ -53,9 +53,10 @@ SCORES_FILE, GENERATIONS_FILE = "scores.json", "generations.jsonl"  # of an eval
 SCORES, GENERATIONS = f"{EVALUATION}/{SCORES_FILE}", f"{EVALUATION}/{GENERATIONS_FILE}"
 OFFICIAL = f"{EVALUATION}/official"  # the same images as the scorer of the prompts' format reads them
 PROMPTS_FILE = "prompts.jsonl"  # of images that are drawn while training
+STARTS_FILE = "starts.jsonl"  # in logs/ of an experiment: when and on what its training began and went on
 REPORT = f"{EXPERIMENT}/report/index.html"
 REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "generations", "metrics")]
-COMPARISON, COMPARISON_TABLE = (f"comparisons/{{sweep}}/{name}" for name in ("index.html", "scores.csv"))
+COMPARISON, COMPARISON_TABLE = (f"comparisons/{{comparison}}/{name}" for name in ("index.html", "scores.csv"))
 
 SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters
 SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}

@@ -13,7 +13,7 @@ from omnitune.config.affects import keys_affecting
 from omnitune.config.base import check_config
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.sources import Source, sources_of
-from omnitune.config.variants import variants_of
+from omnitune.config.variants import differing_options, variants_of
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.foreign import as_imported, is_foreign, source_files
@@ -24,6 +24,7 @@ from omnitune.paths import (
     BASE,
     DEMO,
     ENCODED_GROUP,
+    EVALUATIONS,
     FORMATS,
     MANIFESTS,
     EvaluatedStep,
@@ -79,6 +80,7 @@ class Project:
         starts: starting weights by experiment name.
         variants: of a sweep, by experiment name: its keys and their values.
         swept: name of the experiment that they are variants of; None without a sweep.
+        reports: names of experiments that are compared, by the comparison's name.
         shards_url: where tars are written, if not beside their index.
     """
 
@@ -89,6 +91,7 @@ class Project:
     starts: dict[str, StartingWeights]
     variants: dict[str, dict[str, Any]]
     swept: str | None
+    reports: dict[str, list[str]]
     shards_url: str | None
 
     @classmethod
@@ -122,8 +125,10 @@ class Project:
         foreign = {name: benchmark for name, benchmark in named.items() if is_foreign(benchmark)}
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         variants = {name: keys for name, (_, keys) in made.items()}
-        project = cls(experiments, files, benchmarks, foreign, starts, variants, swept, workflow.shards_url)
+        reports = workflow.reports
+        project = cls(experiments, files, benchmarks, foreign, starts, variants, swept, reports, workflow.shards_url)
         project._check_names()
+        project._check_reports(where)
         project._check_models()
         project._check_datasets()
         for name in experiments:
@@ -137,6 +142,21 @@ class Project:
                 raise ConfigError(
                     f"benchmark {name}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone."
                 )
+
+    def _check_reports(self, where: str) -> None:
+        for name, experiments in self.reports.items():
+            key = f"{where}: reports.{name}"
+            if not names_folder(name):
+                raise ConfigError(f"{key}: {name!r} names a folder; take letters, digits, `_`, `-` and `.` alone.")
+            if name in (self.swept, *self.experiments):
+                raise ConfigError(f"{key}: an experiment or the sweep has this name already. Take another.")
+            for experiment in experiments:
+                if experiment not in self.experiments:
+                    raise ConfigError(
+                        f"{key}: no experiment is named {experiment!r}; {_known(experiment, self.experiments)}"
+                    )
+            if len(set(experiments)) < len(experiments):
+                raise ConfigError(f"{key}: an experiment stands there twice. Take one of the two out.")
 
     def _check_models(self) -> None:
         """Two base models must not come to one folder."""
@@ -230,6 +250,16 @@ class Project:
         """Names of all base models."""
         return sorted({start.model for start in self.starts.values()})
 
+    @property
+    def comparisons(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Experiments that are compared, by the comparison's name, each with the keys in which they differ."""
+        found = {self.swept: self.variants} if self.swept else {}
+        return found | {name: self.compared(experiments) for name, experiments in self.reports.items()}
+
+    def compared(self, experiments: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Each of some experiments with the keys in which they differ; ConfigError for one that is not in the config."""
+        return differing_options({name: self.experiment(name) for name in experiments})
+
     def experiment(self, name: str) -> ExperimentOptions:
         """Options of an experiment; ConfigError, with the known names, for one that is not in the config."""
         if name not in self.experiments:
@@ -312,6 +342,13 @@ class Project:
         if upstream and upstream[0] in self.experiments and upstream[1] in self.experiments[upstream[0]].evaluated:
             found[BASE] = upstream
         return found
+
+    def evaluated_folders(self, experiment: str) -> dict[EvaluatedStep, str]:
+        """Where each of an experiment's evaluations lies."""
+        found = self.evaluations(experiment)
+        return {
+            step: EVALUATIONS.format(experiment=owner, step=evaluated) for step, (owner, evaluated) in found.items()
+        }
 
     def conversion(self, experiment: str, step: EvaluatedStep, format: str = FORMATS[0]) -> str:
         """conversion.json of an experiment's converted checkpoint or average."""

@@ -19,7 +19,6 @@ from omnitune.paths import (
     BASE,
     ENCODED,
     EVALUATION,
-    EVALUATIONS,
     EXPERIMENT,
     INDEX,
     OFFICIAL,
@@ -238,25 +237,30 @@ def convert_checkpoint(
     convert(options, output.parent, output, transformer, ema="_ema" in output.name, target=target)
 
 
-def compare_variants(project: Project, page: Path, table: Path) -> None:
-    """Compares the variants of the project's sweep, see omnitune.report.comparison."""
+def compare_experiments(
+    project: Project, title: str, compared: Mapping[str, Mapping[str, Any]], page: Path, table: Path
+) -> None:
+    """Compares experiments, see omnitune.report.comparison.
+
+    Args:
+        project: which they are of.
+        title: what the page calls them.
+        compared: by name of the experiment, the keys in which they differ; as in `Project.comparisons`.
+        page, table: the .html and the .csv file to write.
+    """
     from omnitune.evaluation.prompts import read_prompts
     from omnitune.report.build import BenchmarkEntry
     from omnitune.report.collect import collect
-    from omnitune.report.comparison import Variant, build_comparison
+    from omnitune.report.comparison import Compared, build_comparison
 
     entries = [BenchmarkEntry(name, found, read_prompts(found, Path())) for name, found in project.benchmarks.items()]
-    variants = []
-    for name, keys in project.variants.items():
+    runs = []
+    for name, keys in compared.items():
         experiment = Experiment.of(project, name)
-        folders = {
-            step: Path(EVALUATIONS.format(experiment=owner, step=evaluated))
-            for step, (owner, evaluated) in project.evaluations(name).items()
-        }
+        folders = {step: Path(folder) for step, folder in project.evaluated_folders(name).items()}
         run = collect(experiment.path(EXPERIMENT), experiment.path(PREPARED), entries, folders)
-        variants.append(Variant(keys, run))
-    assert project.swept
-    build_comparison(project.swept, variants, page, table)
+        runs.append(Compared(keys, run, by_values=name in project.variants))
+    build_comparison(title, runs, page, table)
 
 
 def _variant_file(project: Project, name: str) -> Path:

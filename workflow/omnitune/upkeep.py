@@ -102,6 +102,9 @@ def _require_free(project: Project, name: str, verb: str) -> None:
             f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep it "
             "under another name, write an options file of its own, which extends that one, and take it out of the sweep."
         )
+    listed = [report for report, experiments in project.reports.items() if name in experiments]
+    if listed:
+        raise ValueError(f"{name}: reports.{listed[0]} of the workflow's config compares it. Take it out there first.")
     if name == project.swept and verb == "renamed":
         raise ValueError(
             f"{name} is what the variants of the sweep are named after: by another name, all {len(project.variants)} of "

@@ -153,6 +153,22 @@ def value_at(options: BaseModel, key: str) -> Any:
     return found
 
 
+def differing_options(options: Mapping[str, BaseModel]) -> dict[str, dict[str, Any]]:
+    """By name of the options, those of their keys in which any two differ, with their values; names apart."""
+    flat = {name: dict(_leaves(found.model_dump(mode="json"))) for name, found in options.items()}
+    keys = [key for key in dict.fromkeys(key for found in flat.values() for key in found) if key not in OWN]
+    differing = [key for key in keys if len({json.dumps(found.get(key)) for found in flat.values()}) > 1]
+    return {name: {key: found.get(key) for key in differing} for name, found in flat.items()}
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def variant_name(name: str, keys: Mapping[str, Any]) -> str:
     """As `mine-learning_rate-1e-05`: the last part of each key, where it is the only such one, and its value."""
     last = [key.rpartition(".")[2] for key in keys]

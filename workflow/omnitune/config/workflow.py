@@ -46,6 +46,14 @@ class WorkflowConfig(Section):
         None,
         description="Variants of one experiment beside them, which share data, encodings and the base's evaluation.",
     )
+    reports: Annotated[
+        dict[str, Annotated[list[str], Field(min_length=2)]],
+        Field(
+            description="Comparisons by name: experiments, each by its own name, side by side in comparisons/{name}/. "
+            "`lora_or_all: [mine, mine_lora]`."
+        ),
+        NAMES,
+    ] = {}
     shards_url: Annotated[
         str | None,
         Field(

@@ -1,7 +1,10 @@
 """Build the report of an experiment: one HTML file that needs nothing else, from files that the stages have left."""
 
+import base64
+import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,14 @@ from omnitune.io.files import lock_folder, write_text
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import SHOWN_REJECTED, BenchmarkEntry, Evaluation, Run, collect
 from omnitune.report.data import data_context, short, thousands
-from omnitune.report.examples import choose_examples, example
+from omnitune.report.examples import count_images, examples
+from omnitune.report.images import Thumbnails
 from omnitune.report.plots import heldout_plot, training_plots
 from omnitune.report.score_table import table_rows
-from omnitune.report.scores import Score, primary_of, score_lines
+from omnitune.report.scores import Score, measures_of, primary_of, score_lines
 from omnitune.report.tables import write_tables
-from omnitune.report.training import training_context
-from omnitune.report.verdict import answer, commands, forgetting, step_to_take, verdict
+from omnitune.report.training import count_samples, ran, training_context
+from omnitune.report.verdict import answer, commands, forgetting, step_to_take, taking, verdict
 
 PACKAGES = ("omnitune", "torch", "diffusers", "transformers", "accelerate", "peft", "torchmetrics", "snakemake")
 
@@ -52,7 +56,7 @@ def build_report(
     experiment, output = Path(experiment), Path(output)
     run = collect(experiment, Path(prepared), benchmarks, evaluations)
     lines = [line for evaluation in run.evaluations for line in score_lines(evaluation)]
-    page = page_environment().get_template("report.html.j2").render(**_context(run, lines))
+    page = page_environment().get_template("report.html.j2").render(**_context(run, lines, output.parent))
     with lock_folder(output.parent):
         write_tables(run, lines, output.parent)
         write_text(output, page)
@@ -69,19 +73,24 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"thousands": thousands, "short": short}
+    script = resources.files("omnitune.report").joinpath("templates/report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    environment.globals |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}  # our own file, not data
     return environment
 
 
-def _context(run: Run, lines: Sequence[Score]) -> dict[str, Any]:
+def _context(run: Run, lines: Sequence[Score], folder: Path) -> dict[str, Any]:
     found = run.evaluations
     by_name = {e.entry.name: [line for line in lines if line.benchmark == e.entry.name] for e in found}
     forgotten = forgetting(found, lines, run.summary.get("task_types", {}))
     take = step_to_take(found)
+    thumbnails = Thumbnails(folder, sum(map(count_images, found)) + count_samples(run.samples))
     return {
         "name": run.name,
         "answer": answer(found, lines),
+        "ran": ran(run.starts, run.metrics),
         "verdicts": [verdict(evaluation, by_name[evaluation.entry.name]) for evaluation in found],
-        "take": take.label if take else None,
+        "take": taking(take, found, lines) if take else "",
         "commands": commands(found, take),
         "forgotten": [{**row, "benchmark": line.benchmark} for line in forgotten for row in table_rows([line], None)],
         "facts": _facts(run),
@@ -90,9 +99,9 @@ def _context(run: Run, lines: Sequence[Score]) -> dict[str, Any]:
         "rejected": run.rejected,
         "more_rejected": max(0, run.summary.get("rejected", 0) - SHOWN_REJECTED),
         "mixture": run.train.get("mixture", []),
-        "training": training_context(run.train, run.metrics, run.samples),
+        "training": training_context(run.train, run.metrics, run.samples, thumbnails),
         "plots": [{**plot, "svg": Markup(plot["svg"])} for plot in training_plots(run.metrics)],
-        "evaluations": [_evaluation(evaluation, by_name[evaluation.entry.name]) for evaluation in found],
+        "evaluations": [_evaluation(evaluation, by_name[evaluation.entry.name], thumbnails) for evaluation in found],
         "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
         "conversions": run.conversions,
         "checked": run.checked,
@@ -160,11 +169,11 @@ def _packages() -> list[tuple[str, str]]:
     return found
 
 
-def _evaluation(evaluation: Evaluation, lines: Sequence[Score]) -> dict[str, Any]:
+def _evaluation(evaluation: Evaluation, lines: Sequence[Score], thumbnails: Thumbnails) -> dict[str, Any]:
     entry = evaluation.entry
     curves = {step.label: evaluation.scores[step]["loss_by_time"] for step in evaluation.shown}
-    shown, rest = choose_examples(entry.prompts)
     primary = primary_of(evaluation)
+    measures = sorted(measures_of(evaluation), key=lambda name: name != primary)
     return {
         "name": entry.name,
         "benchmark": entry.benchmark,
@@ -173,8 +182,8 @@ def _evaluation(evaluation: Evaluation, lines: Sequence[Score]) -> dict[str, Any
         "rows": table_rows([line for line in lines if line.benchmark == entry.name], primary),
         "missing": [(step.label, count) for step in evaluation.steps if (count := evaluation.missing(step))],
         "plot": Markup(heldout_plot(entry.name, curves)),
-        "examples": [example(evaluation, prompt) for prompt in shown],
-        "rest": [example(evaluation, prompt) for prompt in rest],
+        "measures": [(name, MEASURES[name].label) for name in measures],
+        "examples": examples(evaluation, thumbnails),
         "protocol": evaluation.scores[BASE]["protocol"],
         "weights": [(step.label, evaluation.scores[step]["weights"]) for step in evaluation.steps],
     }

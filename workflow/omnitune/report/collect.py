@@ -10,12 +10,13 @@ from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
 from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.paths import BASE, EvaluatedStep
+from omnitune.paths import BASE, STARTS_FILE, EvaluatedStep
 from omnitune.pretrained.weights import check_weights
 from omnitune.report.data import read_encoded, read_shards
 from omnitune.report.training import Sample, read_samples
 
 SHOWN_REJECTED = 100
+SIDE_BY_SIDE = 6  # rows of images
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Evaluation:
 
     @property
     def shown(self) -> list[EvaluatedStep]:
-        """What is set side by side: the base, the newest step and its average."""
-        return list(dict.fromkeys(step for step in (BASE, self.last, self.averaged) if step is not None))
+        """What is set side by side: all steps, or of many the base, the newest step and its average."""
+        few = (BASE, self.last, self.averaged)
+        return [step for step in self.steps if len(self.steps) <= SIDE_BY_SIDE or step in few]
 
     def image(self, step: EvaluatedStep, key: str) -> Path | None:
         """The file of a prompt's image; None where it failed."""
@@ -80,6 +82,7 @@ class Run:
     shards: list[dict[str, Any]] = field(default_factory=list)
     encoded: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)  # files of weights and images, whose hashes were found right
 
@@ -118,6 +121,7 @@ def collect(
         shards=read_shards(prepared / "shards" / "index.parquet"),
         encoded=read_encoded(prepared / "encoded") if options.data.encode else [],
         samples=read_samples(experiment / "logs" / "samples"),
+        starts=_rows(experiment / "logs" / STARTS_FILE),
         evaluations=found,
         checked={
             "weights": check_weights(_loaded_weights([experiment / folder for folder in conversions], found)),

@@ -1,4 +1,4 @@
-"""Compare the variants of a sweep: one HTML file over all of them, and a table."""
+"""Compare experiments: one HTML file over all of them, and a table."""
 
 import json
 import math
@@ -9,58 +9,87 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from omnitune.config.choices import MEASURES
-from omnitune.evaluation.statistics import Comparison
+from omnitune.evaluation.prompts import Prompt
+from omnitune.evaluation.statistics import Comparison, compare
 from omnitune.io.files import lock_folder, write_text
 from omnitune.paths import BASE
 from omnitune.report.build import page_environment
 from omnitune.report.collect import Evaluation, Run
 from omnitune.report.examples import choose_examples
-from omnitune.report.images import image_entry
-from omnitune.report.scores import ALL, measures_of, score_lines, show, show_interval
+from omnitune.report.images import Thumbnails
+from omnitune.report.plots import compared_plots
+from omnitune.report.scores import (
+    ALL,
+    measures_of,
+    primary_of,
+    score_lines,
+    show,
+    show_change,
+    show_interval,
+    values_of,
+)
 
 LAST_PART = 0.1  # of the steps, whose mean is shown as a training's loss
+KEY_COLUMNS = 3  # more keys than these have a table of their own
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A variant and what its run has left.
+class Compared:
+    """An experiment and what its run has left.
 
     Attributes:
-        keys: what the sweep has set, with the values.
+        keys: in which the experiments differ, with the values.
         run: from `omnitune.report.collect.collect`, with the same benchmarks for all.
+        by_values: whether its values name it, as those of a sweep's variant do.
     """
 
     keys: Mapping[str, Any]
     run: Run
+    by_values: bool = False
+
+    @property
+    def values(self) -> list[str]:
+        """Of its keys, as text."""
+        return [value if isinstance(value, str) else json.dumps(value) for value in self.keys.values()]
+
+    @property
+    def label(self) -> str:
+        """What it is called beside the others."""
+        return ", ".join(self.values) if self.by_values else self.run.name
 
 
-def build_comparison(name: str, variants: Sequence[Variant], page: Path, table: Path) -> None:
+def build_comparison(name: str, compared: Sequence[Compared], page: Path, table: Path) -> None:
     """Writes the comparison as one self-contained HTML file, and its figures as a table; equal inputs give equal bytes.
 
     Args:
-        name: of the experiment that they are variants of.
-        variants: at least one.
+        name: of the comparison.
+        compared: at least one.
         page, table: the .html and the .csv file.
     """
-    evaluations = [list(group) for group in zip(*(variant.run.evaluations for variant in variants), strict=True)]
+    evaluations = [list(group) for group in zip(*(one.run.evaluations for one in compared), strict=True)]
+    prompts = [prompt for group in evaluations for prompt in choose_examples(group[0].entry.prompts)[0]]
+    thumbnails = Thumbnails(page.parent, sum(2 * len(compared) + 1 + len(prompt.input_images) for prompt in prompts))
+    keys = list(compared[0].keys)
     context = {
         "name": name,
-        "keys": list(variants[0].keys),
-        "variants": [
-            {"name": variant.run.name, "values": _values(variant), **_training(variant.run)} for variant in variants
+        "keys": keys if len(keys) <= KEY_COLUMNS else [],
+        "options": [(key, [one.values[number] for one in compared]) for number, key in enumerate(keys)],
+        "compared": [
+            {"name": one.run.name, "label": one.label, "values": one.values, **_training(one.run)} for one in compared
         ],
-        "benchmarks": [_benchmark(variants, group) for group in evaluations],
+        "plots": [
+            {**plot, "svg": Markup(plot["svg"])}
+            for plot in compared_plots({one.label: one.run.metrics for one in compared})
+        ],
+        "benchmarks": [_benchmark(compared, group, thumbnails) for group in evaluations],
     }
     text = page_environment().get_template("comparison.html.j2").render(**context)
     with lock_folder(page.parent):
-        write_text(table, _table(variants).to_csv(index=False))
+        write_text(table, _table(compared).to_csv(index=False))
         write_text(page, text)
-
-
-def _values(variant: Variant) -> list[str]:
-    return [value if isinstance(value, str) else json.dumps(value) for value in variant.keys.values()]
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -74,26 +103,46 @@ def _training(run: Run) -> dict[str, Any]:
     }
 
 
-def _benchmark(variants: Sequence[Variant], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Of one benchmark, the measures of the base and of each variant's last step, and some of the images."""
-    measures = measures_of(evaluations[0])
+def _benchmark(
+    compared: Sequence[Compared], evaluations: Sequence[Evaluation], thumbnails: Thumbnails
+) -> dict[str, Any]:
+    """Of one benchmark, the measures of each base and of each experiment's last step, and some of the images."""
+    primary = primary_of(evaluations[0])
+    measures = sorted(measures_of(evaluations[0]), key=lambda name: name != primary)
     found = [_last_lines(evaluation) for evaluation in evaluations]
-    best = {measure: _best(measure, [lines[measure].mean for lines in found]) for measure in measures}
+    best = {name: _best(name, [lines[name].mean for lines in found if name in lines]) for name in measures}
     rows = [
         {
-            "name": variant.run.name,
-            "values": _values(variant),
-            "cells": [_cell(measure, lines[measure], best[measure]) for measure in measures],
+            "label": one.label,
+            "name": one.run.name,
+            "values": one.values,
+            "cells": [_cell(name, lines.get(name), best[name]) for name in measures],
+            "first": _against_first(evaluations, number, primary),
         }
-        for variant, lines in zip(variants, found, strict=True)
+        for number, (one, lines) in enumerate(zip(compared, found, strict=True))
     ]
     return {
         "name": evaluations[0].entry.name,
-        "labels": [(MEASURES[measure].label, MEASURES[measure].higher_is_better) for measure in measures],
-        "base": [show(measure, found[0][measure].base_mean) for measure in measures],
+        "labels": [(MEASURES[name].label, MEASURES[name].higher_is_better) for name in measures],
+        "primary": MEASURES[primary].label if primary else None,
+        "first": compared[0].label,
+        "bases": [
+            {"label": label, "cells": [_base_text(name, found[number].get(name)) for name in measures]}
+            for number, label in _bases(compared, evaluations).items()
+        ],
         "rows": rows,
-        "examples": _examples(variants, evaluations),
+        "examples": [
+            _example(compared, evaluations, prompt, thumbnails)
+            for prompt in choose_examples(evaluations[0].entry.prompts)[0]
+        ],
     }
+
+
+def _bases(compared: Sequence[Compared], evaluations: Sequence[Evaluation]) -> dict[int, str]:
+    """Which experiments' bases to show, each weights once, with their names."""
+    weights = [evaluation.scores[BASE]["weights"]["sha256"] for evaluation in evaluations]
+    shown = [number for number, sha256 in enumerate(weights) if sha256 not in weights[:number]]
+    return {number: "base" if len(shown) == 1 else f"base of {compared[number].label}" for number in shown}
 
 
 def _last_lines(evaluation: Evaluation) -> dict[str, Comparison]:
@@ -102,7 +151,20 @@ def _last_lines(evaluation: Evaluation) -> dict[str, Comparison]:
     return {line.measure: line.against_base for line in lines}
 
 
-def _cell(measure: str, found: Comparison, best: float | None) -> dict[str, Any]:
+def _against_first(evaluations: Sequence[Evaluation], number: int, measure: str | None) -> dict[str, str]:
+    """The primary measure of an experiment against that of the first one, prompt by prompt."""
+    if number == 0 or measure is None:
+        return {"text": "", "word": ""}
+    pair = [values_of(evaluations[index], [evaluations[index].last], measure) for index in (number, 0)]
+    (values, asked), (first, asked_first) = pair
+    [found] = compare(values, first[0], asked | asked_first, MEASURES[measure].higher_is_better)
+    interval = show_interval(measure, found.interval, sign=True)
+    return {"text": f"{show_change(measure, found.difference)} {interval}".strip(), "word": found.verdict}
+
+
+def _cell(measure: str, found: Comparison | None, best: float | None) -> dict[str, Any]:
+    if found is None:
+        return {"text": "none", "interval": "", "word": "", "best": False}
     return {
         "text": show(measure, found.mean),
         "interval": show_interval(measure, found.mean_interval),
@@ -111,41 +173,45 @@ def _cell(measure: str, found: Comparison, best: float | None) -> dict[str, Any]
     }
 
 
+def _base_text(measure: str, found: Comparison | None) -> str:
+    return "none" if found is None else show(measure, found.base_mean)
+
+
 def _best(measure: str, values: Sequence[float]) -> float | None:
     finite = [value for value in values if math.isfinite(value)]
     choose = max if MEASURES[measure].higher_is_better else min
     return choose(finite) if finite else None
 
 
-def _examples(variants: Sequence[Variant], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Images of the same prompts side by side: inputs, the base's, each variant's, and the target."""
-    first, found = evaluations[0], []
-    for prompt in choose_examples(first.entry.prompts)[0]:
-        shots: list[tuple[Path | None, str]] = [(path, "input") for path in prompt.input_images]
-        shots.append((first.image(BASE, prompt.key), "base"))
-        for variant, evaluation in zip(variants, evaluations, strict=True):
-            shots.append((evaluation.image(evaluation.last, prompt.key), ", ".join(_values(variant))))
-        shots += [(prompt.target, "target")] if prompt.target else []
-        images = [image_entry(path, caption, f"{caption}: {prompt.key}") for path, caption in shots]
-        found.append(
-            {
-                "key": prompt.key,
-                "task": prompt.task,
-                "instruction": prompt.instruction,
-                "images": [{**image, "result": None} for image in images],
-            }
-        )
-    return found
+def _example(
+    compared: Sequence[Compared], evaluations: Sequence[Evaluation], prompt: Prompt, thumbnails: Thumbnails
+) -> dict[str, Any]:
+    """Images of a prompt side by side: inputs, each base's, each experiment's, and the target."""
+    shots: list[tuple[Path | None, str, str]] = [(path, "input", "input") for path in prompt.input_images]
+    for number, label in _bases(compared, evaluations).items():
+        shots.append((evaluations[number].image(BASE, prompt.key), label, "row"))
+    for one, evaluation in zip(compared, evaluations, strict=True):
+        shots.append((evaluation.image(evaluation.last, prompt.key), one.label, "row"))
+    shots += [(prompt.target, "target", "target")] if prompt.target else []
+    images = [
+        {**thumbnails.entry(path, caption, f"{caption}: {prompt.key}"), "kind": kind, "result": None}
+        for path, caption, kind in shots
+    ]
+    seed = evaluations[0].generations[BASE][prompt.key].get("seed")
+    known = {"key": prompt.key, "task": prompt.task, "instruction": prompt.instruction, "seed": seed}
+    return {**known, "changes": {}, "images": images}
 
 
-def _table(variants: Sequence[Variant]) -> pd.DataFrame:
-    """A row for each variant and benchmark, and one for the base of each benchmark."""
+def _table(compared: Sequence[Compared]) -> pd.DataFrame:
+    """A row for each experiment and benchmark, and one for each base of each benchmark."""
     rows: list[dict[str, Any]] = []
-    for variant in variants:
-        known = {"variant": variant.run.name, **variant.keys, **_training(variant.run)}
-        evaluations = variant.run.evaluations
+    for one in compared:
+        known = {"experiment": one.run.name, **one.keys, **_training(one.run)}
+        evaluations = one.run.evaluations
         rows += [{**known, "benchmark": e.entry.name, **e.scores[e.last]["means"]} for e in evaluations]
         rows += [] if evaluations else [known]
-    for evaluation in variants[0].run.evaluations:
-        rows.append({"variant": "base", "benchmark": evaluation.entry.name, **evaluation.scores[BASE]["means"]})
+    for group in zip(*(one.run.evaluations for one in compared), strict=True):
+        for number, label in _bases(compared, group).items():
+            means = group[number].scores[BASE]["means"]
+            rows.append({"experiment": label, "benchmark": group[number].entry.name, **means})
     return pd.DataFrame(rows).convert_dtypes()  # whole numbers stay so beside what is missing

@@ -58,6 +58,33 @@ def heldout_plot(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> 
         return _svg(figure, f"heldout-{name}")
 
 
+def compared_plots(curves: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
+    """Losses of several trainings over each other, from their rows of logs/metrics.jsonl by name, as `training_plots`."""
+    loss = _over_each_other("compared-loss", "Loss", "Smoothed.", curves, "loss", smooth=True)
+    heldout = _over_each_other("compared-heldout", "Held-out loss while training", "", curves, "val_loss")
+    return [plot for plot in (loss, heldout) if plot]
+
+
+def _over_each_other(
+    name: str, title: str, note: str, curves: Mapping[str, Sequence[dict[str, Any]]], key: str, smooth: bool = False
+) -> dict[str, str]:
+    found = {label: _points(rows, key) for label, rows in curves.items()}
+    if not any(len(values) for _, values in found.values()):
+        return {}
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure("step")
+        for number, (label, (steps, values)) in enumerate(found.items()):
+            if not len(values):
+                continue
+            x, y = _thinned(steps, _smoothed(values) if smooth else values)
+            axes.plot(
+                x, y, color=COLOURS[number % len(COLOURS)], label=label, marker="" if smooth else "o", markersize=3
+            )
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        return {"title": title, "note": note, "svg": _svg(figure, name)}
+
+
 def _heldout(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Held-out loss while training, and that of each task type."""
     rows = [{**row, **(row.get("val_loss_by_task") or {}), "all": row.get("val_loss")} for row in metrics]

@@ -39,12 +39,13 @@ class Score:
 
 
 def score_lines(evaluation: Evaluation) -> list[Score]:
-    """All lines of a benchmark: of all prompts, and of each task where there are several."""
-    tasks = tasks_of(evaluation)
+    """All lines of a benchmark, of all prompts and of each task where there are several; the primary measure comes first."""
+    tasks, primary = tasks_of(evaluation), primary_of(evaluation)
+    measures = sorted(measures_of(evaluation), key=lambda name: name != primary)
     return [
         line
         for task in (ALL, *(tasks if len(tasks) > 1 else ()))
-        for measure in measures_of(evaluation)
+        for measure in measures
         for line in _lines(evaluation, task, measure)
     ]
 

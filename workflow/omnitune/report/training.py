@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from omnitune.paths import PROMPTS_FILE
 from omnitune.report.data import short, thousands
-from omnitune.report.images import image_entry
+from omnitune.report.images import Thumbnails
 
 SHOWN_SKIPPED = 10
 SECONDS = "_seconds"  # the ending of a step's parts in metrics.jsonl
@@ -24,14 +25,43 @@ PART_LABELS = {
 Row = Mapping[str, Any]
 
 
-def training_context(train: Row, metrics: Sequence[Row], samples: "Sequence[Sample]") -> dict[str, Any]:
+def training_context(
+    train: Row, metrics: Sequence[Row], samples: "Sequence[Sample]", thumbnails: Thumbnails
+) -> dict[str, Any]:
     """What the template shows: from train.json, the rows of metrics.jsonl and `read_samples`; what is not there is left out."""
     return {
         "facts": _facts(train, metrics),
         "reason": train.get("strategy_reason"),
         "times": step_times(metrics),
-        "samples": [_sample(sample) for sample in samples],
+        "samples": [_sample(sample, thumbnails) for sample in samples],
     }
+
+
+def ran(starts: Sequence[Row], metrics: Sequence[Row]) -> str:
+    """When, how long and on what it trained, as one sentence; what is not known is left out.
+
+    Args:
+        starts: lines of logs/starts.jsonl.
+        metrics: rows of logs/metrics.jsonl.
+    """
+    taken = sum(_values(metrics, "seconds"))
+    parts = []
+    if starts:
+        first = starts[0]
+        moment = datetime.fromisoformat(first["time"])
+        machines = dict.fromkeys(f"{row['processes']} x {row['device']}" for row in starts)
+        parts += [f"Trained from {moment:%Y-%m-%d %H:%M} UTC", f"on {', then '.join(machines)}"]
+    if taken:
+        parts.append(f"{'in' if starts else 'Trained in'} {_duration(taken)} of steps")
+    if len(starts) > 1:
+        parts.append(f"going on at step {', '.join(str(row['first_step']) for row in starts[1:])}")
+    return f"{', '.join(parts)}." if parts else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _facts(train: Row, metrics: Sequence[Row]) -> list[tuple[str, str]]:
@@ -117,10 +147,15 @@ def read_samples(folder: Path) -> list[Sample]:
     return samples
 
 
-def _sample(sample: Sample) -> dict[str, Any]:
+def count_samples(samples: Sequence[Sample]) -> int:
+    """How many images they have."""
+    return sum(len(sample.inputs) + len(sample.images) for sample in samples)
+
+
+def _sample(sample: Sample, thumbnails: Thumbnails) -> dict[str, Any]:
     key = sample.key
-    shots = [image_entry(path, "input", f"input of {key}") for path in sample.inputs]
+    shots = [{**thumbnails.entry(path, "input", f"input of {key}"), "kind": "input"} for path in sample.inputs]
     for step, path in sample.images.items():
         caption = f"step {step}" if step else "step 0 (start)"
-        shots.append(image_entry(path, caption, f"image of step {step} for {key}"))
+        shots.append({**thumbnails.entry(path, caption, f"image of step {step} for {key}"), "kind": "row"})
     return {"key": key, "instruction": sample.instruction, "images": [{**shot, "result": None} for shot in shots]}

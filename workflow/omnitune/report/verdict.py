@@ -69,6 +69,18 @@ def step_to_take(evaluations: Sequence[Evaluation]) -> EvaluatedStep | None:
     return max(wins, key=lambda step: (wins[step], step)) if any(wins.values()) else last
 
 
+def taking(step: EvaluatedStep, evaluations: Sequence[Evaluation], lines: Sequence[Score]) -> str:
+    """The sentence before the command that draws with a checkpoint, by its verdicts against the base."""
+    primary = {evaluation.entry.name: primary_of(evaluation) for evaluation in evaluations}
+    own = [x for x in lines if (x.step, x.task, x.measure) == (step, ALL, primary[x.benchmark])]
+    words = {line.benchmark: line.against_base.verdict for line in own}
+    worse = [name for name, word in words.items() if word == "worse"]
+    but = f", which is worse than the base on {', '.join(worse)}" if worse else ""
+    if "better" in words.values():
+        return f"Take {step.label}{but}:"
+    return f"No checkpoint to take is shown: {step.label}{but or ', which is not shown to be better than the base'}, draws with"
+
+
 def _against(evaluation: Evaluation, steps: Sequence[EvaluatedStep], last: EvaluatedStep) -> dict[EvaluatedStep, str]:
     """The verdict on each step against the last one; empty where nothing is measured."""
     measure = primary_of(evaluation)

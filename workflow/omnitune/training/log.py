@@ -2,16 +2,20 @@
 
 import json
 import math
+import platform
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from omnitune.config.options import ExperimentOptions
-from omnitune.io.files import write_text
+from omnitune.io.files import json_line, write_text
+from omnitune.paths import STARTS_FILE
 
 
 class MetricsLog:
@@ -57,6 +61,25 @@ class MetricsLog:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def note_start(folder: Path, first_step: int, device: torch.device, processes: int) -> None:
+    """Adds a line to logs/starts.jsonl: when and on what the training begins or goes on. For people; nothing depends on it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    facts = {"time": now, "first_step": first_step, "device": device_name(device), "processes": processes}
+    with (folder / STARTS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json_line({**facts, "torch": torch.__version__}))
+
+
+def device_name(device: torch.device) -> str:
+    """Model of the GPU, or of the processor without one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _finite_only(value: Any) -> Any:

@@ -53,7 +53,7 @@ from omnitune.training.flow_matching import (
 )
 from omnitune.training.heldout import Validation, due
 from omnitune.training.inputs import TrainingFiles, lock_experiment, parse_arguments
-from omnitune.training.log import MetricsLog, check_trackers
+from omnitune.training.log import MetricsLog, check_trackers, note_start
 from omnitune.training.model import build_model
 from omnitune.training.nonfinite import NonFinite
 from omnitune.training.optimizer import (
@@ -156,6 +156,8 @@ class Trainer:
         done, last = self._start(), self.train.max_train_steps
         with together():
             metrics = MetricsLog(self.options, self.files.output / "logs", done + 1) if self.main else None
+            if self.main:
+                note_start(self.files.output / "logs", done + 1, self.device, self.layout.world_size)
         if self.validation and done == 0 and self.options.val.train_visualization_steps:
             self._draw(0, metrics)
         with self._progress(done) as bar:
