@@ -60,7 +60,7 @@ def start_browser(folder: Path) -> webdriver.Chrome:
 def table(browser: webdriver.Chrome, report: Path, benchmark: str, title: str) -> str:
     """HTML: a column for each prompt, a line for references, base and tuned."""
     browser.get(report.as_uri())
-    path = f"//section[@id='images']/h3[.='{benchmark}']/following-sibling::div[1]/article[position() <= {PROMPTS}]"
+    path = f"//section[@id='images']/h3[.='{benchmark}']/following-sibling::div[1]//article[position() <= {PROMPTS}]"
     articles = browser.find_elements(By.XPATH, path)
     words = [article.find_element(By.CLASS_NAME, "instruction").text for article in articles]
     columns = [[shot for shot in shots(article) if shot[0] != "target"] for article in articles]

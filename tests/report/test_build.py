@@ -1,12 +1,16 @@
 """The report of small synthetic runs: what it says, what it escapes, and that equal runs give equal bytes."""
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from helpers.runs import (
     draw,
@@ -25,6 +29,7 @@ from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.io.files import sha256_of
 from omnitune.report.build import BenchmarkEntry, build_report
 from omnitune.report.examples import choose_examples
+from omnitune.report.images import BYTES_OF_ALL, Thumbnails
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -343,3 +348,36 @@ def test_images_drawn_while_training_show_the_first_and_the_last(tmp_path: Path)
     assert 'alt="image of step 100 for cat (64 x 64 pixels)"' in page
     assert 'alt="image of step 300 for cat (64 x 64 pixels)"' in page
     assert "Images while training" not in build_training(tmp_path / "other", [])
+
+
+def test_when_how_long_and_on_what_it_ran(tmp_path: Path) -> None:
+    save_rows(
+        tmp_path / "run/logs/starts.jsonl",
+        [
+            {"time": "2026-05-04T10:20:30+00:00", "first_step": 1, "device": "H100", "processes": 8, "torch": "2.13.0"},
+            {
+                "time": "2026-05-04T12:00:00+00:00",
+                "first_step": 41,
+                "device": "H100",
+                "processes": 4,
+                "torch": "2.13.0",
+            },
+        ],
+    )
+    page = build_training(tmp_path, [{"step": step, "loss": 1.0, "seconds": 60.0} for step in range(1, 121)])
+    said = "Trained from 2026-05-04 10:20 UTC, on 8 x H100, then 4 x H100, in 2.0 h of steps, going on at step 41."
+    assert said in visible(page)
+
+
+def test_thumbnails_of_a_page_have_few_bytes_together(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (700, 500, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(noise).save(tmp_path / "images/a b.png")
+    for count, side in ((1, 448), (20_000, 16)):
+        entry = Thumbnails(tmp_path / "page", count).entry(tmp_path / "images/a b.png", "x", "y")
+        kind, data = entry["uri"].removeprefix("data:image/").split(";base64,")
+        assert kind == "webp" and len(data) * 3 / 4 <= max(BYTES_OF_ALL / count, 600)
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert side <= max(image.size) <= max(side, 64)
+        assert (entry["width"], entry["height"], entry["full"]) == (320, 448, "../images/a%20b.png")
+        assert entry["alt"] == "y (500 x 700 pixels)"
