@@ -73,8 +73,8 @@ def _images(
         entry = thumbnails.entry(path, caption, f"{caption} of {prompt.key}")
         images.append({**entry, "kind": "input", "result": None})
     for step, row in rows.items():
-        path = evaluation.image(step, prompt.key)
-        entry = thumbnails.entry(path, step.label, f"image of {step.label} for {prompt.key}")
+        drawn = evaluation.image(step, prompt.key)
+        entry = thumbnails.entry(drawn, step.label, f"image of {step.label} for {prompt.key}")
         images.append({**entry, "kind": "row", "result": _result(row, primary)})
     if prompt.target:
         entry = thumbnails.entry(prompt.target, "target", f"target of {prompt.key}")
