@@ -3,6 +3,7 @@
 All behind it reads our format alone.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ def as_imported(name: str, benchmark: Benchmark) -> Benchmark:
 def source_files(benchmark: Benchmark) -> list[Path]:
     """All files that an import reads, each once; ValueError for what is wrong in any, images inside them left out."""
     found: list[Path] = []
-    for source, _ in _checked(benchmark, pixels=False):
-        found += [source.file, *(image for image in source.images if isinstance(image, Path))]
+    try:
+        for source, _ in _checked(benchmark, pixels=False):
+            found += [source.file, *(image for image in source.images if isinstance(image, Path))]
+    except OSError as error:
+        raise ValueError(f"prompts: {benchmark.prompts!r}: cannot be read: {error}.") from None
     if not found:
         raise ValueError(f"prompts: {benchmark.prompts!r}: holds no prompts.")
     return list(dict.fromkeys(found))
@@ -59,7 +63,7 @@ def import_prompts(benchmark: Benchmark, output: Path) -> None:
         (folder / INPUTS).mkdir()
         with (folder / output.name).open("w", encoding="utf-8") as file:
             for source, line in _checked(benchmark, pixels=True):
-                names = [_keep(image, source, number, folder) for number, image in enumerate(source.images)]
+                names = [_keep(image, source, folder) for image in source.images]
                 content = {**line.model_dump(exclude_none=True), **({"input_images": names} if names else {})}
                 text = json_line(content)
                 if len(text.encode()) > MAX_LINE_BYTES:
@@ -89,14 +93,15 @@ def _checked(benchmark: Benchmark, pixels: bool) -> Iterator[tuple[SourcePrompt,
         yield current[0], line
 
 
-def _keep(image: Path | bytes | None, source: SourcePrompt, number: int, folder: Path) -> str:
-    """Writes an image, once it has passed our reader, and gives its name relative to the folder."""
+def _keep(image: Path | bytes | None, source: SourcePrompt, folder: Path) -> str:
+    """Writes an image, once it has passed our reader, and gives its name relative to the folder: one file for equal ones."""
     assert image is not None
     try:
         data = read_bytes(image, most_bytes(MAX_PIXELS)) if isinstance(image, Path) else image
-        form = check_image(data, image if isinstance(image, Path) else f"image {number}")
+        form = check_image(data, image if isinstance(image, Path) else "an image inside")
     except Refused as error:
         raise ValueError(f"{source.where}: {error.message}.") from None
-    name = f"{INPUTS}/{source.key}-{number}.{EXTENSIONS.get(form, form.lower())}"
-    (folder / name).write_bytes(data)
+    name = f"{INPUTS}/{hashlib.sha256(data).hexdigest()}.{EXTENSIONS.get(form, form.lower())}"
+    if not (folder / name).exists():
+        (folder / name).write_bytes(data)
     return name

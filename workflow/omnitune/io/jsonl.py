@@ -19,7 +19,7 @@ from omnitune.io import storage
 from omnitune.io.files import open_regular
 
 MAX_LINE_BYTES = 1 << 20  # no sample needs more; a file without line ends must not be read as one line
-MAX_FILE_BYTES = 64 << 20  # of a file that is one object
+MAX_FILE_BYTES = 16 << 20  # of a file that is one object
 LINE_START = 2_000  # bytes that are kept of a line that is too long
 MAX_BLANK_LINES = 100_000  # of a file that is read as a list of objects
 MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
@@ -141,7 +141,7 @@ def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object that a local file is; raises ValueError, with the file, where it is none or too large."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         content = stream.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"{file}: has more than {MAX_FILE_BYTES} bytes.")

@@ -12,6 +12,7 @@ from PIL import Image
 from omnitune.config import Benchmark
 from omnitune.evaluation.formats.source import LaidOut, Layout, SourcePrompt
 from omnitune.evaluation.prompts import MAX_INSTRUCTION, open_image
+from omnitune.io.files import open_regular
 from omnitune.io.places import require_below
 
 MAX_BYTES = 4 * MAX_INSTRUCTION  # a character of UTF-8 has at most four
@@ -34,7 +35,7 @@ def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
 
 
 def _text(file: Path) -> str:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"{file}: has more than {MAX_BYTES} bytes, which no prompt needs.")
