@@ -253,6 +253,14 @@ def test_a_kill_loses_no_image_that_has_its_name(
     assert (tmp_path / f"run/images/{replaced[0]}.png").stat() == first
 
 
+def test_an_input_that_is_no_image_is_named(
+    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    prompts[0].input_images[0].write_text("no image")
+    with pytest.raises(ValueError, match=r"in\.png: cannot be read as an image"):
+        generate(protocol(), prompts, pipeline, tmp_path / "run", weights=described(base))
+
+
 def test_an_image_that_is_not_finite_is_missing_and_no_score(
     base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

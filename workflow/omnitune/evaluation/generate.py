@@ -15,8 +15,17 @@ from omnitune.console import Progress
 from omnitune.conversion.tensors import PRECISIONS
 from omnitune.evaluation.conditions import Conditions
 from omnitune.evaluation.loss import heldout_losses, loss_times
-from omnitune.evaluation.prompts import Prompt, image_seed, part_of, protocol_fingerprint, read_prompts
+from omnitune.evaluation.prompts import (
+    Prompt,
+    image_seed,
+    open_image,
+    part_of,
+    protocol_fingerprint,
+    read_prompts,
+)
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, require_there
+from omnitune.images.decode import own_limits
+from omnitune.images.formats import FORMATS
 from omnitune.images.resize import to_pil
 from omnitune.io.files import atomic_path, is_whole, json_line, lock, sealed, sha256_of, write_text
 from omnitune.models import (
@@ -166,11 +175,17 @@ def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None
 
 def _shape(prompt: Prompt, benchmark: Benchmark) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
     """Number of references and sizes: prompts of one shape are drawn together, and those of one line after each other."""
-    inputs = []
-    for path in prompt.input_images:
-        with Image.open(path) as image:  # its header
-            inputs.append(image.size)
+    inputs = [_size_of(path) for path in prompt.input_images]
     return len(inputs), _asked_size(prompt, benchmark) or inputs[0], inputs
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels of an image, from its header; ValueError where it cannot be read as an image."""
+    try:
+        with own_limits(), Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # a format's reader may raise anything; what is wrong, our own says
+        return open_image(path).size
 
 
 def _asked_size(prompt: Prompt, benchmark: Benchmark) -> tuple[int, int] | None:
