@@ -192,7 +192,7 @@ def test_combinations_that_cannot_work(tmp_path: Path, sections: dict[str, objec
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [1", "line 2"),
+        ("a: [1", "line 1"),
         ("- 1", "the top level must be a mapping"),
         ("", "found nothing"),
     ],

@@ -36,7 +36,9 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
             raise ConfigError(f"{self.path}: has more than {MAX_NODES} keys and values. Take some out of it.")
         if self.depth > MAX_DEPTH + 1:  # the mapping around all of it is one
             event: Any = self.peek_event()
-            raise ConfigError(f"{self.path}, line {event.start_mark.line + 1}: is nested more than {MAX_DEPTH} levels deep.")
+            raise ConfigError(
+                f"{self.path}, line {event.start_mark.line + 1}: is nested more than {MAX_DEPTH} levels deep."
+            )
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
