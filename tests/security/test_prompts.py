@@ -9,7 +9,7 @@ from PIL import Image
 
 from omnitune.config import Benchmark
 from omnitune.evaluation import prompts as module
-from omnitune.evaluation.prompts import MAX_INSTRUCTION, read_prompts
+from omnitune.evaluation.prompts import MAX_INSTRUCTION, Prompt, read_instructions, read_prompts
 from omnitune.evaluation.results import require_own_image
 from omnitune.evaluation.sample import _input_image
 from omnitune.io.jsonl import MAX_BLANK_LINES
@@ -73,8 +73,13 @@ def test_a_file_of_blank_lines_is_refused(project: Path, monkeypatch: pytest.Mon
         with pytest.raises(ValueError, match=rf"prompts\.jsonl:{MAX_BLANK_LINES + 1}: more than \d+ lines are blank"):
             read()
     monkeypatch.setattr(module, "MAX_PROMPTS_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"prompts\.jsonl: has more than 1000 bytes"):
-        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+    for read in (partial(read_prompts, Benchmark(prompts="prompts.jsonl"), Path()), instructions):
+        with pytest.raises(ValueError, match=r"prompts\.jsonl: has more than 1000 bytes"):
+            read()
+
+
+def instructions() -> list[Prompt]:
+    return read_instructions(Path("prompts.jsonl"))
 
 
 def heldout() -> list[HeldOutRow]:

@@ -143,8 +143,7 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
             values that are not allowed; a repeated key, a missing file or image.
     """
     path = _find(benchmark.prompts, (Path(), base_dir), f"prompts: {benchmark.prompts!r}")
-    if path.stat().st_size > MAX_PROMPTS_BYTES:
-        raise ValueError(f"{path}: has more than {MAX_PROMPTS_BYTES} bytes. Take prompts out of the file.")
+    _require_size(path)
     prompts: list[Prompt] = []
     rows = ((f"{path}:{number}", content) for number, content in read_objects(path))
     for where, line in checked_lines(rows, benchmark.draws):
@@ -157,6 +156,11 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"{path}: holds no prompts.")
     return prompts
+
+
+def _require_size(path: Path) -> None:
+    if path.stat().st_size > MAX_PROMPTS_BYTES:
+        raise ValueError(f"{path}: has more than {MAX_PROMPTS_BYTES} bytes. Take prompts out of the file.")
 
 
 def checked_lines(rows: Iterable[tuple[str, dict[str, Any]]], draws: int) -> Iterator[tuple[str, PromptLine]]:
@@ -198,6 +202,7 @@ def read_instructions(path: Path, draws: int = 1) -> list[Prompt]:
     """
     if path.suffix not in (".txt", ".jsonl") or not path.is_file():
         raise ValueError(f"{path}: is no file of instructions; name a .txt or a .jsonl that exists.")
+    _require_size(path)
     prompts: list[Prompt] = []
     for where, line in checked_lines(_instruction_lines(path), draws):
         prompt = _prompt(line, where, path.parent)
