@@ -12,7 +12,8 @@ from PIL import Image
 from omnitune.evaluation.prompts import open_image
 
 LARGEST_SIDE = 448
-PIXELATED = 128  # an image of at most this side is shown in whole pixels
+EXACT = 128  # an image of at most this side is kept as it is
+PIXELATED = 64  # and of at most this one is shown enlarged, in whole pixels
 BYTES_OF_ALL = 10_000_000  # in a page; a third more as text
 FEWEST_BYTES = 0.06  # of a pixel; an even picture has fewer, which is then shown smaller than it could be
 SMALLER = 0.75  # how much a side is shrunk where an image has too many bytes
@@ -66,7 +67,7 @@ class Thumbnails:
 
 def _encoded(image: Image.Image, limit: int) -> tuple[str, bytes]:
     """(format, bytes), at most `limit` as far as a few pixels allow it; shrinks the image."""
-    if max(image.size) <= PIXELATED:
+    if max(image.size) <= EXACT:
         data = _bytes(image, "png")
         if len(data) <= limit:
             return "png", data
