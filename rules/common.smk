@@ -65,6 +65,13 @@ wildcard_constraints:
     step=r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?",
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
+    judge=one_of(
+        {
+            judge.name
+            for benchmark in PROJECT.benchmarks.values()
+            for judge in benchmark.judges
+        }
+    ),
     weights=paths.WEIGHTS_NAME,
     comparison=one_of(PROJECT.comparisons),
 

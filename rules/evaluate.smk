@@ -4,6 +4,7 @@ import omnitune.evaluation
 
 
 localrules:
+    judge_images,
     prepare_benchmark,
 
 
@@ -34,6 +35,7 @@ checkpoint prepare_benchmark:
     # What the benchmark was read as: what images depend on, and what scores depend on beside them.
     input:
         images=get_prompt_images,
+        models=get_measuring_models,
     output:
         protocol=paths.PROTOCOL,
         scoring=paths.SCORING,
@@ -80,9 +82,36 @@ rule generate_images:
         "../scripts/generate_images.py"
 
 
+rule judge_images:
+    # On the machine that runs Snakemake: nodes of a cluster may have no network.
+    input:
+        parts=get_parts,
+        protocol=get_protocol,
+    output:
+        judgements=paths.JUDGEMENTS,
+    log:
+        "logs/judge_images/{experiment}/{step}-{benchmark}-{judge}.log",
+    benchmark:
+        "logs/benchmarks/judge_images/{experiment}/{step}-{benchmark}-{judge}.tsv"
+    retries: 0
+    conda:
+        "../envs/evaluate.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=720,
+    params:
+        judge=get_judge,
+        format=f"format: {omnitune.evaluation.JUDGEMENTS_FORMAT}",
+    script:
+        "../scripts/judge_images.py"
+
+
 checkpoint score_images:
     input:
         parts=get_parts,
+        judgements=get_judgements,
+        labels=get_labels,
         protocol=get_protocol,
         scoring=get_scoring,
     output:

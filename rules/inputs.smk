@@ -295,6 +295,11 @@ def get_prompt_images(wildcards):
     return [str(path) for path in prompt_images(read_benchmark(wildcards))]
 
 
+def get_measuring_models(wildcards):
+    """Files of the models that measures need, where these are folders."""
+    return named(PROJECT.measuring_models, wildcards.benchmark)
+
+
 def get_prompts(wildcards):
     """What the lines of the prompts were read as."""
     return key_line("prompts", prompts_hash(read_benchmark(wildcards)))
@@ -333,6 +338,23 @@ def get_parts(wildcards):
     behind(PROJECT.scored(wildcards.experiment, step, wildcards.benchmark)[:-1])
     parts = range(get_benchmark(wildcards).parts)
     return expand(paths.PART, part=parts, **wildcards)
+
+
+def get_judge(wildcards):
+    """What a judge's answers depend on."""
+    judges = {judge.name: judge.asked for judge in get_benchmark(wildcards).judges}
+    return key_line("judges", judges[wildcards.judge])
+
+
+def get_judgements(wildcards):
+    get_parts(wildcards)
+    judges = [judge.name for judge in get_benchmark(wildcards).judges]
+    return expand(paths.JUDGEMENTS, judge=judges, **wildcards)
+
+
+def get_labels(wildcards):
+    """Files of people's scores, with which judges' are compared."""
+    return named(PROJECT.labels, wildcards.benchmark)
 
 
 def get_generations(wildcards):
@@ -385,6 +407,12 @@ def get_primary_measures(wildcards):
         for name, benchmark in PROJECT.benchmarks.items()
         for key, value in keys_affecting(benchmark, "reports").items()
     ]
+
+
+def get_votes(wildcards):
+    """Files of people's votes, where there are any."""
+    files = [paths.VOTES.format(benchmark=name) for name in PROJECT.benchmarks]
+    return [path for path in files if os.path.exists(path)]
 
 
 def get_compared_trainings(wildcards):

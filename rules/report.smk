@@ -20,6 +20,7 @@ rule build_report:
         conversions=get_conversions,
         protocols=get_protocols,
         scores=get_scores,
+        votes=get_votes,
     output:
         html=report(
             paths.REPORT,

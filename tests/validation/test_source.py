@@ -21,19 +21,21 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from helpers.pictures import moved, scene
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, inspect_image
 from omnitune.images.metadata import EXIF_ORIENTATION
 from omnitune.images.prepare import ImageLimits
+from omnitune.images.preview import SHIFTED, is_shifted
 from omnitune.images.verdicts import METADATA_BYTES, ImageRefused
 from omnitune.io import storage
-from omnitune.io.jsonl import MAX_LINE_BYTES, count_rows
+from omnitune.io.jsonl import MAX_LINE_BYTES, count_rows, read_lines
 from omnitune.io.url_limits import UrlLimits
 from omnitune.models.prompts import apply_chat_template
 from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
 from omnitune.validation.image_places import image_places
 from omnitune.validation.row import check_row, draw_condition, remove_cliche
-from omnitune.validation.source import Checks, validate_mixture, validate_source
+from omnitune.validation.source import Checks, check_line, validate_mixture, validate_source
 from omnitune.validation.summary import MAX_LABELS, OTHER, script_of, summary_tables
 
 pytestmark = pytest.mark.unit
@@ -837,3 +839,50 @@ def test_deep_nesting_is_refused(tmp_path: Path, workers: int) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
     summary = validate_source("a", [tmp_path / "a.jsonl"], tmp_path / "out", progress=False, workers=workers)
     assert summary["reasons"] == {"bad_json": 4, "unknown_task_type": 1}
+
+
+@pytest.mark.parametrize(
+    ("right", "zoom", "kinds", "noted"),
+    [
+        (0, 1, ("JPEG", "PNG"), False),
+        (2, 1, ("PNG", "PNG"), False),
+        (6, 1, ("JPEG", "WEBP"), True),
+        (6, 1, ("PNG", "PNG"), True),
+        (0, 1.03, ("PNG", "JPEG"), True),
+    ],
+)
+def test_a_pair_whose_content_is_shifted_is_noted(
+    tmp_path: Path, right: float, zoom: float, kinds: tuple[str, str], noted: bool
+) -> None:
+    """By more than a 256th of the longer side or a percent; also where a new object stands in the output."""
+    before = scene((1000, 700))
+    after = moved(before, right, 0, zoom)
+    after.paste(scene((300, 200), seed=2), (400, 300))
+    names = [f"{name}.{kind.lower()}" for name, kind in zip(("in", "out"), kinds, strict=True)]
+    for name, image, kind in zip(names, (before, after), kinds, strict=True):
+        image.save(tmp_path / name, kind)
+    pair = {"task_type": "edit", "instruction": "x", "input_images": [names[0]], "output_image": names[1]}
+    path = tmp_path / "s.jsonl"
+    for row, shown in (
+        (pair, noted),
+        ({**pair, "task_type": "ic"}, False),
+        ({**pair, "input_images": [names[0]] * 2}, False),
+    ):
+        path.write_text(json.dumps(row) + "\n")
+        [line] = read_lines([(str(path), path)])
+        verdict = check_line("s", line)
+        assert verdict.sample is not None
+        assert (SHIFTED in verdict.sample.notes) == shown
+
+
+def test_shifted_pairs_are_looked_at_upright(tmp_path: Path) -> None:
+    """A photograph that is stored on its side and one that is not show the same."""
+    before = scene((400, 300))
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    before.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in.jpg", exif=exif, quality=95)
+    before.save(tmp_path / "out.png")
+    facts = [inspect_image(tmp_path / name, preview=True) for name in ("in.jpg", "out.png")]
+    previews = [found.preview for found in facts]
+    assert previews[0] and previews[1] and previews[0].size == previews[1].size == (128, 96)
+    assert not is_shifted(previews[0], previews[1])

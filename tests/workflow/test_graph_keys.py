@@ -70,6 +70,7 @@ VALUES: dict[str, Any] = {
     "text_guidance_scale": 2.0,
     "check": None,
     "primary": "psnr",
+    "measures": ["psnr"],
     "convert.dtype": "bf16",
     "convert.max_shard_size": "5GB",
     "val.image_guidance_scale": 3.0,
@@ -104,6 +105,7 @@ NOT_HERE = {
     "resume_from_checkpoint",
     "val.evaluate_checkpoints",
     "val.lora_scales",
+    "judges",
 }
 
 

@@ -16,7 +16,7 @@ from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.config.yaml_file import read_yaml
 from omnitune.console import job
 from omnitune.evaluation.foreign import as_imported
-from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, SCORES, EvaluatedStep, file_stem
+from omnitune.paths import COMPARISON, COMPARISON_TABLE, INDEX, SCORES, VOTES, EvaluatedStep, file_stem
 from omnitune.project import Project
 from omnitune.stages import Experiment, compare_experiments, prepare_prompts
 
@@ -479,7 +479,7 @@ def evaluate(
     lora_scale: Annotated[float, option("lora_scale", "Scale of its adapter.", min=0.01, max=100)] = 1.0,
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
-    """Generate and score a benchmark's images with the base (step 0) or a converted checkpoint."""
+    """Generate, judge and score a benchmark's images with the base (step 0) or a converted checkpoint."""
     if ema and not step:
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
     name = file_stem(benchmark)
@@ -487,6 +487,8 @@ def evaluate(
     evaluation = Experiment.alone(config).evaluation(name, protocol, EvaluatedStep(step, ema, lora_scale))
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
+    for judge in protocol.judges:
+        evaluation.judge(judge.name)
     evaluation.score()
     if protocol.export:
         evaluation.export()
@@ -568,6 +570,28 @@ def status(
         typer.echo(status_json(collect_status(project, experiments or ())))
     else:
         Console().print(status_table(collect_status(project, experiments or ())))
+
+
+@app.command()
+def vote(
+    one: Annotated[
+        str, typer.Argument(help="Row to compare: an experiment, or EXPERIMENT:STEP; without a step its last.")
+    ],
+    other: Annotated[str, typer.Argument(help="Row to compare it with; EXPERIMENT:0 is the base.")],
+    benchmark: Annotated[Path, option("benchmark", "Evaluated benchmark (config/benchmarks/*.yml).")],
+    port: Annotated[int, option("port", "Port of the page on this machine. 0: a free one.", min=0, max=65535)] = 0,
+) -> None:
+    """Let people choose between images of two rows, without saying whose: a page on 127.0.0.1; votes go to votes/.
+
+    Ends when all pairs are judged, or at Ctrl-C; the next call shows what is left. Reports show the outcome.
+    """
+    from omnitune.evaluation.prompts import read_prompts
+    from omnitune.evaluation.vote_server import serve_votes
+
+    name = file_stem(benchmark)
+    protocol = as_imported(name, load_config(benchmark, Benchmark))
+    inputs = {prompt.key: prompt.input_images for prompt in read_prompts(protocol, Path())}
+    typer.echo(serve_votes(one, other, name, inputs, Path(VOTES.format(benchmark=name)), port))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from omnitune.config.variants import differing_options, variants_of
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.foreign import as_imported, is_foreign, source_files
+from omnitune.evaluation.model_files import local_model_files
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
 from omnitune.io.storage import is_url
 from omnitune.io.weights import read_header
@@ -33,6 +34,7 @@ from omnitune.paths import (
     file_stem,
     group_name,
     names_folder,
+    path_hint,
     require_safe,
     starting_adapter_file,
     weights_name,
@@ -221,6 +223,7 @@ class Project:
                 self.prompt_sources(name)
             elif not self.drawn([benchmark.prompts]):
                 self.prompts(name)
+            self.labels(name)
 
     def _read_start(self, experiment: str) -> None:
         """The user's own files of an experiment: the adapter that it starts from, and its held-out samples."""
@@ -316,6 +319,22 @@ class Project:
         for path in files:
             require_safe(path, config.prompts)
         return [str(path) for path in files]
+
+    def measuring_models(self, benchmark: str) -> list[str]:
+        """Files of the models that a benchmark's measures need, where these are folders; ValueError for unsafe names."""
+        files = [str(path) for path in local_model_files(self.benchmarks[benchmark])]
+        for path in files:
+            require_safe(path, f"benchmark {benchmark!r}: measures")
+        return files
+
+    def labels(self, benchmark: str) -> list[str]:
+        """Files of people's scores of a benchmark's judges; ValueError for one that is not there, or an unsafe name."""
+        found = [judge.labels for judge in self.benchmarks[benchmark].judges if judge.labels]
+        for path in found:
+            require_safe(path, f"benchmark {benchmark!r}: judges: labels")
+            if not Path(path).is_file():
+                raise ConfigError(f"benchmark {benchmark!r}: judges: labels: {path} does not exist{path_hint(path)}.")
+        return sorted(set(found))
 
     def download_cache(self, model: str) -> str | None:
         """Where a base model is downloaded to; None for the library's own place."""

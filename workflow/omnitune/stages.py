@@ -16,11 +16,13 @@ from omnitune.distributed.processes import Topology
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
 from omnitune.io.files import write_text
 from omnitune.paths import (
+    ANSWERS,
     BASE,
     ENCODED,
     EVALUATION,
     EXPERIMENT,
     INDEX,
+    JUDGEMENTS,
     OFFICIAL,
     PART,
     PREPARED,
@@ -181,6 +183,26 @@ class Evaluation:
         label, folder = f"{self.name} {self.experiment}-{self.step}", self.path(EVALUATION)
         generate_part(self.benchmark, self.weights, folder, part=part, threads=threads, name=label)
 
+    @property
+    def judgements(self) -> dict[str, Path]:
+        """What `judge` leaves, by the name of the judge."""
+        return {judge.name: self.path(JUDGEMENTS, judge=judge.name) for judge in self.benchmark.judges}
+
+    def judge(self, name: str) -> None:
+        """Asks a judge about the images of all parts."""
+        from omnitune.evaluation.judges import judge_images
+        from omnitune.evaluation.prompts import protocol_fingerprint, read_prompts
+        from omnitune.evaluation.scoring import read_parts
+
+        prompts, [judge] = (
+            read_prompts(self.benchmark, Path()),
+            [one for one in self.benchmark.judges if one.name == name],
+        )
+        protocol = protocol_fingerprint(self.benchmark, prompts)
+        rows = read_parts(self.parts, prompts, protocol, describe_weights(self.weights))
+        answers = Path(ANSWERS.format(judge=name))
+        judge_images(judge, prompts, rows, self.path(EVALUATION), self.judgements[name], answers)
+
     def score(self) -> None:
         """Measures the images of all parts."""
         from omnitune.evaluation.prompts import read_prompts
@@ -188,7 +210,8 @@ class Evaluation:
 
         prompts, folder = read_prompts(self.benchmark, Path()), self.path(EVALUATION)
         weights = describe_weights(self.weights)
-        score(self.benchmark, prompts, self.parts, folder, name=self.name, step=self.step, weights=weights)
+        facts: dict[str, Any] = {"name": self.name, "step": self.step, "weights": weights}
+        score(self.benchmark, prompts, self.parts, folder, judgements=self.judgements, **facts)
 
     def export(self) -> None:
         """Lays out the images for the scorer of the prompts' format, as the benchmark asks."""

@@ -22,6 +22,7 @@ class Section(BaseModel):
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 PositiveInt = Annotated[int, Field(ge=1)]
+SECRET = "secret"  # type of an error whose value is not repeated
 MAX_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]  # as torch takes them
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -66,6 +67,8 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"{key}: is required and missing."
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == SECRET:
+        return f"{key}: {message}."
     if detail["type"] == "value_error" and not location:
         return message
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of a section's keys against each other

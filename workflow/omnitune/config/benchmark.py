@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section, Seed
-from omnitune.config.choices import CHECKS, MEASURES, PROMPT_FORMATS, OneOf
+from omnitune.config.choices import CHECKS, JUDGED, MEASURES, PROMPT_FORMATS, OneOf, judge_measure
+from omnitune.config.judge import Judge
+from omnitune.config.measure import NAMED, MeasureEntry
 
 
 class Benchmark(Section):
@@ -135,22 +137,64 @@ class Benchmark(Section):
     ] = None
 
     primary: Annotated[
-        Annotated[str, OneOf(MEASURES)] | None,
+        str | None,
         Field(
-            description="The measure that the report's verdict is about. null: `check_passed` with a check, or else the first "
-            "that the prompts have of `loss`, `psnr` and `ssim`."
+            description="The measure that the report's verdict is about, judge_{name}_instruction and the like among them. "
+            "null: `check_passed` with a check, or else the first that the prompts have of `loss`, `psnr` and `ssim`."
         ),
         Affects("reports"),
     ] = None
+    measures: Annotated[
+        list[MeasureEntry] | None,
+        Field(
+            description="What is measured beside the check: names, or {name, model} of those that need a model. null: all that "
+            "need none. docs/measures.md has each."
+        ),
+        Affects("scores"),
+    ] = None
+    judges: Annotated[
+        list[Judge],
+        Field(description="Models that score the images. docs/measures.md says how they are asked."),
+        # An endpoint that has moved, and how fast it is asked, change no answer.
+        Affects(
+            judgements=lambda section, judges: [judge.asked for judge in judges] or None,
+            scores=lambda section, judges: [{**judge.asked, "labels": judge.labels} for judge in judges] or None,
+        ),
+    ] = []
+
+    @property
+    def measured(self) -> list[MeasureEntry]:
+        """The measures that are asked for, in the order of their table."""
+        if self.measures is None:
+            return [MeasureEntry(name=name) for name in NAMED if MEASURES[name].model is None]
+        return sorted(self.measures, key=lambda entry: NAMED.index(entry.name))
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [entry.name for entry in self.measures or ()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"measures: {', '.join(twice)} stands there twice; take one out")
+        judges = [judge.name.casefold() for judge in self.judges]
+        if len(set(judges)) < len(judges):
+            raise ValueError("judges: two have one name; rename one")
+        return self
 
     @model_validator(mode="after")
     def _primary_is_measured(self) -> Self:
-        if self.primary and MEASURES[self.primary].function is None and self.check is None:
-            raise ValueError(f"primary: {self.primary!r} is a figure of a check; set check, or take another measure")
+        if self.primary is None:
+            return self
         if self.primary == "loss" and not self.loss_timesteps:
             raise ValueError(
                 "primary: 'loss' is not measured with loss_timesteps: 0; raise that, or take another measure"
             )
+        checked = [name for name, entry in MEASURES.items() if entry.function is None]
+        if self.primary in checked and self.check is None:
+            raise ValueError(f"primary: {self.primary!r} is a figure of a check; set check, or take another measure")
+        judged = [judge_measure(judge.name, score) for judge in self.judges for score in JUDGED]
+        known = [*(entry.name for entry in self.measured), *(checked if self.check else ()), *judged]
+        if self.primary not in known:
+            raise ValueError(f"primary: {self.primary!r} is not measured here; what is: {', '.join(known)}")
         return self
 
     @property

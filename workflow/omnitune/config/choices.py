@@ -3,8 +3,10 @@
 Functions are named, not imported: what reads a config needs none of the libraries that they use.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -124,6 +126,7 @@ class Measure:
         digits: behind the point.
         share: whether it is a share of 1, shown in percent.
         headline: its place among those that a verdict is about where the benchmark names none, from 1; 0: the last.
+        model: `module:name` of a function of a folder to what `Case.models` has for it, where it needs a model.
     """
 
     function: str | None
@@ -132,11 +135,41 @@ class Measure:
     digits: int = 4
     share: bool = False
     headline: int = 0
+    model: str | None = None
 
     def load(self) -> Any:
         """The function."""
         assert self.function
         return resolve_name(self.function)
+
+    def load_model(self, folder: Path) -> Any:
+        """The model in a folder."""
+        assert self.model
+        return resolve_name(self.model)(folder)
+
+
+JUDGED = ("instruction", "quality")  # what judges score, from 0 to 10
+JUDGE_MEASURE = re.compile(rf"judge_(?P<judge>\w+)_(?P<score>{'|'.join(JUDGED)})")
+
+
+def judge_measure(judge: str, score: str) -> str:
+    """Name of the measure that a judge's score is."""
+    return f"judge_{judge}_{score}"
+
+
+class Measures(dict[str, Measure]):
+    """Measures by name: those that are registered, and of judges, which benchmarks name, judge_{name}_{score}."""
+
+    def __missing__(self, name: str) -> Measure:
+        match = JUDGE_MEASURE.fullmatch(name)
+        if match is None:
+            raise KeyError(name)
+        return Measure(None, f"{match['judge']}: {match['score']}", digits=2)
+
+    def among(self, names: Iterable[str]) -> list[str]:
+        """Those of some names that are measures, in the order of their table: judges' come last."""
+        found = set(names)
+        return [name for name in self if name in found] + sorted(filter(JUDGE_MEASURE.fullmatch, found))
 
 
 OPTIMIZERS = {  # functions of parameter groups and the `train` section to an optimizer
@@ -164,16 +197,26 @@ IMAGE_FORMATS = {  # jpeg is without chroma subsampling
     "webp_lossless": ImageFormat("webp", "WEBP", bytes_per_pixel=2.0, options={"lossless": True}),
     "png": ImageFormat("png", "PNG", bytes_per_pixel=2.0),
 }
-MEASURES = {
-    "psnr": Measure("omnitune.evaluation.measures:psnr", "PSNR (dB)", digits=2, headline=4),
-    "ssim": Measure("omnitune.evaluation.measures:ssim", "SSIM", headline=5),
-    "loss": Measure("omnitune.evaluation.measures:loss", "held-out loss", higher_is_better=False, headline=3),
-    "check_shape": Measure(None, "shape right", share=True),
-    "check_color": Measure(None, "colour right", share=True),
-    "check_position": Measure(None, "position right", share=True),
-    "check_background": Measure(None, "background right", share=True),
-    "check_passed": Measure(None, "picture right", share=True, headline=1),
-}
+_MEASURES = "omnitune.evaluation.measures"
+_ENCODERS = "omnitune.evaluation.encoders"
+MEASURES = Measures(
+    {
+        "psnr": Measure(f"{_MEASURES}_of_pixels:psnr", "PSNR (dB)", digits=2, headline=4),
+        "ssim": Measure(f"{_MEASURES}_of_pixels:ssim", "SSIM", headline=5),
+        "identity": Measure(f"{_MEASURES}_of_edits:identity", "kept outside the edit (dB)", digits=2),
+        "shift": Measure(f"{_MEASURES}_of_edits:shift", "shift (px)", higher_is_better=False, digits=2),
+        "zoom": Measure(f"{_MEASURES}_of_edits:zoom", "zoom (%)", higher_is_better=False, digits=2),
+        "clip": Measure(f"{_MEASURES}_of_models:clip", "CLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
+        "siglip": Measure(f"{_MEASURES}_of_models:siglip", "SigLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
+        "dino": Measure(f"{_MEASURES}_of_models:dino", "DINO to inputs", digits=2, model=f"{_ENCODERS}:load_image"),
+        "loss": Measure(f"{_MEASURES}:loss", "held-out loss", higher_is_better=False, headline=3),
+        "check_shape": Measure(None, "shape right", share=True),
+        "check_color": Measure(None, "colour right", share=True),
+        "check_position": Measure(None, "position right", share=True),
+        "check_background": Measure(None, "background right", share=True),
+        "check_passed": Measure(None, "picture right", share=True, headline=1),
+    }
+)
 CHECKS = {
     "demo_scene": Check("omnitune.demo.check:check_scene", "omnitune.demo.expectation:Expectation"),
 }

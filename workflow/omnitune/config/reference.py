@@ -37,8 +37,8 @@ The last column says what a change makes again, and with it what stands behind t
 samples (the verdict on each row), manifests (which rows are in which shard), shards, encodings, groups (which encodings
 are made together), weights (the training; refused where there are checkpoints, unless it is to start over), checkpoints
 (training goes on), evaluations (which checkpoints are evaluated, to which formats they are converted, and whether
-images are exported), conversions, images, parts (how a benchmark is cut into jobs), scores, reports. Of what names files,
-what is found there is compared. `nothing` runs nothing.
+images are exported), conversions, images, parts (how a benchmark is cut into jobs), judgements, scores, reports. Of what
+names files, what is found there is compared. `nothing` runs nothing.
 """
 
 
@@ -77,8 +77,13 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
             f"{_affected(field)} |"
         )
         if section is not None:
-            rows += _rows(section, f"{key}[]." if typing.get_origin(field.annotation) is list else f"{key}.")
+            rows += _rows(section, f"{key}[]." if _is_list(field.annotation) else f"{key}.")
     return rows
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether it is a list, or may be one."""
+    return any(typing.get_origin(member) is list for member in (annotation, *typing.get_args(annotation)))
 
 
 def _type(annotation: Any, metadata: Iterable[Any]) -> str:

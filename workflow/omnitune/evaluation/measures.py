@@ -1,20 +1,23 @@
-"""Measures of one generated image: each is a function here and an entry of omnitune.config.choices.MEASURES."""
+"""Measures of one generated image: each is a function and an entry of omnitune.config.choices.MEASURES.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The functions lie in modules beside this, by what they are of, so that none loads what another needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
+from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from omnitune.config.choices import CHECKS, MEASURES
-from omnitune.evaluation.prompts import Prompt
+from omnitune.evaluation.prompts import Prompt, open_image
 from omnitune.images.resize import resize
 
-HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
+Pixels = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Case:
         target: the image that was wanted, in RGB and of any size, where the prompt names one.
         losses: held-out losses of the target, one for each time.
         check: name of the benchmark's check.
+        models: what the measures that need a model have loaded, by their names.
+        found: what one measure leaves to another.
     """
 
     prompt: Prompt
@@ -34,39 +39,34 @@ class Case:
     target: Image.Image | None = None
     losses: Sequence[float] = ()
     check: str | None = None
+    models: Mapping[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and target, brought to the image's size: [1, 3, H, W] in [0, 1] each.
+    def inputs(self) -> list[Image.Image]:
+        """The prompt's references, in RGB and of any size."""
+        return [open_image(path) for path in self.prompt.input_images]
 
-        In float64, so that threads cannot change a printed digit.
-        """
+    @cached_property
+    def source(self) -> Image.Image | None:
+        """The image that was to be edited, brought to the answer's size; None where the prompt is no edit of one image."""
+        if self.prompt.task_type != "edit" or len(self.prompt.input_images) != 1:
+            return None
+        return resize(self.inputs[0], self.image.size)
+
+    @cached_property
+    def pixels(self) -> tuple[Pixels, Pixels]:
+        """Image and target, brought to the image's size: [H, W, 3] in [0, 1] each."""
         assert self.target is not None
-        return _pixels(self.image), _pixels(resize(self.target, self.image.size))
+        return pixels_of(self.image), pixels_of(resize(self.target, self.image.size))
 
 
-def measure(case: Case) -> dict[str, float]:
-    """Each measure that a case can have, in the order of their table, to six digits."""
-    found = {name: entry.load()(case) for name, entry in MEASURES.items() if entry.function}
+def measure(case: Case, names: Sequence[str]) -> dict[str, float]:
+    """Those of the named measures that a case can have, and the figures of its check, to six digits, in their order."""
+    found = {name: MEASURES[name].load()(case) for name in names if MEASURES[name].function}
     checked = CHECKS[case.check].load()(case.image, case.prompt.expect) if case.check else {}
     found |= {f"check_{name}": float(value) for name, value in checked.items() if f"check_{name}" in MEASURES}
     return {name: round(found[name], 6) for name in MEASURES if found.get(name) is not None}
-
-
-def psnr(case: Case) -> float | None:
-    """Peak signal to noise ratio to the target in dB, at most HIGHEST_PSNR."""
-    if case.target is None:
-        return None
-    return min(float(peak_signal_noise_ratio(*case.pixels, data_range=1.0)), HIGHEST_PSNR)
-
-
-def ssim(case: Case) -> float | None:
-    """Structural similarity to the target, at most 1."""
-    if case.target is None:
-        return None
-    similarity = structural_similarity_index_measure(*case.pixels, data_range=1.0)
-    assert isinstance(similarity, torch.Tensor)
-    return float(similarity)
 
 
 def loss(case: Case) -> float | None:
@@ -74,5 +74,6 @@ def loss(case: Case) -> float | None:
     return fmean(case.losses) if case.losses else None
 
 
-def _pixels(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image, dtype=np.float64)).permute(2, 0, 1)[None] / 255
+def pixels_of(image: Image.Image) -> Pixels:
+    """[H, W, 3] in [0, 1]; in float64, so that threads cannot change a printed digit."""
+    return np.array(image, dtype=np.float64) / 255

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -281,14 +281,26 @@ def protocol_of(benchmark: Benchmark, prompts: Sequence[Prompt]) -> dict[str, An
     return {"settings": settings, "prompts": rows}
 
 
-def write_protocol(benchmark: Benchmark, prompts: Sequence[Prompt], protocol: Path, scoring: Path) -> None:
-    """Writes what a benchmark has been read as: all that decides images and losses, and what scores depend on beside them."""
+def write_protocol(
+    benchmark: Benchmark,
+    prompts: Sequence[Prompt],
+    protocol: Path,
+    scoring: Path,
+    models: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what a benchmark has been read as: all that decides images and losses, and what scores depend on beside them.
+
+    Args:
+        benchmark, prompts: what was read.
+        protocol, scoring: the two files.
+        models: which there are of those that measures need, from `models_read`.
+    """
     content = protocol_of(benchmark, prompts)
     names = ("key", "task_type", "category", "line_key", "expect")
     facts = [{name: getattr(prompt, name) for name in names} for prompt in prompts]
     with lock_folder(protocol.parent):
         write_json(protocol, {"fingerprint": protocol_fingerprint(benchmark, prompts), **content})
-        write_json(scoring, {**keys_affecting(benchmark, "scores"), "prompts": facts})
+        write_json(scoring, {**keys_affecting(benchmark, "scores"), "models": models or {}, "prompts": facts})
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

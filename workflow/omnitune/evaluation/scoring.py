@@ -1,13 +1,16 @@
 """Measure generated images against targets and known scenes, and sum up a benchmark."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
+from omnitune.evaluation.encoders import load_models
+from omnitune.evaluation.judges import judged_measures, read_judgements, summed_up
 from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_drawn
@@ -24,6 +27,7 @@ def score(
     name: str,
     step: EvaluatedStep,
     weights: dict[str, Any],
+    judgements: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Scores all images of a benchmark; writes generations.jsonl and, last, scores.json. Equal inputs give equal bytes.
 
@@ -35,21 +39,29 @@ def score(
         name: of the benchmark.
         step: whose weights these are.
         weights: from `describe_weights`: what the images must have been drawn with.
+        judgements: by the name of a judge what `judge_images` has written, for each of the benchmark's judges.
 
     Returns:
         The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), missing (images
             that failed, which no mean counts), means, by_task_type (category, where a prompt has one),
-        loss_by_time ([time, loss] pairs), per_prompt, the hash of generations.jsonl, and a seal over all of it. A measure
-        that no prompt can have is left out.
+        loss_by_time ([time, loss] pairs), judges (of each what `summed_up` says), not_measured (why, by measure, of those
+        whose model is not there), per_prompt, the hash of generations.jsonl, and a seal over all of it. A measure that no
+        prompt can have is left out.
 
     Raises:
         ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other weights.
     """
     protocol = protocol_fingerprint(benchmark, prompts)
-    rows = _read_parts(parts, prompts, protocol, weights)
+    rows = read_parts(parts, prompts, protocol, weights)
     for row in rows:
         require_drawn(output, row)
-    per_prompt = [_measured(benchmark, prompt, row, output) for prompt, row in zip(prompts, rows, strict=True)]
+    judged = [(judge, read_judgements(judge, (judgements or {})[judge.name], rows)) for judge in benchmark.judges]
+    models, absent = load_models(benchmark)
+    measured = partial(_measured, benchmark, output, models)
+    per_prompt = [measured(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+    for judge, lines in judged:
+        for row, line in zip(per_prompt, lines, strict=True):
+            row.update(judged_measures(judge, line))
     scores = {
         "benchmark": name,
         "step": step.number,
@@ -60,6 +72,8 @@ def score(
         "missing": sum("failed" in row for row in per_prompt),
         **_summed_up(per_prompt),
         "loss_by_time": _loss_by_time(rows),
+        "judges": {judge.name: summed_up(judge, lines) for judge, lines in judged},
+        "not_measured": absent,
         "per_prompt": per_prompt,
     }
     generations = output / GENERATIONS_FILE
@@ -70,10 +84,10 @@ def score(
     return content
 
 
-def _read_parts(
+def read_parts(
     parts: Sequence[Path], prompts: Sequence[Prompt], protocol: str, weights: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The rows of all parts in the order of the prompts."""
+    """The rows of all parts in the order of the prompts; ValueError for what is missing, or of something else."""
     rows: dict[str, dict[str, Any]] = {}
     for path in parts:
         fix = f"Draw the images again: snakemake --cores 2 --force {path}"
@@ -99,13 +113,16 @@ def _read_parts(
     return [rows[prompt.key] for prompt in prompts]
 
 
-def _measured(benchmark: Benchmark, prompt: Prompt, row: dict[str, Any], output: Path) -> dict[str, Any]:
+def _measured(
+    benchmark: Benchmark, output: Path, models: dict[str, Any], prompt: Prompt, row: dict[str, Any]
+) -> dict[str, Any]:
     known = {"key": prompt.key, "task_type": prompt.task_type, "category": prompt.category}
     if row["image"] is None:
         return {**known, "failed": row["failed"]}
     target = open_image(prompt.target) if prompt.target else None
-    case = Case(prompt, open_image(output / row["image"]), target, row["losses"] or (), benchmark.check)
-    return {**known, **measure(case)}
+    case = Case(prompt, open_image(output / row["image"]), target, row["losses"] or (), benchmark.check, models)
+    found = measure(case, [entry.name for entry in benchmark.measured])
+    return {**known, **found}
 
 
 def _summed_up(per_prompt: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -120,10 +137,9 @@ def _summed_up(per_prompt: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean of each measure over the prompts that have it."""
     means = {}
-    for name in MEASURES:
+    for name in MEASURES.among(name for row in rows for name in row):
         values = [row[name] for row in rows if name in row]
-        if values:
-            means[name] = round(fmean(values), 6)
+        means[name] = round(fmean(values), 6)
     return means
 
 

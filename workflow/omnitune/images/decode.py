@@ -45,16 +45,17 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
         raise ImageRefused("corrupt", f"{place}: its header cannot be read: {error}") from None
 
 
-def decode_pixels(image: Image.Image, data: bytes, place: str | Path) -> None:
+def decode_pixels(image: Image.Image, data: bytes, place: str | Path, least_side: int = 1) -> None:
     """Decodes all pixels; raises ImageRefused where the file is cut off, damaged, partly zeros, or takes too much memory.
 
-    Of a JPEG, at an eighth of its size: the entropy-coded stream is read all the same, in a 64th of the memory for
-    pixels.
+    Of a JPEG, at an eighth of its size, or at more where the longer side is to keep `least_side` pixels: the
+    entropy-coded stream is read all the same, in a 64th of the memory for pixels.
     """
     check_data(image, data, place)
     image_format = image.format or ""
     if image_format in {"JPEG", "MPO"}:
-        image.draft(None, (1, 1))
+        longer = max(image.size)
+        image.draft(None, (max(image.width * least_side // longer, 1), max(image.height * least_side // longer, 1)))
     try:
         if image_format == "PNG":
             with image_stream(io.BytesIO(data)) as stream:

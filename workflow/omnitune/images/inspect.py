@@ -6,7 +6,7 @@ mode; damage behind them is not seen. What becomes of an accepted image is in `o
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from omnitune.images.formats import AVIF_SIGNATURES, TIFF_SIGNATURES, plain_webp
 from omnitune.images.memory import WEBP, check_estimate, check_memory
 from omnitune.images.metadata import turned_size, upright_size
 from omnitune.images.notes import extension_notes, mode_notes, notes_on, turn_notes
+from omnitune.images.preview import PREVIEW_SIDE, preview_of
 from omnitune.images.read import read_bytes, read_start, size_of, verdicts_on
 from omnitune.images.verdicts import (
     DECODE_SECONDS,
@@ -46,6 +47,7 @@ class ImageFacts:
         bytes: size of the file.
         sha256: of the file's bytes, in hexadecimal; None at depth `header`.
         notes: what is unusual but usable.
+        preview: the image upright, in RGB and small, where it was asked for and costs little.
     """
 
     width: int
@@ -55,15 +57,19 @@ class ImageFacts:
     bytes: int
     sha256: str | None
     notes: tuple[str, ...] = ()
+    preview: Image.Image | None = field(default=None, compare=False, repr=False)
 
 
-def inspect_image(place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth = "full") -> ImageFacts:
+def inspect_image(
+    place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth = "full", *, preview: bool = False
+) -> ImageFacts:
     """Looks at one image file.
 
     Args:
         place: a path or URL.
         max_pixels: more than this (width x height) is refused before it is decoded.
         depth: `full` decodes all of it; `header` reads the first bytes, and more only where they do not tell the size.
+        preview: keep a small picture of it, which depth `header` cannot.
 
     Raises:
         ImageRefused: missing, unreachable, is_a_folder, not_a_file, permission_denied, empty_file, not_an_image,
@@ -73,24 +79,25 @@ def inspect_image(place: str | Path, max_pixels: int = MAX_PIXELS, depth: Depth 
     """
     with own_limits(), cpu_limit(DECODE_SECONDS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata, which are not used
-        facts = (_inspect_header if depth == "header" else _inspect_all)(place, max_pixels)
+        facts = _inspect_header(place, max_pixels) if depth == "header" else _inspect_all(place, max_pixels, preview)
     if min(facts.width, facts.height) < MIN_SIDE:
         raise too_small(place, facts.width, facts.height)
     return facts
 
 
-def _inspect_all(place: str | Path, max_pixels: int) -> ImageFacts:
+def _inspect_all(place: str | Path, max_pixels: int, preview: bool) -> ImageFacts:
     data = read_bytes(place, most_bytes(max_pixels))
     check_bytes(place, len(data), max_pixels)
     image = open_image(data, place)
     check_before_decoding(image, place, max_pixels)
     notes, size = notes_on(place, image), image.size
-    decode_pixels(image, data, place)
+    decode_pixels(image, data, place, least_side=PREVIEW_SIDE if preview else 1)
     notes += turn_notes(image)  # only now, as a PNG may have the tag behind its pixels
     # A JPEG was decoded at an eighth of its size, a TIFF turned upright as it was decoded.
     width, height = turned_size(size if image.format in {"JPEG", "MPO"} else image.size, image)
     digest = hashlib.sha256(data).hexdigest()
-    return ImageFacts(width, height, image.format or "", image.mode, len(data), digest, tuple(notes))
+    small = preview_of(image, size) if preview else None
+    return ImageFacts(width, height, image.format or "", image.mode, len(data), digest, tuple(notes), small)
 
 
 def _inspect_header(place: str | Path, max_pixels: int) -> ImageFacts:

@@ -20,6 +20,7 @@ from omnitune.report.data import data_context, short, thousands
 from omnitune.report.examples import count_images, examples
 from omnitune.report.images import Thumbnails
 from omnitune.report.plots import heldout_plot, training_plots
+from omnitune.report.remarks import remarks
 from omnitune.report.score_table import table_rows
 from omnitune.report.scores import Score, measures_of, primary_of, score_lines
 from omnitune.report.tables import write_tables
@@ -184,6 +185,7 @@ def _evaluation(evaluation: Evaluation, lines: Sequence[Score], thumbnails: Thum
         "plot": Markup(heldout_plot(entry.name, curves)),
         "measures": [(name, MEASURES[name].label) for name in measures],
         "examples": examples(evaluation, thumbnails),
+        "remarks": remarks(evaluation),
         "protocol": evaluation.scores[BASE]["protocol"],
         "weights": [(step.label, evaluation.scores[step]["weights"]) for step in evaluation.steps],
     }

@@ -9,8 +9,9 @@ from typing import Any
 from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
 from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
+from omnitune.evaluation.votes import Vote, read_votes
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.paths import BASE, STARTS_FILE, EvaluatedStep
+from omnitune.paths import BASE, STARTS_FILE, VOTES, EvaluatedStep
 from omnitune.pretrained.weights import check_weights
 from omnitune.report.data import read_encoded, read_shards
 from omnitune.report.training import Sample, read_samples
@@ -30,12 +31,13 @@ class BenchmarkEntry:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A benchmark with the scores and generations of each evaluated step, the base first."""
+    """A benchmark with the scores and generations of each evaluated step, the base first, and people's votes."""
 
     entry: BenchmarkEntry
     folders: dict[EvaluatedStep, Path]
     scores: dict[EvaluatedStep, dict[str, Any]]
     generations: dict[EvaluatedStep, dict[str, dict[str, Any]]]
+    votes: Sequence[Vote] = ()
 
     @property
     def steps(self) -> list[EvaluatedStep]:
@@ -156,7 +158,7 @@ def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry
     generations = {step: read_generations(folder, scores[step]) for step, folder in folders.items()}
     for step, rows in generations.items():
         _require_instructions(folders[step], rows, entry)
-    return Evaluation(entry, folders, scores, generations)
+    return Evaluation(entry, folders, scores, generations, read_votes(Path(VOTES.format(benchmark=entry.name))))
 
 
 def _require_checkpoint(folder: Path, conversion: Mapping[str, Any], train: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ def tasks_of(evaluation: Evaluation) -> list[str]:
 def measures_of(evaluation: Evaluation) -> list[str]:
     """Measures that some prompt has, in the order of their table."""
     found = {name for scores in evaluation.scores.values() for row in scores["per_prompt"] for name in row}
-    return [name for name in MEASURES if name in found]
+    return MEASURES.among(found)
 
 
 def primary_of(evaluation: Evaluation) -> str | None:

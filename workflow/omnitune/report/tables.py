@@ -32,7 +32,7 @@ def write_tables(run: Run, lines: Sequence[Score], folder: Path) -> None:
     scores = pd.DataFrame([_score(line) for line in lines], columns=list(COLUMNS)).round(DIGITS)
     write_text(folder / "scores.csv", scores.to_csv(index=False))
     images = [row for evaluation in run.evaluations for row in _images(evaluation, folder)]
-    measures = [name for name in MEASURES if any(name in row for row in images)]
+    measures = MEASURES.among(name for row in images for name in row)
     generations = pd.DataFrame(images, columns=[*IMAGE_COLUMNS, *measures])
     write_text(folder / "generations.csv", generations.to_csv(index=False))
     metrics = pd.DataFrame(run.metrics, columns=None if run.metrics else ["step"])
@@ -70,7 +70,7 @@ def _images(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
                     "instruction": prompt.instruction,
                     "image": Path(os.path.relpath(image, folder)).as_posix() if image else None,
                     **{"sha256": drawn["sha256"], "seed": drawn.get("seed"), "width": width, "height": height},
-                    **{name: value for name, value in measured[prompt.key].items() if name in MEASURES},
+                    **{name: measured[prompt.key][name] for name in MEASURES.among(measured[prompt.key])},
                 }
             )
     return rows

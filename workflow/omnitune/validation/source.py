@@ -17,6 +17,7 @@ from omnitune.config.sources import Source, read_mixture
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
+from omnitune.images.preview import SHIFTED, is_shifted
 from omnitune.images.verdicts import DECODE_SECONDS, MAX_PIXELS, ImageRefused
 from omnitune.io.files import atomic_path, json_line, lock_folder, write_json
 from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
@@ -198,7 +199,8 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
         row = check_row(content)
         tokens = _count_tokens(row.instruction, checks)
         with fetching(checks.urls, [checks.image_root]):
-            images = [_inspect(image, line.file, checks) for image in (*row.input_images, row.output_image)]
+            pair = row.task_type == "edit" and len(row.input_images) == 1
+            images = [_inspect(image, line.file, checks, pair) for image in (*row.input_images, row.output_image)]
     except Refused as error:
         return _rejected(line, error.reason, error.message, content)
     places, facts = [place for place, _ in images], [fact for _, fact in images]
@@ -255,6 +257,9 @@ def _notes(line: Line, row: Row, facts: list[ImageFacts], checks: Checks) -> lis
     notes += row.notes
     if checks.input_limits is not None and len(row.input_images) > checks.input_limits:
         notes.append(f"more input images than the {checks.input_limits} entries of max_input_pixels: the last holds")
+    before, after = facts[0], facts[-1]
+    if before.preview and after.preview and (before.width, before.height) == (after.width, after.height):
+        notes += [SHIFTED] if is_shifted(before.preview, after.preview) else []
     return list(dict.fromkeys([*notes, *chain.from_iterable(fact.notes for fact in facts)]))
 
 
@@ -279,12 +284,12 @@ def _count_tokens(instruction: str, checks: Checks) -> int | None:
     return tokens
 
 
-def _inspect(image: str, samples: str, checks: Checks) -> tuple[str, ImageFacts]:
+def _inspect(image: str, samples: str, checks: Checks, preview: bool) -> tuple[str, ImageFacts]:
     """The first place where an image lies, and its facts."""
     places = image_places(image, samples, checks.image_root)
     for place in places:
         try:
-            return place, inspect_image(place, checks.max_image_pixels, checks.depth)
+            return place, inspect_image(place, checks.max_image_pixels, checks.depth, preview=preview)
         except ImageRefused as error:
             if error.reason != "missing":
                 raise

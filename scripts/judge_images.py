@@ -1,0 +1,12 @@
+"""Ask a judge about a benchmark's images."""
+
+from omnitune.console import job
+from omnitune.paths import EvaluatedStep
+from omnitune.project import Project
+from omnitune.stages import Experiment
+
+with job(snakemake.log[0]):
+    project, wildcards = Project.load(snakemake.config), snakemake.wildcards
+    name, step = wildcards.benchmark, EvaluatedStep.parse(wildcards.step)
+    evaluation = Experiment.of(project, wildcards.experiment).evaluation(name, project.benchmarks[name], step)
+    evaluation.judge(wildcards.judge)

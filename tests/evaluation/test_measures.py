@@ -1,0 +1,196 @@
+"""Measures of edits and by models: on pictures whose shift is known, and with tiny models that are built here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from helpers.pictures import moved, scene
+from omnitune.config import Benchmark
+from omnitune.config.base import check_config
+from omnitune.errors import ConfigError
+from omnitune.evaluation.encoders import load_image, load_models
+from omnitune.evaluation.measures import Case, measure
+from omnitune.evaluation.model_files import NotThereError, find_model, local_model_files, models_read
+from omnitune.evaluation.prompts import Prompt
+
+pytestmark = pytest.mark.unit
+
+EDITS = ["identity", "shift", "zoom"]
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # as CLIP is published
+
+
+def edit(
+    folder: Path, source: Image.Image, answer: Image.Image, target: Image.Image | None = None, **changes: Any
+) -> Case:
+    source.save(folder / "in.png")
+    prompt = Prompt("p", **{"task_type": "edit", "instruction": "x", "input_images": (folder / "in.png",), **changes})
+    return Case(prompt, answer, target)
+
+
+def test_a_drifting_edit_shows_in_shift_and_zoom(tmp_path: Path) -> None:
+    """Also of an input of another size, which was brought to the image's before it was edited."""
+    source = scene((256, 192), seed=3)
+    found = measure(edit(tmp_path, source, moved(source, 3, -4, 1)), EDITS)
+    assert found == {"shift": pytest.approx(5, abs=0.5), "zoom": pytest.approx(0, abs=0.2)}
+    found = measure(edit(tmp_path, source.resize((512, 384)), moved(source, 0, 0, 1.02)), EDITS)
+    assert found == {"shift": pytest.approx(0, abs=0.5), "zoom": pytest.approx(2, abs=0.2)}
+    for other in ({"task_type": "t2i", "input_images": ()}, {"task_type": "ic"}):
+        assert measure(edit(tmp_path, source, source, **other), EDITS) == {}
+
+
+def test_identity_is_measured_outside_of_the_edited_region(tmp_path: Path) -> None:
+    source = scene((128, 128), seed=4)
+    target, answer = source.copy(), source.copy()
+    for image, colour in ((target, "red"), (answer, "blue")):
+        ImageDraw.Draw(image).rectangle((40, 40, 80, 80), fill=colour)
+    assert measure(edit(tmp_path, source, answer, target), ["identity"]) == {"identity": 100.0}
+    noisy = np.asarray(answer, dtype=int) + 5
+    found = measure(
+        edit(tmp_path, source, Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), target), ["identity"]
+    )
+    assert found["identity"] == pytest.approx(20 * np.log10(255 / 5), abs=0.3)
+    assert measure(edit(tmp_path, source, answer), ["identity"]) == {}, "no target says which region is edited"
+    whole = Image.fromarray(255 - np.asarray(source))
+    assert measure(edit(tmp_path, source, answer, whole), ["identity"]) == {}, "nothing is to stay"
+
+
+# ------------------------------------------------------------------ models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """clip/, siglip/ and dino/ with random weights, of a few kilobytes each."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(1)
+    text = {
+        "vocab_size": 8,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text |= {"max_position_embeddings": 8, "eos_token_id": 1, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 16}
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    square = {"size": {"height": 32, "width": 32}}
+    clip = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    siglip = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    dino = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    for name, model, processor in (
+        ("clip", transformers.CLIPModel(clip), transformers.CLIPImageProcessorPil(**sizes)),
+        ("siglip", transformers.SiglipModel(siglip), transformers.SiglipImageProcessorPil(**square)),
+        ("dino", transformers.Dinov2Model(dino), transformers.BitImageProcessorPil(**sizes)),
+    ):
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+        if name != "dino":
+            _tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(("[pad]", "[end]", "[unk]", "a", "red", "blue", "circle"))}
+    plain = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[unk]", pad_token="[pad]", eos_token="[end]")
+
+
+def with_models(models: Path, *names: str) -> Benchmark:
+    entries = [{"name": name, "model": str(models / name)} for name in names]
+    return check_config({"prompts": "p.jsonl", "measures": ["psnr", *entries]}, Benchmark, "b.yml")
+
+
+def test_images_are_prepared_as_the_models_were_published(models: Path) -> None:
+    """A plain colour has, after resizing and cutting, the published mean and deviation taken off each channel."""
+    encoder = load_image(models / "clip")
+    pixels = encoder.processor([Image.new("RGB", (64, 48), (255, 0, 51))], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    wanted = [(value - mean) / std for value, mean, std in zip((1.0, 0.0, 0.2), MEAN, STD, strict=True)]
+    assert pixels.amax((0, 2, 3)).tolist() == pytest.approx(wanted, abs=1e-4)
+    assert pixels.amin((0, 2, 3)).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_likeness_to_text_and_inputs(models: Path, tmp_path: Path) -> None:
+    benchmark = with_models(models, "clip", "siglip", "dino")
+    loaded, absent = load_models(benchmark)
+    assert sorted(loaded) == ["clip", "dino", "siglip"] and not absent
+    picture = scene((48, 40))
+    picture.save(tmp_path / "in.png")
+    names = [entry.name for entry in benchmark.measured]
+    # By other means: the model's own forward gives the cosines of a text and an image, scaled.
+    caption = Prompt("p", "t2i", "a red circle " + "blue " * 20)
+    found = measure(Case(caption, picture, models=loaded), names)
+    for name, scaled in (("clip", "logits_per_image"), ("siglip", "logits_per_image")):
+        encoder = loaded[name]
+        padding = {"padding": "max_length"} if name == "siglip" else {}
+        tokens = encoder.tokenizer([caption.instruction], truncation=True, max_length=8, return_tensors="pt", **padding)
+        with torch.no_grad():
+            output = encoder.model(**tokens, **encoder.processor([picture], return_tensors="pt"))
+            scale, bias = encoder.model.logit_scale.exp(), getattr(encoder.model, "logit_bias", 0)
+        assert found[name] == pytest.approx(100 * float((output[scaled] - bias) / scale), abs=1e-3)
+    assert set(found) == {"clip", "siglip"}
+    inputs = (tmp_path / "in.png",)
+    same = measure(Case(Prompt("p", "edit", "make it red", inputs), picture, models=loaded), names)
+    assert same == {"dino": pytest.approx(100, abs=1e-3)}, "an edit's instruction describes no picture"
+    other = measure(Case(Prompt("p", "ic", "a circle", inputs), scene((48, 40), seed=9), models=loaded), names)
+    assert set(other) == {"clip", "siglip", "dino"} and other["dino"] < 99.9
+
+
+def find_reason(name: str) -> str:
+    with pytest.raises(NotThereError) as error:
+        find_model(name)
+    return str(error.value)
+
+
+def test_a_model_that_is_not_there_is_named(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also one of another kind, or without its tokenizer; the others are measured."""
+    entries = [
+        {"name": "clip", "model": str(tmp_path / "nowhere")},
+        {"name": "siglip", "model": str(models / "dino")},
+        {"name": "dino", "model": str(models / "dino")},
+    ]
+    benchmark = check_config({"prompts": "p.jsonl", "measures": entries}, Benchmark, "b.yml")
+    loaded, absent = load_models(benchmark)
+    assert list(loaded) == ["dino"]
+    assert absent["clip"] == f"model: {tmp_path / 'nowhere'}: there is no folder with a config.json"
+    assert find_reason("models/none") == "is no folder, and no repository that was downloaded"
+    assert absent["siglip"] == f"model: {models / 'dino'}: {models / 'dino'} holds a Dinov2Model, which takes no texts"
+    assert "not measured: clip" in caplog.text
+    assert measure(Case(Prompt("p", "t2i", "x"), scene((32, 32)), models=loaded), ["clip", "siglip"]) == {}
+
+
+def test_scores_depend_on_the_models_that_are_there(models: Path, tmp_path: Path) -> None:
+    read = models_read(with_models(models, "dino"))
+    assert read == {"dino": {"model": str(models / "dino"), "sha256": read["dino"]["sha256"]}}
+    assert models_read(with_models(tmp_path, "dino"))["dino"]["absent"] == "there is no folder with a config.json"
+    files = {path.name for path in local_model_files(with_models(models, "dino"))}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+@pytest.mark.parametrize(
+    ("measures", "message"),
+    [
+        (["psrn"], r"measures\.0\.name: 'psrn' is not allowed: input should be 'psnr', 'ssim'"),
+        (["check_passed"], r"measures\.0\.name: 'check_passed' is not allowed"),
+        (["clip"], r"measures\.0: .*clip needs one; write \{name: clip, model: FOLDER\}"),
+        ([{"name": "psnr", "model": "x"}], r"measures\.0.*: psnr takes none; write psnr"),
+        ([{"name": "clip", "modle": "x"}], r"measures\.0\.modle: unknown key"),
+        (["psnr", "psnr"], r"measures: psnr stands there twice; take one out"),
+        ([3], r"measures\.0: 3 is not allowed"),
+    ],
+)
+def test_wrong_measures_are_named(measures: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_config({"prompts": "p.jsonl", "measures": measures}, Benchmark, "b.yml")

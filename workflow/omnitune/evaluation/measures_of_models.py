@@ -1,0 +1,31 @@
+"""Measures by models: cosines of features, times 100."""
+
+from omnitune.evaluation.encoders import Encoder
+from omnitune.evaluation.measures import Case
+
+
+def clip(case: Case) -> float | None:
+    """Likeness of image and instruction to a CLIP; of edits there is none, as an instruction describes no picture there."""
+    return _to_text(case, "clip")
+
+
+def siglip(case: Case) -> float | None:
+    """The same to a SigLIP."""
+    return _to_text(case, "siglip")
+
+
+def dino(case: Case) -> float | None:
+    """Likeness of the image to the prompt's input images, on average over them."""
+    encoder: Encoder | None = case.models.get("dino")
+    if encoder is None or not case.prompt.input_images:
+        return None
+    image, *inputs = encoder.images([case.image, *case.inputs])
+    return 100 * sum(float(image @ one) for one in inputs) / len(inputs)
+
+
+def _to_text(case: Case, name: str) -> float | None:
+    encoder: Encoder | None = case.models.get(name)
+    if encoder is None or case.prompt.task_type == "edit":
+        return None
+    [image], [text] = encoder.images([case.image]), encoder.texts([case.prompt.instruction])
+    return 100 * float(image @ text)
