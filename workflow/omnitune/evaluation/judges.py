@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -37,6 +38,16 @@ class Label(Section):
     quality: float | None = None
 
 
+@dataclass(frozen=True)
+class _Question:
+    """A name of its own, the key of the image, where its answer is kept, and what makes the conversation."""
+
+    name: str
+    key: str
+    place: Path
+    messages: Callable[[], list[dict[str, Any]]]
+
+
 def judge_hash(judge: Judge) -> str:
     """Hex sha256 of what a judge's answers depend on, beside prompts and images."""
     content = {"format": FORMAT, "system": SYSTEM, **judge.asked}
@@ -65,39 +76,32 @@ def judge_images(
     Raises:
         ValueError: see Endpoint.
     """
-    drawn = [(prompt, row) for prompt, row in zip(prompts, rows, strict=True) if row["image"] is not None]
-    questions = [
-        (f"{row['key']} {repeat}", prompt, row, repeat) for prompt, row in drawn for repeat in range(judge.repeats)
-    ]
-    places = {name: answers / f"{_question(judge, *question)}.json" for name, *question in questions}
+    questions = _questions(judge, prompts, rows, folder, answers)
     found: dict[str, Answer | MissingError] = {
-        name: answer for name, place in places.items() if (answer := _kept(place)) is not None
+        question.name: answer for question in questions if (answer := _kept(question.place)) is not None
     }
-    asked = {
-        name: partial(_messages, judge, prompt, folder / row["image"])
-        for name, prompt, row, _ in questions
-        if name not in found
-    }
-    with Progress(f"judge {judge.name}", len(places), "answers", len(found)) as progress:
+    left = {question.name: question for question in questions if question.name not in found}
+    with Progress(f"judge {judge.name}", len(questions), "answers", len(found)) as progress:
 
         async def take(name: str, answer: Answer | MissingError) -> None:
             found[name] = answer
             if isinstance(answer, Answer):
-                write_json(places[name], answer.model_dump(mode="json"))
+                write_json(left[name].place, answer.model_dump(mode="json"))
             progress.advance(1)
 
-        if asked:
+        if left:
+            asked = {name: question.messages for name, question in left.items()}
             asyncio.run(ask_all(Endpoint(judge, pause), asked, take))
     by_key: dict[str, list[Answer | MissingError]] = {row["key"]: [] for row in rows}  # nothing of an image that failed
-    for name, _, row, _ in questions:
-        by_key[row["key"]].append(found[name])
+    for question in questions:
+        by_key[question.key].append(found[question.name])
     lines = [_line(judge, row, by_key[row["key"]]) for row in rows]
     write_text(output, "".join(map(json_line, lines)))
     missing = sum(len(line["missing"]) for line in lines)
     if missing:
         logger.warning(
             "judge %s: %d of %d answers are missing. To ask for them again: snakemake --cores 2 --force %s",
-            *(judge.name, missing, len(places), output),
+            *(judge.name, missing, len(questions), output),
         )
 
 
@@ -168,8 +172,25 @@ def agreement(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float
     return {"n": len(ours), "kendall": rounded, "pairs": len(pairs), "accuracy": round(right / len(pairs), 6)}
 
 
-def _question(judge: Judge, prompt: Prompt, row: Row, repeat: int) -> str:
-    """Hash of what a judge is asked: the images, the instruction, how it is asked and who."""
+def _questions(
+    judge: Judge, prompts: Sequence[Prompt], rows: Sequence[Row], folder: Path, answers: Path
+) -> list[_Question]:
+    """What a judge is asked: of each image, as often as it is repeated."""
+    drawn = [(prompt, row) for prompt, row in zip(prompts, rows, strict=True) if row["image"] is not None]
+    return [
+        _Question(
+            name=f"{row['key']} {repeat}",
+            key=row["key"],
+            place=answers / f"{_question_hash(judge, prompt, row, repeat)}.json",
+            messages=partial(_messages, judge, prompt, folder / row["image"]),
+        )
+        for prompt, row in drawn
+        for repeat in range(judge.repeats)
+    ]
+
+
+def _question_hash(judge: Judge, prompt: Prompt, row: Row, repeat: int) -> str:
+    """Of what a judge is asked: the images, the instruction, how it is asked and who."""
     images = [sha256_of(path) for path in prompt.input_images] + [row["sha256"]]
     asked = {**judge.asked, "repeats": repeat}
     content = {"format": FORMAT, "system": SYSTEM, "images": images, "instruction": prompt.instruction, "judge": asked}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 Floats = npt.NDArray[np.float32]
-Complex = npt.NDArray[np.complex64]
+Complex = npt.NDArray[np.complexfloating]
 
 SIDES = (128, 512)  # fewest and most pixels of the longer side that is looked at
 COARSE_SIDE = 128  # where the whole is compared
