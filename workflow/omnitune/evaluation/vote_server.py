@@ -45,7 +45,7 @@ document.addEventListener("keydown", (event) => {
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Which is better?</title><style>{style}</style></head><body><main>{content}</main>{script}</body></html>
+<title>Which is better?</title><link rel="icon" href="data:,"><style>{style}</style></head><body><main>{content}</main>{script}</body></html>
 """
 ASKED = """<h1>Which does better what was asked?</h1>
 <p>{done} of {count}. Keys: left arrow, right arrow; down arrow for no difference.</p>
@@ -63,7 +63,7 @@ def _hash(text: str) -> str:
 
 
 HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; img-src 'self'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
+    "Content-Security-Policy": f"default-src 'none'; img-src 'self' data:; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
