@@ -31,7 +31,7 @@ STYLE = """
 :root { color-scheme: light dark; font: 1rem/1.4 system-ui, sans-serif; }
 body { margin: 1rem auto; max-width: 80rem; padding: 0 1rem; text-align: center; }
 .instruction { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 1.1rem; }
-.images { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; align-items: start; }
+.images { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; place-items: start center; }
 .images img, .inputs img { max-width: 100%; max-height: 70vh; }
 .inputs img { max-height: 20vh; }
 button { font: inherit; padding: .6rem 1.2rem; margin: .5rem; }
