@@ -45,7 +45,8 @@ document.addEventListener("keydown", (event) => {
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Which is better?</title><link rel="icon" href="data:,"><style>{style}</style></head><body><main>{content}</main>{script}</body></html>
+<title>Which is better?</title><link rel="icon" href="data:,"><style>{style}</style></head>
+<body><main>{content}</main>{script}</body></html>
 """
 ASKED = """<h1>Which does better what was asked?</h1>
 <p>{done} of {count}. Keys: left arrow, right arrow; down arrow for no difference.</p>
