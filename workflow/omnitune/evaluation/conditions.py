@@ -27,7 +27,7 @@ class Conditions:
     def __init__(self, pipeline: OmniGen2Pipeline, benchmark: Benchmark) -> None:
         self.pipeline, self.benchmark = pipeline, benchmark
         self.text = lru_cache(TEXTS)(self._text)
-        self.posterior = lru_cache(POSTERIORS)(self._posterior)
+        self._encoded = lru_cache(POSTERIORS)(self._encode)
         self.negative = self._text(negative_prompt(benchmark))
 
     @torch.no_grad()
@@ -36,11 +36,14 @@ class Conditions:
         [features] = self.pipeline.encode_prompt([instruction])
         return features
 
-    @torch.no_grad()
-    def _posterior(self, image: Path, target: bool = False) -> DiagonalGaussianDistribution:
+    def posterior(self, image: Path, target: bool = False) -> DiagonalGaussianDistribution:
         """The VAE's posterior of an input, or a target, brought within the benchmark's limits."""
-        pixels = self.benchmark.max_pixels if target else self.benchmark.max_input_pixels or self.benchmark.max_pixels
-        return self.pipeline.encode_posterior(open_image(image), pixels, self.benchmark.max_side_length)
+        limits = self.benchmark.max_pixels, self.benchmark.max_input_pixels
+        return self._encoded(image, limits[0] if target else limits[1] or limits[0])
+
+    @torch.no_grad()
+    def _encode(self, image: Path, max_pixels: int) -> DiagonalGaussianDistribution:
+        return self.pipeline.encode_posterior(open_image(image), max_pixels, self.benchmark.max_side_length)
 
     def latent(self, image: Path, target: bool = False) -> Tensor:
         """The latent [C, h, w] of an image, float32: the mode of its posterior, shifted and scaled."""
