@@ -8,7 +8,7 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-PARTS = "common phases inputs pretrained validate shard encode train convert evaluate report"
+PARTS = "common phases inputs resources pretrained validate shard encode train convert evaluate report"
 
 for part in PARTS.split():
 

@@ -28,24 +28,32 @@ from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.io.storage import is_url, version_of
 from omnitune.io.url_limits import fetching
 from omnitune.paths import EvaluatedStep
-from omnitune.planning.host import host_memory_mb
+from omnitune.planning.host import (
+    host_memory_mb,
+    training_memory_mb,
+    training_minutes,
+    training_threads,
+)
 from omnitune.project import Project
+
+# Executors of clusters have a number of jobs (nodes) in place of cores.
+ON_CLUSTER = workflow.resource_settings.nodes is not None or workflow.remote_exec
 
 try:
     for file in workflow.configfiles:
         read_yaml(Path(file))  # of a key that stands twice, Snakemake takes the last
     PROJECT = Project.load(config)
+    if ON_CLUSTER:
+        PROJECT.check_cluster()
     if workflow.is_main_process:
         PROJECT.read_files()
 except ValueError as error:  # ConfigError among them
     raise WorkflowError(str(error))
 
 
-# Jobs of this machine share its GPUs: Snakemake counts them, and each job takes its own (reserved_gpus). Executors of
-# clusters have a number of jobs (nodes), and what they run is in GPUs what their scheduler gives.
-GPUS = shared_gpus(
-    workflow.resource_settings.nodes is None and not workflow.remote_exec
-)
+# Jobs of this machine share its GPUs: Snakemake counts them, and each job takes its own (reserved_gpus). On a cluster a
+# job has what its scheduler gives.
+GPUS = shared_gpus(not ON_CLUSTER)
 if GPUS and "gpus_per_node" not in workflow.global_resources:
     workflow.register_resource("gpus_per_node", len(GPUS))
 

@@ -24,7 +24,7 @@ checkpoint convert_checkpoint:
     threads: 1
     resources:
         mem_mb=4000,  # for any size of model: tensors are converted one at a time
-        runtime=120,
+        runtime=limited(120),
     params:
         **key_params(ExperimentOptions, get_options, "conversions"),
         transformer=get_starting_transformer,

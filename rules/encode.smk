@@ -17,12 +17,13 @@ rule encode_dataset:
         "logs/benchmarks/encode_dataset/{dataset}/{model}/{source}-{group}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: 2
+    threads: get_encoding_threads
     resources:
+        **GPU_PARTITION,
         mem_mb=get_encoding_memory,
-        runtime=1440,
-        # One process for each. On SLURM, with GPUs: gpus_per_node=N and gres="gpu:N".
-        gpus_per_node=get_encoding_gpus,
+        runtime=limited(1440),
+        gpus_per_node=get_encoding_gpus,  # one process for each
+        gres=get_encoding_gres,
     params:
         **key_params(DataOptions, get_data, "encodings", prefix="data."),
         format=f"format: {omnitune.encoding.FORMAT}",

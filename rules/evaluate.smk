@@ -71,9 +71,11 @@ rule generate_images:
         "../envs/evaluate.yaml"
     threads: 1
     resources:
+        **GPU_PARTITION,
         mem_mb=get_generating_memory,
-        runtime=480,
-        gpus_per_node=min(len(GPUS), 1),
+        runtime=limited(480),
+        gpus_per_node=min(NODE_GPUS, 1),
+        gres=gres(min(NODE_GPUS, 1)),
     params:
         **key_params(Benchmark, get_benchmark, "parts"),
         transformer=get_starting_transformer,
@@ -126,7 +128,7 @@ checkpoint score_images:
     threads: 1
     resources:
         mem_mb=2000,
-        runtime=120,
+        runtime=limited(120),
     params:
         transformer=get_starting_transformer,
         format=f"format: {omnitune.evaluation.SCORES_FORMAT}",

@@ -91,22 +91,6 @@ def get_validated_sources(wildcards):
     )
 
 
-# ------------------------------------------------------------------ GPUs
-# Those of this machine that a job takes; on a cluster none, unless its resources are set.
-
-
-def get_encoding_gpus(wildcards):
-    """One for each tar, if there are as many."""
-    group = wildcards.source, int(wildcards.group)
-    tars = PROJECT.groups(wildcards.dataset).get(group, [])
-    return min(len(GPUS), max(len(tars), 1))
-
-
-def get_training_gpus(wildcards):
-    """One for each process. On a machine with fewer, the job says so."""
-    return get_options(wildcards).train.num_processes if GPUS else 0
-
-
 # ------------------------------------------------------------------ shard
 
 
@@ -216,28 +200,6 @@ def get_ratios(wildcards):
 def get_identity(wildcards):
     [prepared] = behind(PROJECT.admitted(wildcards.experiment))
     return prepared.identity
-
-
-# ------------------------------------------------------------------ memory
-
-
-def get_training_memory(wildcards):
-    """Weights in float32 on each process of a node, with gradients and optimizer where these stay on the CPU."""
-    options, start = get_options(wildcards), PROJECT.starts[wildcards.experiment]
-    processes = min(options.train.num_processes, 8)  # larger nodes are rare
-    kept = 16 if options.train.cpu_offload or options.train.async_checkpoint else 4
-    return host_memory_mb([start.transformer], kept, processes, least=8000)
-
-
-def get_encoding_memory(wildcards):
-    base = Path(paths.PRETRAINED.format(**wildcards))
-    return host_memory_mb([base / "vae", base / "mllm"], 4, least=8000)
-
-
-def get_generating_memory(wildcards):
-    start = PROJECT.starts[wildcards.experiment]
-    folders = [start.transformer, start.base / "vae", start.base / "mllm"]
-    return host_memory_mb(folders, 4)
 
 
 # ------------------------------------------------------------------ convert

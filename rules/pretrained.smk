@@ -3,6 +3,13 @@
 import omnitune.demo
 import omnitune.pretrained
 
+# Nodes of a cluster seldom reach the internet; where snakemake runs, one does.
+if not DOWNLOAD_PARTITION:
+
+    localrules:
+        prepare_pretrained,
+
+
 DEMO_TASKS = ["t2i", "edit", "in_context", "star", "background", "known"]
 
 
@@ -19,8 +26,9 @@ checkpoint prepare_pretrained:
         "../envs/train.yaml"
     threads: 1
     resources:
+        **DOWNLOAD_PARTITION,
         mem_mb=4000,
-        runtime=240,
+        runtime=limited(240),
     params:
         **key_params(ModelOptions, get_base_source, "base"),
         format=f"format: {omnitune.pretrained.FORMAT}",

@@ -17,7 +17,7 @@ rule shard_dataset:
     threads: 1
     resources:
         mem_mb=lambda wildcards, threads: 500 + 1500 * threads,
-        runtime=120,
+        runtime=limited(120),
     params:
         **key_params(DataOptions, get_data, "shards", prefix="data."),
         tars=get_tar_folder,

@@ -47,16 +47,20 @@ checkpoint train_experiment:
         "logs/benchmarks/train_experiment/{experiment}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: 2
+    threads: get_training_threads
     resources:
+        **GPU_PARTITION,
         mem_mb=get_training_memory,
-        runtime=7200,
-        # Several nodes on SLURM: set nodes and tasks, and gpus_per_node with gres="gpu:N" where there are GPUs. The key
-        # `mpi` lets the job run in the batch step, from where it starts one launcher per node itself.
-        nodes=1,
-        tasks=1,
+        runtime=get_training_runtime,
+        # One task on each node, and no other number for each GPU. The key `mpi` lets the job run in the batch step, from
+        # where it starts one launcher on each node itself.
+        nodes=get_training_nodes,
+        tasks=get_training_nodes,
+        tasks_per_gpu=0,
         gpus_per_node=get_training_gpus,
+        gres=get_training_gres,
         mpi="",
+        slurm_extra=f"--signal=USR1@{CLUSTER.save_seconds}",
     params:
         **key_params(ExperimentOptions, get_options, "checkpoints"),
         format=f"format: {omnitune.training.FORMAT}",

@@ -20,7 +20,7 @@ rule validate_source:
     threads: 1
     resources:
         mem_mb=lambda wildcards, threads: 500 + 1500 * threads,
-        runtime=720,
+        runtime=limited(720),
     params:
         **key_params(DataOptions, get_data, "samples", prefix="data."),
         files=get_source_files,

@@ -131,7 +131,7 @@ def test_the_command_says_what_a_training_takes(project: Path) -> None:
 
 @pytest.mark.slow
 def test_the_rate_of_the_experiments_own_steps_is_taken(project: Path) -> None:
-    assert measured_rate(project / "experiments/mine") is None
+    assert measured_rate("mine") is None
     logs = project / "experiments/mine/logs"
     logs.mkdir(parents=True)
     rows = [{"step": k, "samples_per_second": rate} for k, rate in enumerate([1, 400, 4, 4, 5])]

@@ -35,6 +35,7 @@ OPTIONS = f"{EXPERIMENT}/options.yml"
 VARIANT = f"{EXPERIMENT}/variant.yml"  # options of a variant that a sweep makes, which no file of the user's has
 TRAINED = f"{EXPERIMENT}/train.json"
 CHECKPOINT = f"{EXPERIMENT}/checkpoint-{{step}}"
+METRICS = f"{EXPERIMENT}/logs/metrics.jsonl"
 STATE_FILE = "trainer_state.json"  # in a checkpoint; written last
 MODEL_FOLDER, OPTIMIZER_FOLDER, AVERAGE_FOLDER = (
     "pytorch_model_fsdp_0",

@@ -14,6 +14,7 @@ from omnitune.config.base import check_config
 from omnitune.config.options import DataOptions, ModelOptions
 from omnitune.config.sources import Source, sources_of
 from omnitune.config.variants import differing_options, variants_of
+from omnitune.config.workflow import Cluster
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError
 from omnitune.evaluation.foreign import as_imported, is_foreign, source_files
@@ -84,6 +85,7 @@ class Project:
         swept: name of the experiment that they are variants of; None without a sweep.
         reports: names of experiments that are compared, by the comparison's name.
         shards_url: where tars are written, if not beside their index.
+        cluster: what jobs may ask a cluster for.
     """
 
     experiments: dict[str, ExperimentOptions]
@@ -95,6 +97,7 @@ class Project:
     swept: str | None
     reports: dict[str, list[str]]
     shards_url: str | None
+    cluster: Cluster
 
     @classmethod
     def load(cls, config: Mapping[str, Any], where: str = "config/config.yaml") -> "Project":
@@ -127,8 +130,8 @@ class Project:
         foreign = {name: benchmark for name, benchmark in named.items() if is_foreign(benchmark)}
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         variants = {name: keys for name, (_, keys) in made.items()}
-        reports = workflow.reports
-        project = cls(experiments, files, benchmarks, foreign, starts, variants, swept, reports, workflow.shards_url)
+        names = (variants, swept, workflow.reports)
+        project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, workflow)
         project._check_names()
         project._check_reports(where)
         project._check_models()
@@ -171,6 +174,20 @@ class Project:
                     f"{self.options_files[name]}: its base model would be resources/pretrained/{start.model}, and so would that "
                     f"of another experiment, which is not the same: {ours} and {theirs}. Name one by another path."
                 )
+
+    def check_cluster(self) -> None:
+        """Raises ConfigError for a training that the cluster's nodes cannot be shared by."""
+        for name, options in self.experiments.items():
+            train = options.train
+            try:
+                self.cluster.nodes_for(train.num_processes)
+            except ValueError as error:
+                sizes = f"{train.global_batch_size} / ({train.batch_size} x {train.gradient_accumulation_steps})"
+                raise ConfigError(
+                    f"experiment {name!r}: {error} (global_batch_size / (batch_size x gradient_accumulation_steps) = "
+                    f"{sizes} = {train.num_processes}). Leave `nodes` out, or change the batch sizes in "
+                    f"{self.options_files[name]}."
+                ) from None
 
     def require_step(self, experiment: str, step: EvaluatedStep, weights: str | None = None) -> None:
         """Raises ConfigError for a checkpoint, or a folder of converted weights, that an experiment will not leave."""

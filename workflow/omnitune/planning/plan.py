@@ -1,9 +1,7 @@
 """What a training will take, before it takes it: memory, epochs, disk and hours, and what to change where it does not fit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -11,7 +9,7 @@ from omnitune.config import ExperimentOptions, StartingWeights, starting_weights
 from omnitune.config.sources import sources_of
 from omnitune.flops import ModelFlops
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.paths import INDEX
+from omnitune.paths import INDEX, METRICS
 from omnitune.planning.disk import DiskSpace, conversions_space, data_space, weights_space
 from omnitune.planning.inputs import Machine, PlanInputs
 from omnitune.planning.measured import GpuHours, measured_hours
@@ -30,6 +28,7 @@ from omnitune.planning.remedies import Remedy, find_remedies
 from omnitune.planning.samples import AssumedSamples, planned_samples
 from omnitune.planning.workload import Kinds, Workload, count_kinds
 from omnitune.training.architecture import expected_architecture
+from omnitune.training.progress import read_progress
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def plan_experiment(
         encoder_bytes_of(start.base, options) or _published_encoders(options, start),
         weights_space(start),
     )
-    return plan_training(inputs, rate or measured_rate(Path("experiments") / options.name))
+    return plan_training(inputs, rate or measured_rate(options.name))
 
 
 def _published_encoders(options: ExperimentOptions, start: StartingWeights) -> int:
@@ -244,15 +243,10 @@ def _kept_checkpoints(options: ExperimentOptions) -> int:
     return len({*steps[-limit:], *options.evaluated_steps}) if limit else len(steps)
 
 
-def measured_rate(experiment: Path) -> Rate | None:
-    """The median of what the steps of an experiment took, from logs/metrics.jsonl; None where there are none."""
-    path = experiment / "logs" / "metrics.jsonl"
-    if not path.is_file():
+def measured_rate(experiment: str) -> Rate | None:
+    """The median of what the last steps of an experiment took, from logs/metrics.jsonl; None where there are none."""
+    path = Path(METRICS.format(experiment=experiment))
+    progress = read_progress(path)
+    if progress is None or progress.samples_per_second is None:
         return None
-    rates = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rates.append(float(json.loads(line)["samples_per_second"]))
-        except (json.JSONDecodeError, KeyError):  # the last line of a killed run, or a row of something else
-            continue
-    return Rate(median(rates), f"median of {len(rates)} steps in {path}") if rates else None
+    return Rate(progress.samples_per_second, f"median of {progress.rows} steps in {path}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omnitune.checkpoints.states import list_checkpoints
 from omnitune.config import ExperimentOptions
-from omnitune.paths import EXPERIMENT, OPTIONS, TRAINED
+from omnitune.paths import EXPERIMENT, METRICS, OPTIONS, TRAINED
 from omnitune.project import Project
 from omnitune.status.expected import Expected, Files, Stage, trained_steps
 from omnitune.status.jobs import Jobs, read_jobs
@@ -70,7 +70,7 @@ def collect_status(project: Project, names: Iterable[str] = ()) -> list[Experime
 def _status(expected: Expected, name: str, files: Files, jobs: Jobs) -> ExperimentStatus:
     steps, stages, notes = _stages(expected, name)
     stage, done = _first_open(name, stages, files, steps)
-    progress = read_progress(Path(EXPERIMENT.format(experiment=name), "logs/metrics.jsonl"))
+    progress = read_progress(Path(METRICS.format(experiment=name)))
     mine = {file for found in stages for file in found.files}
     failed = {file: jobs.failed[file] for file in sorted(mine & jobs.failed.keys()) if not files.has(file)}
     waiting = sorted({jobs.waiting[file] for file in mine & jobs.waiting.keys()})

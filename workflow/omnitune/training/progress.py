@@ -9,6 +9,7 @@ from typing import Any
 
 TAIL_BYTES = 1 << 18  # some hundred rows
 RECENT = 100  # steps that figures are of
+STEP_FIGURES = {"loss", "samples_per_second"}  # either is in each row of a step; held-out losses have rows of their own
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_progress(metrics: Path) -> Progress | None:
         rows, written = _tail(metrics), metrics.stat().st_mtime
     except OSError:
         return None
-    steps = [row for row in rows if "loss" in row][-RECENT:]
+    steps = [row for row in rows if not STEP_FIGURES.isdisjoint(row)][-RECENT:]
     if not steps:
         return None
     held_out = _numbers(rows, "val_loss")
