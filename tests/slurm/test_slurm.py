@@ -1,4 +1,4 @@
-"""A real SLURM with two nodes: training across both, preempted on the way, gives the weights of two local processes."""
+"""A real SLURM with two nodes: training across both, in two jobs, gives the weights of two local processes."""
 
 import json
 import os
@@ -22,22 +22,30 @@ pytestmark = pytest.mark.slurm
 STEPS = 24
 WEIGHTS = f"experiments/tiny/checkpoint-{STEPS}/transformer/diffusion_pytorch_model.safetensors"
 PROFILE = ["--workflow-profile", "workflow/profiles/slurm"]
-TWO_NODES = ["--set-resources", "train_experiment:nodes=2", "train_experiment:tasks=2"]
-TWO_NODES += ["train_experiment:slurm_extra='--signal=USR1@60'"]
+TWO_NODES = ["--config", "nodes=2", "gpus_per_node=1", "save_seconds=60"]
 SMALL = ["--default-resources", "slurm_account=none", "slurm_partition=debug", "mem_mb=1000", "runtime=30"]
 FAST = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--latency-wait", "5"]
 
 
 def preempt(place: Workplace, environment: dict[str, str], process: subprocess.Popen[bytes]) -> int:
-    """Signals the training's job as SLURM does before it takes a job's nodes away; gives the job's number."""
+    """Signals the training's job as SLURM does before its time is up; gives the job's number."""
     deadline = time.monotonic() + 500
     while not (place.root / "experiments/tiny/checkpoint-4/trainer_state.json").is_file():
         assert process.poll() is None and time.monotonic() < deadline, (place.root / "output").read_text()[-6000:]
         time.sleep(0.1)
     command = ["squeue", "--noheader", "--states", "RUNNING", "--format", "%i"]
     (job,) = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    [status] = json.loads(place.run("omnitune", "status", "--json", environment=environment).stdout)
+    assert (status["stage"], status["state"], status["running"]) == ("train", "running", 1)
     subprocess.run(["scancel", "--signal=USR1", job], env=environment, check=True)
     return int(job)
+
+
+def shown(job: int, environment: dict[str, str]) -> dict[str, str]:
+    """What SLURM knows of a job."""
+    command = ["scontrol", "--oneliner", "show", "job", str(job)]
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
 def test_training_across_two_nodes(workplace: Workplace) -> None:
@@ -55,20 +63,25 @@ def test_training_across_two_nodes(workplace: Workplace) -> None:
         try:
             job = preempt(place, environment, process)
             process.wait(timeout=600)
+            known = shown(job, environment)
         finally:
             process.kill()
+        doctor = place.run("salloc", "--nodes=2", "omnitune", "doctor", environment=environment)
     text = (place.root / "output").read_text()
     assert process.returncode == 0, text[-6000:]
     assert f"SLURM-job '{job}' failed" in text and "Trying to restart job" in text
+    assert (known["NumNodes"], known["TresPerNode"]) == ("2", "gres:gpu:1")
     train = json.loads((place.root / "experiments/tiny/train.json").read_text())
     assert (train["world_size"], train["strategy"]) == (2, "fsdp")
     log = (place.root / "logs/train_experiment/tiny.log").read_text()
     assert "srun --overlap --nodes 2" in log
     assert "strategy fsdp, 2 processes" in log
     assert "going on from experiments/tiny/checkpoint-" in log
-    assert "was asked to stop and has saved" in text
     assert (place.root / "prepared/tiny/shards/edit-00000.tar").is_file()
     assert (place.root / "experiments/tiny/report/index.html").is_file()
+    assert "trainings go to debug: 2 nodes of up to 4 CPUs and 2 GPUs, no time limit" in doctor.stdout
+    assert "all see the project, and sum over all with gloo at" in doctor.stdout
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
 
     on_slurm = load_file(place.root / WEIGHTS)
     for folder in ("experiments", "logs"):

@@ -595,6 +595,33 @@ def vote(
 
 
 @app.command()
+def doctor(
+    config: WorkflowConfigOption = Path("config/config.yaml"),
+    site: Annotated[
+        Path | None,
+        option("site", "What the cluster has. Default: workflow/profiles/slurm/site.yaml, where there is SLURM."),
+    ] = None,
+) -> None:
+    """Say what is wrong here before a job waits for hours; exit code 1 where something is.
+
+    Looks at packages, GPUs, disk, file system and config, at SLURM's partitions and limits on a login node, and inside of
+    an allocation (`salloc --nodes=2 omnitune doctor`) at whether its nodes share files and reach each other.
+    """
+    import shutil
+
+    from omnitune.doctor.check import check_all
+
+    own = Path("workflow/profiles/slurm/site.yaml")
+    used = site or (own if own.is_file() and shutil.which("sinfo") else None)
+    problems = 0
+    for found in check_all(config, used):
+        problems += found.level == "problem"
+        typer.echo(f"{found.level:<8} {found.about}: {found.text}")
+    if problems:
+        raise ValueError(f"{problems} problem{'s'[: problems > 1]} found.")
+
+
+@app.command()
 def rename(
     old: Annotated[str, typer.Argument(help="Name of an experiment in experiments/.")],
     new: Annotated[str, typer.Argument(help="Another name.")],

@@ -59,22 +59,25 @@ def srun_command(files: TrainingFiles, topology: Topology, hosts: list[str]) -> 
     """One launcher on each node of this SLURM job; each reads its own number from SLURM_NODEID."""
     if len(hosts) != topology.nodes:
         raise ValueError(
-            f"SLURM gave {len(hosts)} node(s) ({', '.join(hosts)}) to a training on {topology.nodes}. Set both resources: "
-            f"--set-resources train_experiment:nodes={topology.nodes} train_experiment:tasks={topology.nodes}"
+            f"SLURM gave {len(hosts)} node(s) ({', '.join(hosts)}) to a training on {topology.nodes}. Say how many with "
+            f"--config nodes={topology.nodes}, not with --set-resources."
         )
-    address = _address_of(hosts[0])
+    address = slurm_address(hosts[0])
     nodes = str(topology.nodes)
     launcher = [sys.executable, "-m", "omnitune.cli", "train", "--slurm", *files.arguments()]
     launcher += ["--num_processes", str(topology.world_size), "--world_size", nodes]
     launcher += ["--num_threads", str(topology.threads_per_process)]
-    # Two jobs may share a node, so the port comes from the job's number.
-    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
-    launcher += ["--master_addr", address, "--master_port", str(port)]
+    launcher += ["--master_addr", address, "--master_port", str(job_port())]
     step = ["srun", "--overlap", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
     return [*step, "--cpus-per-task", str(topology.threads_per_process * topology.processes_per_node), *launcher]
 
 
-def _address_of(host: str) -> str:
+def job_port() -> int:
+    """Two jobs may share a node, so the port comes from the number of this job."""
+    return 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+
+
+def slurm_address(host: str) -> str:
     """The address that SLURM knows a node under, which may differ from its name."""
     fields = _output_of(["scontrol", "--oneliner", "show", "node", host]).split()
     return next((field.removeprefix("NodeAddr=") for field in fields if field.startswith("NodeAddr=")), host)
@@ -84,4 +87,4 @@ def _output_of(command: list[str]) -> str:
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"{' '.join(command)} failed, by which a job asks SLURM for its nodes: {error}") from None
+        raise ValueError(f"{' '.join(command)} failed, which asks SLURM about this job: {error}") from None
