@@ -1,4 +1,4 @@
-"""A real SLURM with two nodes: training across both, in two jobs, gives the weights of two local processes."""
+"""A real SLURM with two nodes: training across both, in two goes of one job, gives the weights of two local processes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SMALL = ["--default-resources", "slurm_account=none", "slurm_partition=debug", "
 FAST = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--latency-wait", "5"]
 
 
-def preempt(place: Workplace, environment: dict[str, str], process: subprocess.Popen[bytes]) -> int:
+def end_time(place: Workplace, environment: dict[str, str], process: subprocess.Popen[bytes]) -> int:
     """Signals the training's job as SLURM does before its time is up; gives the job's number."""
     deadline = time.monotonic() + 500
     while not (place.root / "experiments/tiny/checkpoint-4/trainer_state.json").is_file():
@@ -61,7 +61,7 @@ def test_training_across_two_nodes(workplace: Workplace) -> None:
         command = ["snakemake", *PROFILE, *TWO_NODES, *SMALL, *FAST]
         process = subprocess.Popen(command, cwd=place.root, env=environment, stdout=output, stderr=output)
         try:
-            job = preempt(place, environment, process)
+            job = end_time(place, environment, process)
             process.wait(timeout=600)
             known = shown(job, environment)
         finally:
@@ -69,8 +69,8 @@ def test_training_across_two_nodes(workplace: Workplace) -> None:
         doctor = place.run("salloc", "--nodes=2", "omnitune", "doctor", environment=environment)
     text = (place.root / "output").read_text()
     assert process.returncode == 0, text[-6000:]
-    assert f"SLURM-job '{job}' failed" in text and "Trying to restart job" in text
-    assert (known["NumNodes"], known["TresPerNode"]) == ("2", "gres:gpu:1")
+    assert "Trying to restart job" not in text
+    assert (known["Restarts"], known["NumNodes"], known["TresPerNode"]) == ("1", "2", "gres:gpu:1")
     train = json.loads((place.root / "experiments/tiny/train.json").read_text())
     assert (train["world_size"], train["strategy"]) == (2, "fsdp")
     log = (place.root / "logs/train_experiment/tiny.log").read_text()

@@ -294,6 +294,7 @@ def train(
 ) -> None:
     """Train an experiment on prepared data, or go on with it; several nodes each run this command with their --rank."""
     from omnitune.distributed.processes import Topology
+    from omnitune.launching.job import launch_task
     from omnitune.launching.launch import launch
 
     experiment = Experiment.alone(config)
@@ -305,7 +306,8 @@ def train(
     node = int(os.environ["SLURM_NODEID"]) if slurm else rank
     files = experiment.training_files(base=base, transformer=transformer, index=index, encoded=encoded, output=output)
     topology = Topology(processes // world_size, world_size, node, master_addr, master_port, num_threads)
-    launch(experiment.options, files, topology)
+    run_node = launch_task if slurm else launch
+    run_node(experiment.options, files, topology)
 
 
 @app.command()

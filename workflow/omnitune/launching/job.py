@@ -1,16 +1,26 @@
-"""A whole training from inside a job: here, or with one launcher on each node that SLURM has given."""
+"""A whole training from inside a job: here, or with one launcher on each node that SLURM has given.
 
+Where its time is up before it is done, the job goes back into the queue.
+"""
+
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
 
+from omnitune.checkpoints.states import list_checkpoints
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.console import INTERRUPTED
+from omnitune.console import INTERRUPTED, Interrupted
 from omnitune.distributed.processes import Topology, run
 from omnitune.distributed.stopping import Stops
 from omnitune.launching.launch import launch, saved_and_stopped
 from omnitune.training.inputs import TrainingFiles
+
+logger = logging.getLogger("omnitune")
+
+REQUEUE_SECONDS = 300  # within which SLURM ends a job that it has put back into the queue
 
 
 def launch_job(
@@ -36,14 +46,45 @@ def launch_job(
             "`omnitune train` on each node (see its --help)."
         )
     # On a single node as well: SLURM signals the steps of an expiring job (sbatch --signal), not what else runs in it.
-    command = srun_command(files, topology, hosts)
+    command, saved = srun_command(files, topology, hosts), list_checkpoints(files.output)
     code = run(command, dict(os.environ), Stops())
-    if code == INTERRUPTED:
+    if code == INTERRUPTED or (code == 0 and not (files.output / "train.json").is_file()):
+        if max(list_checkpoints(files.output), default=0) > max(saved, default=0):
+            requeue_job()
         raise saved_and_stopped(options)
     if code:
         raise ValueError(
             f"training {options.name} on {nodes} node(s) failed with exit code {code}; see the messages above."
         )
+
+
+def launch_task(options: ExperimentOptions, files: TrainingFiles, topology: Topology) -> None:
+    """Runs the part of one node, started by srun.
+
+    Ends well where it was asked to stop: for another exit code srun would kill the other nodes, which still save. The job
+    sees that there is no result.
+    """
+    try:
+        launch(options, files, topology)
+    except Interrupted as error:
+        logger.warning("%s", error)
+
+
+def requeue_job() -> None:
+    """Puts this job back into SLURM's queue under its own number, which ends it; no try of Snakemake's is used up.
+
+    Returns where SLURM does not do that: jobs that are cancelled, and sites that do not let jobs queue again.
+    """
+    number = os.environ["SLURM_JOB_ID"]
+    try:
+        if _output_of(["squeue", "--noheader", "--job", number, "--format", "%T"]) != "RUNNING":
+            return
+        logger.info("training goes on in job %s, which goes back into the queue", number)
+        _output_of(["scontrol", "requeue", number])
+    except ValueError as error:
+        logger.warning("%s", error)
+        return
+    time.sleep(REQUEUE_SECONDS)
 
 
 def slurm_hosts() -> list[str]:
