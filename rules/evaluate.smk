@@ -101,7 +101,7 @@ rule judge_images:
     threads: 1
     resources:
         mem_mb=2000,
-        runtime=720,
+        runtime=limited(720),
     params:
         judge=get_judge,
         format=f"format: {omnitune.evaluation.JUDGEMENTS_FORMAT}",
