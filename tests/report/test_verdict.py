@@ -1,5 +1,6 @@
 """What a report answers: the verdict's words, the best checkpoint, what was forgotten, what to take."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ from omnitune.evaluation.prompts import Prompt
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import BenchmarkEntry, Evaluation
 from omnitune.report.scores import primary_of, score_lines
-from omnitune.report.verdict import answer, best_of, forgetting, step_to_take, verdict
+from omnitune.report.verdict import answer, best_of, commands, forgetting, step_to_take, verdict
 
 pytestmark = pytest.mark.unit
 
-RNG = np.random.default_rng(0)
-NOISE = RNG.normal(size=60)
+NOISE, OTHER = np.random.default_rng(0).normal(size=(2, 60))
 
 
 def evaluated(rows: dict[int, Any], measure: str = "psnr", name: str = "scenes", **benchmark: Any) -> Evaluation:
@@ -36,7 +36,7 @@ def evaluated(rows: dict[int, Any], measure: str = "psnr", name: str = "scenes",
 
 
 def test_noise_is_no_difference_and_says_what_would_be_one() -> None:
-    found = evaluated({0: 20 + NOISE, 50: 20 + NOISE + RNG.normal(-0.05, 1, 60)})
+    found = evaluated({0: 20 + NOISE, 50: 19.95 + NOISE + OTHER})
     said = verdict(found, score_lines(found))
     assert said["word"] == "no difference shown"
     assert "prompts would show half of it." in said["text"] and "[-" in said["text"] and ", +" in said["text"]
@@ -61,7 +61,7 @@ def test_the_verdict_is_about_the_primary_measure_alone() -> None:
     [(22, 100, None), (20.9, 50, "worse"), (None, 50, "no difference shown")],
 )
 def test_the_best_checkpoint_and_whether_the_last_is_worse(last: float | None, best: int, word: str | None) -> None:
-    ends = 21 + NOISE + (RNG.normal(-0.01, 0.5, 60) - 0.02) if last is None else last + NOISE
+    ends = 21 + NOISE + (0.5 * (OTHER - OTHER.mean()) - 0.02) if last is None else last + NOISE
     found = evaluated({0: 20 + NOISE, 50: 21 + NOISE, 100: ends})
     chosen = best_of(found)
     assert chosen is not None and chosen.step == EvaluatedStep(best)
@@ -74,6 +74,18 @@ def test_a_checkpoint_that_is_worse_elsewhere_is_not_taken() -> None:
     two = evaluated({0: 20 + NOISE, 50: 19 + NOISE, 100: 21 + NOISE}, name="other")
     assert step_to_take([one]) == EvaluatedStep(50)
     assert step_to_take([one, two]) == EvaluatedStep(100)
+
+
+def test_the_command_draws_as_the_row_was_drawn() -> None:
+    found = evaluated({0: 20 + NOISE, 50: 21 + NOISE}, image_guidance_scale=1.5, scheduler="dpmsolver++")
+    step = EvaluatedStep(50, lora_scale=0.5)
+    weights = {"base": "my models/base", "transformer": None, "lora": "a/transformer_lora", "lora_scale": 0.5}
+    found.scores[step] = {**found.scores[EvaluatedStep(50)], "weights": weights}
+    [line] = commands([found], step)
+    given = dict(zip(*[iter(shlex.split(line)[2:])] * 2, strict=True))
+    assert given["--model_path"] == "my models/base" and "--transformer_path" not in given
+    assert given["--transformer_lora_path"] == "a/transformer_lora" and given["--transformer_lora_scale"] == "0.5"
+    assert given["--image_guidance_scale"] == "1.5" and given["--scheduler"] == "dpmsolver++"
 
 
 def test_tasks_that_were_not_trained_stand_apart() -> None:

@@ -1,9 +1,9 @@
 """What a report answers: did training help, by which interval, what was forgotten, and which checkpoint to take."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,14 +161,21 @@ def commands(evaluations: Sequence[Evaluation], step: EvaluatedStep | None) -> l
         return []
     names: Mapping[str, Any] = evaluations[0].scores[step]["weights"]
     benchmark = evaluations[0].entry.benchmark
-    options = [("model_path", names["base"]), ("transformer_path", names["transformer"])]
-    options += [("transformer_lora_path", names["lora"])]
-    text = "".join(f" --{option} {Path(value).as_posix()}" for option, value in options if value)
-    size = (
-        f" --height {benchmark.height} --width {benchmark.width} --num_inference_step {benchmark.num_inference_steps}"
-    )
-    guidance = f" --text_guidance_scale {benchmark.text_guidance_scale} --dtype {benchmark.dtype}"
-    return [f'omnitune generate{text}{size}{guidance} --instruction "..."']
+    options = [
+        ("model_path", names["base"]),
+        ("transformer_path", names["transformer"]),
+        ("transformer_lora_path", names["lora"]),
+        ("transformer_lora_scale", names.get("lora_scale")),
+        ("height", benchmark.height),
+        ("width", benchmark.width),
+        ("num_inference_step", benchmark.num_inference_steps),
+        ("text_guidance_scale", benchmark.text_guidance_scale),
+        ("image_guidance_scale", benchmark.image_guidance_scale),
+        ("scheduler", benchmark.scheduler),
+        ("dtype", benchmark.dtype),
+    ]
+    given = [part for name, value in options if value is not None for part in (f"--{name}", str(value))]
+    return [f'omnitune generate {shlex.join(given)} --instruction "..."']
 
 
 def _line(lines: Sequence[Score], task: str, measure: str, step: EvaluatedStep) -> Score | None:
