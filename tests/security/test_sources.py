@@ -77,6 +77,20 @@ def test_a_pattern_does_not_go_on_for_ever(project: Path, monkeypatch: pytest.Mo
         read_mixture(mixture(*["a"] * 500))
 
 
+@pytest.mark.parametrize("path", ["a", "a/**/*.jsonl"])
+def test_links_to_themselves_and_folders_without_end(project: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    Path("a/b/c/e").mkdir(parents=True)
+    Path("a/b/c/d.jsonl").touch()
+    Path("a/b/loop").symlink_to("loop")
+    [source] = read_mixture(mixture(path))
+    assert source.files == (Path("a/b/c/d.jsonl"),)
+    monkeypatch.setattr(sample_files, "MAX_LEVELS", 2)
+    with pytest.raises(ConfigError, match=r"data\.0\.path: .*'a/b/c/e' lies more than 2 folders deep"):
+        read_mixture(mixture(path))
+    with pytest.raises(ConfigError, match="more than 2 parts behind its first wildcard"):
+        read_mixture(mixture("a/*/*/*/*.jsonl"))
+
+
 def test_a_pipe_is_no_source(project: Path) -> None:
     os.mkfifo("a.jsonl")
     with pytest.raises(ConfigError, match=r"data\.0\.path: 'a\.jsonl': a\.jsonl is no regular file"):
@@ -137,5 +151,6 @@ def test_the_ledger_repeats_the_keys_of_samples_alone(project: Path) -> None:
 def test_what_signs_a_url_is_redacted(name: str) -> None:
     for separator in "?&;#":
         assert "hunter2" not in storage.redact(f"https://host/a.jpg{separator}{name}=hunter2")
+    assert storage.redact("https://me:hunter2@hunter2@host/a@b?c@d") == "https://host/a@b?c@d"
     plain = "https://host/a.jpg?size=3&tokens=4&design=5&keyword=6&author=7&codec=8&monkey=9#key"
     assert storage.redact(plain) == plain

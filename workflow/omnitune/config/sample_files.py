@@ -9,10 +9,12 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 from omnitune.errors import ConfigError
+from omnitune.io.jsonl import shown
 
 PATTERN = re.compile(r"[*?\[]")
 ANY_FOLDER = "**"
 MAX_FILES = 100_000  # .jsonl files of one folder or pattern
+MAX_LEVELS = 100  # of folders in a row that a folder or pattern leads through
 MAX_WALKED = 1_000_000  # files and folders that are looked at for a mixture and all that it names
 NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
@@ -29,6 +31,8 @@ def check_pattern(found: Path, where: str) -> None:
     wild = found.parts[len(fixed_part(found).parts) :]
     if ".." in wild:
         raise ConfigError(f"{where}: `..` stands behind a wildcard. Write the folder out.")
+    if len(wild) > MAX_LEVELS:
+        raise ConfigError(f"{where}: has more than {MAX_LEVELS} parts behind its first wildcard. Write folders out.")
     if wild.count(ANY_FOLDER) > 1:
         raise ConfigError(f"{where}: `**` stands more than once, which means no more files. Keep one.")
 
@@ -73,14 +77,14 @@ class SampleFiles:
                     yield from self._below(place / entry.name, rest, where, follow)
             return
         yield from self._below(place, rest, where, follow)
+        if len(above) > MAX_LEVELS:
+            raise ConfigError(
+                f"{where}: {shown(str(place))} lies more than {MAX_LEVELS} folders deep. Name a nearer one."
+            )
         here = (*above, place.stat()) if entries else above
         for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=follow):
-                continue
-            inner = place / entry.name
-            # a link to a folder that this one lies in would be a way without end
-            if not (entry.is_symlink() and any(os.path.samestat(inner.stat(), folder) for folder in here)):
-                yield from self._below(inner, parts, where, follow, here)
+            if not entry.name.startswith(".") and _is_folder(entry, here, follow):
+                yield from self._below(place / entry.name, parts, where, follow, here)
 
     def _entries(self, folder: Path, where: str) -> list[os.DirEntry[str]]:
         try:
@@ -97,3 +101,13 @@ class SampleFiles:
                 "that hold them."
             )
         return entries
+
+
+def _is_folder(entry: os.DirEntry[str], above: Sequence[os.stat_result], follow: bool) -> bool:
+    """Whether `**` goes into an entry: not by a link that leads nowhere, or to a folder above, which would be endless."""
+    try:
+        if not entry.is_dir(follow_symlinks=follow):
+            return False
+        return not (entry.is_symlink() and any(os.path.samestat(entry.stat(), folder) for folder in above))
+    except OSError:  # a link to itself, or into a folder that nobody may look into
+        return False
