@@ -26,7 +26,7 @@ from omnitune.io.url_limits import Budget, budget
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 # Parts of a URL that let whoever reads it in: a user's name and password, and what signs it or is a key of its own.
-USER = re.compile(r"(?<=://)[^/@\s\"]*@")
+USER = re.compile(r"(?<=://)[^/?#\s\"]*@")  # up to the last one, as a password may hold others
 QUERY = re.compile(r"(?<=[?&;#])([^?&;#=\s\"']+)=[^&;#\s\"']*")
 SECRETS = {
     "auth",
