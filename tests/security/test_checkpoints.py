@@ -20,6 +20,7 @@ from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
 from omnitune.checkpoints.states import TrainerState, read_state
 from omnitune.conversion.read import read_checkpoint
 from omnitune.distributed.parallel import SharedError
+from omnitune.io.weights import require_stored
 from omnitune.paths import METADATA_FILE, MODEL_FOLDER, OPTIMIZER_FOLDER, STATE_FILE
 
 pytestmark = pytest.mark.unit
@@ -207,6 +208,11 @@ def test_what_is_compressed_is_not_unpacked(checkpoint: Checkpoint, tmp_path: Pa
     (tmp_path / "model.pt").write_bytes(compressed({"a": torch.zeros(1 << 16)}))
     with pytest.raises(ValueError, match=r"model\.pt: its parts are compressed"):
         read_checkpoint(tmp_path / "model.pt")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "damaged.pt")
+    content = (tmp_path / "damaged.pt").read_bytes()
+    (tmp_path / "damaged.pt").write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\x03", 1))
+    with pytest.raises(ValueError, match=r"damaged\.pt: is damaged \(Bad magic number"):
+        require_stored(tmp_path / "damaged.pt", tmp_path / "damaged.pt")
     with pytest.raises(ValueError, match="lr: its parts are compressed"):
         _Planner().load_bytes(SimpleNamespace(storage_index=SimpleNamespace(fqn="lr")), io.BytesIO(compressed(0.1)))
 

@@ -79,10 +79,13 @@ def read_limited(path: Path, limit: int) -> bytes:
 def require_stored(file: Path | IO[bytes], name: Path | str) -> None:
     """Raises ValueError for a file of torch.save with compressed parts, which torch never writes: they may be of any size."""
     if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as parts:
-            found = parts.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in found):
-                raise ValueError(f"{name}: its parts are compressed, as torch.save writes none. Save it again.")
+        try:
+            with zipfile.ZipFile(file) as parts:
+                found = parts.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name}: is damaged ({error}). {FETCH}") from None
+        if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in found):
+            raise ValueError(f"{name}: its parts are compressed, as torch.save writes none. Save it again.")
     if not isinstance(file, Path):
         file.seek(0)
 
