@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from omnitune.evaluation import statistics
 from omnitune.evaluation.statistics import (
     FEWEST,
     NO_DIFFERENCE,
@@ -88,6 +89,14 @@ def test_chance_is_taken_for_a_difference_in_one_trial_of_twenty() -> None:
     trials = rng.choice([-1.0, 0.0, 1.0], (300, 60), p=[0.05, 0.9, 0.05])
     wrong = sum(interval.excludes_zero for interval in mean_intervals(trials))
     assert wrong / 300 < 0.08
+
+
+def test_how_much_is_held_together_changes_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 60))
+    found = mean_intervals(values)
+    monkeypatch.setattr(statistics, "HELD", 7000)
+    for one, other in zip(mean_intervals(values), found, strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from scipy.stats import bootstrap, norm
 CONFIDENCE = 0.95
 POWER = 0.8  # of the trials that `prompts_needed` counts for
 RESAMPLES = 10_000
-BATCH = 500  # resamples held in memory together
+HELD = 2_500_000  # numbers of prompts that are drawn and held in memory together
 # Of fewer values there is no interval: five differences come to have one sign by chance in 2 / 2^5 = 6 % of all trials.
 FEWEST = 6
 
@@ -81,7 +81,7 @@ def mean_intervals(values: np.ndarray) -> list[Interval]:
         means,
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=BATCH,
+        batch=max(1, HELD // prompts),
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
