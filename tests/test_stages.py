@@ -48,6 +48,8 @@ def test_an_evaluation_draws_with_the_converted_weights_of_its_step(experiment: 
     ]
     base = experiment.evaluation("b", benchmark, BASE)
     assert (base.weights.transformer, base.weights.lora) == (start, None)
+    with pytest.raises(ValueError, match=r"LoRA scale 0\.5: 'second' has no adapter at step 0"):
+        experiment.evaluation("b", benchmark, EvaluatedStep(0, lora_scale=0.5))
 
 
 def test_an_options_file_is_an_experiment_by_itself(experiment: Experiment) -> None:

@@ -108,6 +108,10 @@ class Experiment:
     def evaluation(self, benchmark_name: str, benchmark: Benchmark, step: EvaluatedStep) -> "Evaluation":
         """That of a step with a benchmark; BASE is what the experiment starts from."""
         name, lora = self.options.name, self.options.train.lora_ft
+        if step.lora_scale != 1 and not (lora and step.number):
+            raise ValueError(
+                f"LoRA scale {step.lora_scale:g}: {name!r} has no adapter at step {step.number}. Leave it out."
+            )
         tuned = Path(conversion_file(name, step, lora)).parent if step.number else None
         weights = evaluated_weights(self.start.base, self.start.transformer, tuned, step.lora_scale)
         return Evaluation(benchmark_name, benchmark, step, weights, name)
