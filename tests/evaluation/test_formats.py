@@ -273,6 +273,36 @@ def test_places_that_hold_no_prompts_are_named() -> None:
             source_files(Benchmark(prompts=prompts, format=form))
 
 
+def test_what_no_table_or_name_should_hold_is_a_sentence() -> None:
+    texts = {name: ["x"] for name in ("key", "task_type", "instruction", "instruction_language")}
+    one = pa.py_buffer(np.array([0, 2], np.int32).tobytes())
+    damaged = {**texts, "instruction": pa.Array.from_buffers(pa.string(), 1, [None, one, pa.py_buffer(b"\xff\xfe")])}
+    pq.write_table(pa.table({**damaged, "input_images": [[]]}), "damaged.parquet")
+    pq.write_table(pa.table({**texts, "input_images": [5]}), "numbers.parquet")
+    twice = pa.table([["x"]] * 6, names=[*texts, "input_images", "key"])
+    with pa.OSFile("twice.arrow", "wb") as file, pa.ipc.new_stream(file, twice.schema) as stream:
+        stream.write_table(twice)
+    name = "n" * 300
+    write("long.json", json.dumps({"1": {**EDITS["673"], "id": name}}))
+    for form, prompts, message in [
+        ("omnicontext", "damaged.parquet", r"damaged\.parquet: cannot be read behind row 0"),
+        ("omnicontext", "numbers.parquet", r"row 1: input_images: needs a list of images, found a number"),
+        ("omnicontext", "twice.arrow", r"twice\.arrow: has more than one column key"),
+        ("imgedit", "long.json", r"id: 'n+\.\.': does not exist below '\.'"),
+        (
+            "dpg",
+            "https://me:hunter2@host/prompts",
+            r"prompts: 'https://host/prompts': is a URL, which is not read here",
+        ),
+    ]:
+        benchmark = Benchmark(prompts=prompts, format=form)
+        with pytest.raises(ValueError, match=message):
+            import_prompts(benchmark, Path("out/prompts.jsonl")) if source_files(benchmark) else None
+    benchmark = Benchmark(prompts=parquet(gedit_rows()), format="gedit", language="fr")
+    with pytest.raises(ValueError, match="holds no prompts in language 'fr'"):
+        source_files(benchmark)
+
+
 def test_keys_that_do_not_fit_the_format_are_refused() -> None:
     for keys, message in [
         ({"format": "our", "export": "official"}, "has no official scorer"),
@@ -320,7 +350,7 @@ def red(content: bytes, at: tuple[int, int] = (0, 0)) -> int:
     return int(value[0])
 
 
-def test_geneval_gets_a_folder_for_each_line() -> None:
+def test_geneval_gets_a_folder_for_each_line(caplog: pytest.LogCaptureFixture) -> None:
     files = exported(geneval())
     assert list(files) == [
         *("00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png", "00000/samples/0002.png"),
@@ -329,7 +359,9 @@ def test_geneval_gets_a_folder_for_each_line() -> None:
     ]
     assert json.loads(files["00001/metadata.jsonl"]) == COLORS
     assert [red(files[f"0000{k // 4}/samples/000{k % 4}.png"]) for k in range(8)] == list(range(8))
-    files = exported(geneval(), failed=("00000-1", *(f"00001-{k}" for k in range(4))))
+    with caplog.at_level("WARNING"):
+        files = exported(geneval(), failed=("00000-1", *(f"00001-{k}" for k in range(4))))
+    assert "5 images are missing, as drawing them failed; prompts left out: 00001" in caplog.text
     assert list(files) == [f"00000/{name}" for name in ("metadata.jsonl", *(f"samples/000{k}.png" for k in (0, 2, 3)))]
 
 

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,6 +66,27 @@ def test_prompts_without_end_are_refused(project: Path, monkeypatch: pytest.Monk
     )
     with pytest.raises(ValueError, match=r"prompts\.jsonl:2: a benchmark has at most 1 images"):
         read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"instruction": "a\ud800"}, r"instruction: .*holds half of a character"),
+        ({"input_images": ["n" * 300], "task_type": "edit"}, r"input_images: 'n+': does not exist"),
+    ],
+)
+def test_texts_and_names_that_nothing_can_hold_are_refused(project: Path, values: dict[str, Any], problem: str) -> None:
+    write(**values)
+    with pytest.raises(ValueError, match=rf"(?s)prompts\.jsonl:1: .*{problem}"):
+        read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
+    with pytest.raises(ValueError, match="does not exist"):
+        read_prompts(Benchmark(prompts="n" * 300), Path())
+
+
+def test_inputs_of_an_instruction_are_a_list(project: Path) -> None:
+    write(input_images=5)
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: .*input_images"):
+        read_instructions(Path("prompts.jsonl"))
 
 
 def test_a_file_of_blank_lines_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

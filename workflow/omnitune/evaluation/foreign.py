@@ -12,7 +12,7 @@ from omnitune.config import Benchmark
 from omnitune.config.choices import PROMPT_FORMATS
 from omnitune.errors import Refused
 from omnitune.evaluation.formats.source import SourcePrompt
-from omnitune.evaluation.prompts import PromptLine, checked_lines
+from omnitune.evaluation.prompts import PromptLine, checked_lines, refuse_url
 from omnitune.images.prepare import check_image
 from omnitune.images.read import read_bytes
 from omnitune.images.verdicts import MAX_PIXELS, most_bytes
@@ -38,6 +38,7 @@ def as_imported(name: str, benchmark: Benchmark) -> Benchmark:
 
 def source_files(benchmark: Benchmark) -> list[Path]:
     """All files that an import reads, each once; ValueError for what is wrong in any, images inside them left out."""
+    refuse_url(benchmark.prompts, f"prompts: {benchmark.prompts!r}")
     found: list[Path] = []
     try:
         for source, _ in _checked(benchmark, pixels=False):
@@ -45,7 +46,8 @@ def source_files(benchmark: Benchmark) -> list[Path]:
     except OSError as error:
         raise ValueError(f"prompts: {benchmark.prompts!r}: cannot be read: {error}.") from None
     if not found:
-        raise ValueError(f"prompts: {benchmark.prompts!r}: holds no prompts.")
+        own = f" in language {benchmark.language!r}" if benchmark.language else ""
+        raise ValueError(f"prompts: {benchmark.prompts!r}: holds no prompts{own}.")
     return list(dict.fromkeys(found))
 
 

@@ -32,19 +32,21 @@ def export_images(benchmark: Benchmark, prompts: Sequence[Prompt], folder: Path,
     """
     lay_out = PROMPT_FORMATS[benchmark.format].load_layout()
     rows = read_generations(folder, read_scores(folder))
-    files, left_out = 0, []
+    files, left_out, failed = 0, [], 0
     with atomic_folder(output) as temporary:
         for key, draws in groupby(prompts, key=lambda prompt: prompt.line_key):
             own = list(draws)
             images = tuple(_image(folder, rows[prompt.key]) for prompt in own)
             layout = lay_out(LaidOut(own[0], images, method))
             left_out += [] if layout else [key]
+            failed += images.count(None)
             for name, content in layout.items():
                 _write(temporary, name, content)
                 files += 1
     logger.info("%s: %d files for the scorer of %s", output, files, benchmark.format)
-    if left_out:
-        logger.warning("%d prompts are left out, as images of them are missing: %s", len(left_out), ", ".join(left_out))
+    if failed:
+        gone = ", ".join(left_out) or "none"
+        logger.warning("%d images are missing, as drawing them failed; prompts left out: %s", failed, gone)
 
 
 def _image(folder: Path, row: dict[str, str | None]) -> Path | None:

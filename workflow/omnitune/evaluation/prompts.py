@@ -17,7 +17,7 @@ from omnitune.config.base import Section, check_config
 from omnitune.config.choices import CHECKS, OneOf
 from omnitune.errors import Refused
 from omnitune.images.prepare import read_rgb
-from omnitune.io.files import lock_folder, sha256_of, write_json
+from omnitune.io.files import is_plain_file, lock_folder, sha256_of, write_json
 from omnitune.io.jsonl import read_objects
 from omnitune.io.places import require_below
 from omnitune.io.storage import is_url, redact
@@ -78,6 +78,8 @@ class PromptLine(Section):
     def _says_something(cls, instruction: str) -> str:
         if not instruction.strip():
             raise ValueError("needs a text")
+        if any("\ud800" <= sign <= "\udfff" for sign in instruction):
+            raise ValueError("holds half of a character (\\ud800 to \\udfff), which is no text")
         return instruction
 
     @model_validator(mode="after")
@@ -225,7 +227,7 @@ def _instruction_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         lines = ((number, {"instruction": line.strip()}) for number, line in numbered if line.strip())
     for number, content in lines:
         images = content.get("input_images") or []
-        task = "t2i" if not images else "edit" if len(images) == 1 else "ic"
+        task = "t2i" if not images else "ic" if isinstance(images, list) and len(images) > 1 else "edit"
         known = {name: content[name] for name in ("key", "instruction", "input_images") if name in content}
         yield f"{path}:{number}", {"key": f"{number:05d}", **known, "task_type": task}
 
@@ -345,12 +347,17 @@ def open_image(path: Path | str) -> Image.Image:
         raise ValueError(f"{path}: cannot be read as an image: {error}.") from None
 
 
-def _find(name: str, folders: Sequence[Path], where: str) -> Path:
+def refuse_url(name: str, where: str) -> None:
+    """Raises ValueError for a URL where a file is wanted."""
     if is_url(name):
         raise ValueError(f"{redact(where)}: is a URL, which is not read here. Fetch the file and name it.")
+
+
+def _find(name: str, folders: Sequence[Path], where: str) -> Path:
+    refuse_url(name, where)
     tried = list(dict.fromkeys(folder / name for folder in folders))
     for path in tried:
-        if path.is_file():
+        if is_plain_file(path):
             return path
     raise ValueError(f"{where}: does not exist. Looked for {' and '.join(map(str, tried))}.")
 

@@ -226,6 +226,11 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def is_plain_file(path: Path) -> bool:
+    """Whether there is a plain file; no, also for a name that no file can have, of which the method of Path raises."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Opens a plain file for reading; raises OSError for anything else: a pipe or a device would hold a reader up without
     end, also where one is put in the place of a file that was looked at before."""

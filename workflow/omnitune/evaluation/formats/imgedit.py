@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnitune.config import Benchmark
 from omnitune.evaluation.formats.source import LaidOut, Layout, SourcePrompt, prompts_file, text_of
+from omnitune.io.files import is_plain_file
 from omnitune.io.jsonl import json_kind, read_object, shown
 from omnitune.io.places import require_below
 
@@ -22,8 +23,10 @@ def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
             raise ValueError(f"{where}: needs an object, found {json_kind(entry)}.")
         name, instruction, task = (text_of(entry, name, where) for name in ("id", "prompt", "edit_type"))
         image = root / name
-        if "\0" in name or not image.is_file():
-            raise ValueError(f"{where}: id: {shown(name)}: does not exist below {root}. `image_root` names the folder.")
+        if not is_plain_file(image):
+            raise ValueError(
+                f"{where}: id: {shown(name)}: does not exist below {str(root)!r}. `image_root` names the folder."
+            )
         require_below(image, [root], f"{where}: id", "Put the image itself there")
         yield SourcePrompt(where, path, key, "edit", instruction, task, (image,))
 

@@ -40,7 +40,7 @@ def read_rows(
                         raise ValueError(f"{file}: row {number}: a benchmark has at most {MAX_PROMPTS} prompts.")
                     if benchmark.language in (None, row.get("instruction_language")):
                         yield f"{file}: row {number}", file, row
-        except (pa.ArrowException, OSError, OverflowError, MemoryError) as error:
+        except (pa.ArrowException, OSError, OverflowError, MemoryError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: cannot be read behind row {number}: {reason_of(error)}") from None
 
 
@@ -92,3 +92,6 @@ def _require_columns(file: Path, schema: pa.Schema, needed: Sequence[str]) -> No
     missing = [name for name in needed if name not in schema.names]
     if missing:
         raise ValueError(f"{file}: has no column {', '.join(missing)}; it has {', '.join(schema.names)[:400]}.")
+    twice = [name for name in needed if schema.names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{file}: has more than one column {', '.join(twice)}. Keep one.")
