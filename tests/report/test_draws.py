@@ -15,6 +15,7 @@ from omnitune.io.files import json_line, sealed
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.build import BenchmarkEntry, build_report
 from omnitune.report.collect import Evaluation
+from omnitune.report.examples import choose_examples
 from omnitune.report.scores import score_lines, tasks_of, values_of
 from omnitune.report.verdict import forgetting
 
@@ -81,3 +82,14 @@ def test_the_report_says_which_images_are_missing(tmp_path: Path) -> None:
     assert "hats" in page
     images = (output.parent / "generations.csv").read_text()
     assert f"scenes,step 120,{prompts[1].key},hats," in images
+
+
+def test_the_first_images_of_all_prompts_are_shown_before_further_ones() -> None:
+    prompts = [
+        Prompt(f"{line:02d}-{draw}", "t2i", "x", line_key=f"{line:02d}", draw=draw)
+        for line in range(10)
+        for draw in range(4)
+    ]
+    shown, rest = choose_examples(prompts)
+    assert {prompt.line_key for prompt in shown} == {f"{line:02d}" for line in range(10)}
+    assert [prompt.key for prompt in shown if prompt.draw] == ["00-1", "01-1"] and len(rest) == 28

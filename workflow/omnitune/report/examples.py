@@ -17,10 +17,14 @@ Row = dict[str, Any]
 
 
 def choose_examples(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """(shown, rest), by key alone and so by no result: the first of each task type in turn, up to SHOWN_EXAMPLES."""
+    """(shown, rest), by key alone and so by no result: the first of each task type in turn, up to SHOWN_EXAMPLES.
+
+    Further images of a prompt come behind the first ones of all.
+    """
     ordered = sorted(prompts, key=lambda prompt: prompt.key)
+    by_draw = sorted(ordered, key=lambda prompt: prompt.draw)
     tasks = list(dict.fromkeys(prompt.task for prompt in ordered))
-    columns = [[prompt for prompt in ordered if prompt.task == task] for task in tasks]
+    columns = [[prompt for prompt in by_draw if prompt.task == task] for task in tasks]
     turns = [prompt for turn in zip_longest(*columns) for prompt in turn if prompt is not None]
     keys = {prompt.key for prompt in turns[:SHOWN_EXAMPLES]}
     return [p for p in ordered if p.key in keys], [p for p in ordered if p.key not in keys]
