@@ -9,7 +9,7 @@ import yaml
 
 from helpers.projects import changed, write
 from omnitune.config import Benchmark, ExperimentOptions, Mixture, WorkflowConfig, evaluation_folders, load_config
-from omnitune.config.options import require_processes
+from omnitune.config.options import require_processes, without_meaning
 from omnitune.config.reference import reference_files
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep, weights_name
@@ -307,3 +307,47 @@ def test_seeds_are_those_that_torch_takes(seed: int) -> None:
     with pytest.raises(ValueError, match="seed"):
         Benchmark.model_validate({"prompts": "p.jsonl", "seed": seed})
     ExperimentOptions.model_validate(changed(seed=2**63 - 1))
+
+
+def test_keys_of_the_published_trainer_are_read(tmp_path: Path) -> None:
+    """What nothing follows from is said, a line each."""
+    text = PUBLISHED.replace("seed: 2233", "seed: null\nsame_seed_per_epoch: true")
+    text = text.replace("resume_from_checkpoint: latest", "resume_from_checkpoint: experiments/x/checkpoint-500")
+    text = text.replace("log_with: [wandb, tensorboard]", "log_with: all").replace(
+        "t_in_epochs: false", "t_in_epochs: true"
+    )
+    text = text.replace("allow_tf32: false", "allow_tf32: false\n  benchmark_cudnn: true\n  num_train_epochs: 3")
+    text = text.replace("  arch_opt:", "  resize_token_embeddings: true\n  vae_subfolder: vae\n  arch_opt:")
+    text = text.replace("  validation_steps: 500", "  validation_steps: 500\n  num_train_visualization_samples: 3")
+    options = ExperimentOptions.load(write(tmp_path / "options.yml", text))
+    assert (options.seed, options.val.visualization_samples, options.train.benchmark_cudnn) == (2233, 3, True)
+    assert options.train.max_train_steps == 4000, "it is set, and holds, as there"
+    assert "tensorboard" in options.logger.trackers
+    assert [line.partition(":")[0] for line in without_meaning(options)] == [
+        "same_seed_per_epoch",
+        "model.resize_token_embeddings",
+        "train.t_in_epochs",
+        "resume_from_checkpoint",
+    ]
+    assert not list(without_meaning(ExperimentOptions.load(write(tmp_path / "plain.yml", PUBLISHED))))
+
+
+def test_steps_follow_from_epochs_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", "{}\n" * 30)
+    write(tmp_path / "b.jsonl", "{}\n" * 11)
+    write(tmp_path / "mix.yml", "data:\n  - {path: a.jsonl}\n  - {path: b.jsonl}\n")
+    text = changed(
+        data={"data_path": "mix.yml"}, train={"num_train_epochs": 3, "global_batch_size": 8, "batch_size": 1}
+    )
+    content = yaml.safe_load(text) if isinstance(text, str) else text
+    content["train"].pop("max_train_steps", None)
+    path = write(tmp_path / "options.yml", yaml.safe_dump(content))
+    options = ExperimentOptions.load(path)
+    assert options.train.max_train_steps == 16, "123 samples, 8 a step"
+    assert options.checkpoint_steps[-1] == 16
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(
+        ConfigError, match=r"train\.num_train_epochs: the rows of b\.jsonl cannot be counted, as it is not there"
+    ):
+        ExperimentOptions.load(path)

@@ -320,3 +320,36 @@ def test_ratios_whose_sum_would_be_no_number_are_refused(tmp_path: Path) -> None
     path.write_text(yaml.safe_dump({"data": [{"path": f"{name}.jsonl", "ratio": 1.7e308} for name in "ab"]}))
     with pytest.raises(ConfigError, match=r"data\.0\.ratio"):
         read_mixture(path)
+
+
+def test_inside_ratios_are_shares_of_each_entry_s_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("a", 10), ("b", 20), ("c", 30)):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n" * rows)
+    (tmp_path / "inner.yml").write_text("data: [{path: b.jsonl, ratio: 1}, {path: c.jsonl, ratio: 3}]")
+    (tmp_path / "mix.yml").write_text(
+        "ratio_type: inside_ratio\ndata: [{path: a.jsonl, ratio: 1}, {path: inner.yml, ratio: 0.6}]"
+    )
+    ratios = {source.name: source.ratio for source in read_mixture("mix.yml")}
+    assert ratios == pytest.approx({"a": 10 / 40, "b": 30 / 40 / 4, "c": 30 / 40 * 3 / 4})
+    (tmp_path / "c.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"inner\.yml'.*inside_ratio: the rows of c\.jsonl cannot be counted"):
+        read_mixture("mix.yml")
+
+
+def test_a_file_that_is_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the published mix.yml, whose paths lack a folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("t2i", "edit"):
+        (tmp_path / "configs/train" / folder).mkdir(parents=True)
+        (tmp_path / "configs/train" / folder / "all.yml").write_text("data: [{path: x.jsonl}]")
+    mix = tmp_path / "configs/train/mix.yml"
+    mix.write_text("data: [{path: configs/t2i/all.yml}]")
+    with pytest.raises(
+        ConfigError, match=r"no such mixture file; .* There is configs/train/t2i/all\.yml: name this one"
+    ):
+        read_mixture("configs/train/mix.yml")
+    (tmp_path / "configs/train/t2i/0.jsonl").write_text("")
+    mix.write_text("data: [{path: configs/t2i/0.jsonl}]")
+    [source] = read_mixture("configs/train/mix.yml")
+    assert "There is configs/train/t2i/0.jsonl: name this one" in source.missing("configs/t2i/0.jsonl")

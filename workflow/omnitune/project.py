@@ -109,7 +109,8 @@ class Project:
         found = [(ExperimentOptions.load(path), Path(path)) for path in workflow.experiments]
         swept, made = variants_of(workflow.sweep, ExperimentOptions, where) if workflow.sweep else (None, {})
         if workflow.sweep:
-            found += [(options, Path(workflow.sweep.options)) for options, _ in made.values()]
+            base = workflow.sweep.options
+            found += [(options.with_steps(base), Path(base)) for options, _ in made.values()]
         experiments: dict[str, ExperimentOptions] = {}
         files: dict[str, Path] = {}
         for options, path in found:
@@ -250,8 +251,9 @@ class Project:
             if options.train.lora_path and not options.adapter_upstream:
                 read_header(starting_adapter_file(options.train.lora_path))
             used = val.data_path is not None and (val.validation_steps or val.train_visualization_steps)
+            keys = options.data.instruction_keys
             if val.data_path is not None and used and not self.drawn([val.data_path]):
-                read_heldout_rows(Path(val.data_path), max(val.max_samples, val.visualization_samples))
+                read_heldout_rows(Path(val.data_path), max(val.max_samples, val.visualization_samples), keys)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
 

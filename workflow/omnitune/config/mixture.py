@@ -1,11 +1,13 @@
 """Mixture files: which sources a data set consists of and at which ratio, in the published format."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import Section
+
+INSIDE = "inside_ratio"
 
 
 class MixtureEntry(Section):
@@ -42,6 +44,11 @@ class Mixture(Section):
     """A mixture file."""
 
     ratio_type: Annotated[
-        str | None, Field(description="Read for compatibility with published files; has no effect."), NOTHING
+        Literal["outside_ratio", "inside_ratio"] | None,
+        Field(
+            description="`outside_ratio`, as null: ratios are shares of the mixture. `inside_ratio`: shares of each entry's own "
+            "rows, which are counted whenever the file is read."
+        ),
+        Affects("weights"),
     ] = None
     data: Annotated[list[MixtureEntry], Field(min_length=1, description="The sources of the mixture.")]

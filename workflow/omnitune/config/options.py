@@ -1,5 +1,8 @@
 """Options of an experiment, in the published OmniGen2 format with Omnitune's own keys beside it."""
 
+import math
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +12,7 @@ from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import PositiveInt, Probability, Section, Seed
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.convert import ConvertOptions
+from omnitune.config.sources import count_rows, sources_of
 from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
 from omnitune.config.variants import check_layers, read_layers
@@ -33,6 +37,15 @@ class DataOptions(Section):
     data_path: Annotated[
         str, Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}."), NAMES
     ]
+    instruction_keys: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        Field(
+            min_length=1,
+            description="Keys of a row that its instruction is taken from: the first that has a text, as in "
+            "`[instruction_long, instruction]`.",
+        ),
+        Affects("samples"),
+    ] = ["instruction"]
     use_chat_template: Annotated[
         bool,
         Field(description="Wrap instructions in the text encoder's chat template, as the published model expects."),
@@ -258,6 +271,11 @@ class ModelOptions(Section):
         Field(description="Take text encoder and tokenizer from here. null: the pipeline's own."),
         Affects("base", "weights"),
     ] = None
+    resize_token_embeddings: Annotated[
+        bool,
+        Field(description="Read for compatibility: rows of the embedding that no token has change no features."),
+        NOTHING,
+    ] = False
     pretrained_vae_revision: Annotated[
         str | None,
         Field(description="The same as pretrained_revision for the repository of the VAE."),
@@ -367,7 +385,11 @@ class ValOptions(Section):
     ] = 100
     visualization_samples: Annotated[
         PositiveInt,
-        Field(description="The first so many held-out prompts that images are drawn of while training."),
+        Field(
+            validation_alias=AliasChoices("visualization_samples", "num_train_visualization_samples"),
+            description="The first so many held-out prompts that images are drawn of while training; also read under its "
+            "published name `num_train_visualization_samples`.",
+        ),
         NOTHING,
     ] = 4
     num_inference_steps: Annotated[PositiveInt, Field(description="Sampling steps of these images."), NOTHING] = 20
@@ -385,8 +407,10 @@ class LoggerOptions(Section):
     """Logs and checkpoints."""
 
     log_with: Annotated[
-        list[Literal["tensorboard", "wandb"]] | Literal["tensorboard", "wandb"] | None,
-        Field(description="Trackers beside logs/metrics.jsonl. wandb needs `pip install wandb`."),
+        list[Literal["tensorboard", "wandb"]] | Literal["tensorboard", "wandb", "all"] | None,
+        Field(
+            description="Trackers beside logs/metrics.jsonl. wandb needs `pip install wandb`; `all`: those that are installed."
+        ),
         NOTHING,
     ] = ["tensorboard"]
     project_name: Annotated[str, Field(description="wandb: name of the project."), NOTHING] = "omnitune"
@@ -404,10 +428,15 @@ class LoggerOptions(Section):
         """Names of the trackers."""
         if self.log_with is None:
             return []
+        if self.log_with == "all":
+            return ["tensorboard", *(["wandb"] if find_spec("wandb") else [])]
         return [self.log_with] if isinstance(self.log_with, str) else list(self.log_with)
 
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of experiments
+
+
+DEFAULT_SEED = 2233
 
 
 class ExperimentOptions(Section):
@@ -430,8 +459,10 @@ class ExperimentOptions(Section):
         NAMES,
     ]
     seed: Annotated[
-        Seed, Field(description="Seed of data order, noise, times and dropout, below 2^63."), Affects("weights")
-    ] = 2233
+        Seed,
+        Field(description="Seed of data order, noise, times and dropout, below 2^63. null is the default, too."),
+        Affects("weights"),
+    ] = DEFAULT_SEED
     device_specific_seed: Annotated[
         bool, Field(description="Read for compatibility: randomness belongs to samples here, not to devices."), NOTHING
     ] = True
@@ -443,6 +474,9 @@ class ExperimentOptions(Section):
         ),
         NOTHING,
     ] = True
+    same_seed_per_epoch: Annotated[
+        bool, Field(description="Read for compatibility: randomness belongs to steps here, not to epochs."), NOTHING
+    ] = False
     data: DataOptions = Field(description="Data: what is trained on and how large it may be.")
     model: ModelOptions = Field(description="Weights to start from.")
     transport: TransportOptions = Field(TransportOptions(), description="The flow: how training times are drawn.")
@@ -454,9 +488,10 @@ class ExperimentOptions(Section):
         str | None, Field(description="Folder where downloaded weights are cached. null: the library's."), NOTHING
     ] = None
     resume_from_checkpoint: Annotated[
-        Literal["latest"] | None,
+        Annotated[str, Field(pattern=r"^(latest|(.*/)?checkpoint-\d+)$")] | None,
         Field(
-            description="`latest`: an interrupted training goes on from its newest checkpoint, and refuses to under changed "
+            description="`latest`, as which `checkpoint-N` is read, too: "
+            "an interrupted training goes on from its newest checkpoint, and refuses to under changed "
             "options. null: under changed options it starts over; the old attempt is kept in superseded-{n}/."
         ),
         NOTHING,
@@ -465,7 +500,28 @@ class ExperimentOptions(Section):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Reads an options file and those that it extends; raises ConfigError."""
-        return check_layers(read_layers(Path(path)), cls)
+        return check_layers(read_layers(Path(path)), cls).with_steps(str(path))
+
+    def with_steps(self, where: str) -> Self:
+        """With the number of steps that the epochs come to, where train.num_train_epochs alone says it.
+
+        An epoch is as many samples as the sources of the mixture have rows, which are counted for it.
+
+        Raises:
+            ConfigError: with `where` the options stand, for sources whose rows cannot be counted now.
+        """
+        train = self.train
+        if train.num_train_epochs is None or "max_train_steps" in train.model_fields_set:
+            return self
+        key = f"{where}: train.num_train_epochs"
+        rows = sum(count_rows(source.files, source.name, key) for source in sources_of(self.data))
+        steps = max(1, math.ceil(train.num_train_epochs * rows / train.global_batch_size))
+        return self.model_copy(update={"train": train.model_copy(update={"max_train_steps": steps})})
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _there_is_always_one(cls, seed: object) -> object:
+        return DEFAULT_SEED if seed is None else seed
 
     @model_validator(mode="after")
     def _scales_are_of_adapters(self) -> Self:
@@ -527,4 +583,22 @@ def require_processes(options: ExperimentOptions, num_processes: int, where: str
             f"  - train.global_batch_size: {train.global_batch_size} is not allowed: batch_size {train.batch_size} x "
             f"{num_processes} processes x gradient_accumulation_steps {train.gradient_accumulation_steps} = "
             f"{per_process * num_processes}. Start {train.num_processes} processes or change one of the three."
+        )
+
+
+def without_meaning(options: ExperimentOptions) -> Iterator[str]:
+    """A line on each key of the published trainer that is set and that nothing here follows from."""
+    train = options.train
+    if options.same_seed_per_epoch:
+        yield "same_seed_per_epoch: has no effect: what is drawn follows from seed, step and sample, never from the epoch."
+    if options.model.resize_token_embeddings:
+        yield "model.resize_token_embeddings: has no effect: rows that no token has change no text features."
+    if train.t_in_epochs:
+        yield "train.t_in_epochs: has no effect, as in the published trainer: warmup_t and t_initial count steps."
+    if train.cycle_decay != 1:
+        yield "train.cycle_decay: has no effect: there is one cycle."
+    if options.resume_from_checkpoint not in (None, "latest"):
+        yield (
+            f"resume_from_checkpoint: {options.resume_from_checkpoint!r} is read as 'latest': what comes after a checkpoint "
+            "follows from it. To go back to it, remove the newer ones."
         )

@@ -6,19 +6,24 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omnitune.config import Mixture, MixtureEntry, load_config
-from omnitune.config.options import DataOptions
+from omnitune.config.base import load_config
+from omnitune.config.mixture import INSIDE, Mixture, MixtureEntry
 from omnitune.config.sample_files import PATTERN, SampleFiles, check_pattern, fixed_part
 from omnitune.config.yaml_file import line_of
 from omnitune.errors import ConfigError, Refused
+from omnitune.io.jsonl import count_lines
 from omnitune.io.places import check_url, require_below
 from omnitune.io.storage import is_url, redact
 from omnitune.paths import is_letter
+
+if TYPE_CHECKING:
+    from omnitune.config.options import DataOptions
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
@@ -32,6 +37,7 @@ REMEDIES = {
 }
 MAX_ENTRIES = 10_000  # of all mixtures together, each counted as often as it is named
 MAX_DEPTH = 32  # mixtures that name each other in a row
+MAX_SEARCHED = 1000  # folders below a mixture's, for a file that it names by another path
 MAX_NAME_BYTES = 160  # of a source's name: file systems allow 255 with what is appended to it
 
 
@@ -66,7 +72,8 @@ class Source:
         line = line_of(self.mixture, lambda value: str(Path(value)) in tried) if self.mixture else None
         where = f"{self.mixture}, line {line}" if line else f"{self.mixture or self.name}"
         looked = "" if tried == {file} else f" Looked for {' and '.join(sorted(tried))}."
-        return f"{where}: {file} does not exist.{looked} Check the path."
+        hint = named_elsewhere(Path(file), self.mixture) if self.mixture else ""
+        return f"{where}: {file} does not exist.{looked}{hint or ' Check the path.'}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,31 @@ class _Leaf:
     source: Source
 
 
-def sources_of(data: DataOptions) -> list[Source]:
+def count_rows(files: Iterable[Path | str], name: str, where: str) -> int:
+    """Lines of a source's .jsonl files; ConfigError, with `where` they are asked for, for one that cannot be counted now."""
+    count = 0
+    for file in files:
+        if isinstance(file, str) or not file.is_file():
+            problem = "lies at a URL" if isinstance(file, str) else "is not there yet"
+            raise ConfigError(f"{where}: the rows of {redact(str(file))} cannot be counted, as it {problem}.")
+        count += count_lines(file, name)
+    return count
+
+
+def named_elsewhere(file: Path, mixture: Path) -> str:
+    """A sentence on where below the mixture's folder a missing file of this name is; empty without any."""
+    entries = islice(os.walk(mixture.parent), MAX_SEARCHED)
+    found = [Path(folder) / file.name for folder, _, names in entries if file.name in names]
+
+    def alike(path: Path) -> int:
+        """How many of the last parts are the same."""
+        pairs = zip(reversed(path.parts), reversed(file.parts), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    return f" There is {max(found, key=alike)}: name this one, if it is meant." if found else ""
+
+
+def sources_of(data: "DataOptions") -> list[Source]:
     """The sources of an experiment's mixture, which may lie where its options allow; see `read_mixture`."""
     return read_mixture(data.data_path, data.source_roots)
 
@@ -140,16 +171,29 @@ class _Reading:
                 f"{self.top}: names more than {MAX_ENTRIES} entries through its mixtures, or these name each other more "
                 f"than {MAX_DEPTH} times in a row; the last one is {path}. Name folders or patterns instead."
             )
-        total = math.fsum(entry.ratio for entry in mixture.data)  # the same to the last bit in any order
+        places = [f"{path}: data.{number}.path: {entry.path!r}" for number, entry in enumerate(mixture.data)]
+        ratios = [entry.ratio for entry in mixture.data]
+        if mixture.ratio_type == INSIDE:
+            sizes = [
+                self._rows(entry, where, path, above) if entry.ratio else 0
+                for entry, where in zip(mixture.data, places, strict=True)
+            ]
+            ratios = [ratio * size for ratio, size in zip(ratios, sizes, strict=True)]
+        total = math.fsum(ratios)  # the same to the last bit in any order
         if total <= 0:
             raise ConfigError(
                 f"{path}: data: the ratios of all entries are 0, which leaves nothing. Raise one above 0."
             )
-        for number, entry in enumerate(mixture.data):
-            if entry.ratio:
-                self._add(
-                    entry, f"{path}: data.{number}.path: {entry.path!r}", share * (entry.ratio / total), path, above
-                )
+        for entry, where, ratio in zip(mixture.data, places, ratios, strict=True):
+            if ratio:
+                self._add(entry, where, share * (ratio / total), path, above)
+
+    def _rows(self, entry: MixtureEntry, where: str, path: Path, above: list[Path]) -> int:
+        """How many rows all sources of an entry have; ConfigError where they cannot be counted now."""
+        inner = _Reading(self.roots, self.top)
+        inner._add(entry, where, 1.0, path, above)
+        files = {file: leaf.source.name for leaf in inner.leaves for file in leaf.source.files}
+        return sum(count_rows([file], entry.path, f"{where}: ratio_type {INSIDE}") for file in files)
 
     def _add(self, entry: MixtureEntry, where: str, ratio: float, path: Path, above: list[Path]) -> None:
         found: Path | str = entry.path if "://" in entry.path else _resolve(entry, path)
@@ -158,7 +202,8 @@ class _Reading:
         self._require_allowed(found if isinstance(found, str) else fixed_part(found), where)
         if isinstance(found, Path) and found.suffix in MIXTURE_SUFFIXES and not found.is_dir():
             if not found.is_file():
-                raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.")
+                hint = named_elsewhere(found, path)
+                raise ConfigError(f"{where}: no such mixture file; tried {_tried(entry, path)}.{hint}")
             self.descend(found, ratio, [*above, path])
             return
         found, origin, files = self._sample_files(found, entry, path, where)

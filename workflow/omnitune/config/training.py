@@ -122,6 +122,14 @@ class TrainOptions(Section):
     max_train_steps: Annotated[
         PositiveInt, Field(description="Optimizer steps of the whole training."), Affects("checkpoints")
     ] = 4000
+    num_train_epochs: Annotated[
+        PositiveInt | None,
+        Field(
+            description="Where max_train_steps is not set: so many times as many samples as the sources have rows. The rows "
+            "are counted whenever the options are read, so the .jsonl files must be there, on this machine."
+        ),
+        NOTHING,
+    ] = None
     dataloader_num_workers: Annotated[
         int, Field(ge=0, description="Reader processes per training process. 0: read in the training process."), NOTHING
     ] = 6
@@ -169,6 +177,9 @@ class TrainOptions(Section):
     ] = "bf16"
     allow_tf32: Annotated[
         bool, Field(description="Let CUDA matrix products of float32 use TF32."), Affects("weights")
+    ] = False
+    benchmark_cudnn: Annotated[
+        bool, Field(description="Let cuDNN try its convolutions (the VAE's) and take the fastest."), NOTHING
     ] = False
     compile: Annotated[
         bool, Field(description="Compile each block with torch.compile; the first steps take minutes."), NOTHING
@@ -222,7 +233,9 @@ class TrainOptions(Section):
         bool, Field(description="timm: the schedule starts after the warm-up."), Affects("weights")
     ] = True
     t_in_epochs: Annotated[
-        Literal[False], Field(description="timm: times count steps; epochs are not supported."), Affects("weights")
+        bool,
+        Field(description="Read for compatibility: times count steps, as they do in the published trainer."),
+        NOTHING,
     ] = False
     t_initial: Annotated[
         PositiveInt | None,

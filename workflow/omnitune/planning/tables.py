@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from omnitune.checkpoints.identity import stretched
+from omnitune.config.options import without_meaning
 from omnitune.paths import EXPERIMENT
 from omnitune.planning.memory import FITS, gigabytes
 from omnitune.planning.plan import TrainingPlan
@@ -59,6 +60,7 @@ def plan_warnings(plan: TrainingPlan) -> Iterator[str]:
     another = stretched(plan.options, Path(EXPERIMENT.format(experiment=plan.options.name)))
     if another:
         yield another
+    yield from without_meaning(plan.options)
     yield from never_reached(plan.options)
     if plan.gpu_hours:
         yield (

@@ -1,5 +1,6 @@
 """Validation while training: held-out loss at fixed times with fixed noise, and images of fixed prompts."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,16 @@ class HeldOut:
     images: list[Image.Image]
 
 
-def read_heldout(path: Path, limit: int, limits: ImageLimits) -> list[HeldOut]:
+def read_heldout(
+    path: Path, limit: int, limits: ImageLimits, instruction_keys: Sequence[str] = ("instruction",)
+) -> list[HeldOut]:
     """The first samples of a .jsonl file, in the format of training samples; keys that are no part of it are ignored.
 
     Raises:
         ValueError: with file and line, for a file, line or image that cannot be read.
     """
     samples: list[HeldOut] = []
-    for row in read_heldout_rows(path, limit):
+    for row in read_heldout_rows(path, limit, instruction_keys):
         try:
             input_limit = limits.input_limit(len(row.images) - 1)
             images = [_image(image, input_limit, limits) for image in row.images[:-1]]
@@ -76,7 +79,9 @@ class Validation:
         self.rank, self.world_size = rank, world_size
         path = Path(options.val.data_path)
         count = max(self.val.max_samples, self.val.visualization_samples)
-        self.samples = read_heldout(path, count, ImageLimits(**options.data.image_limits))
+        self.samples = read_heldout(
+            path, count, ImageLimits(**options.data.image_limits), options.data.instruction_keys
+        )
         encoder = self._encoder(base)
         scaling = latent_scaling(base)
         work = self._share(self._times())

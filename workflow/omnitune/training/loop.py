@@ -26,6 +26,7 @@ from omnitune.checkpoints.states import (
     step_of,
 )
 from omnitune.config import ExperimentOptions, require_processes
+from omnitune.config.options import without_meaning
 from omnitune.console import Progress
 from omnitune.distributed import parallel
 from omnitune.distributed.layout import Layout
@@ -106,6 +107,7 @@ class Trainer:
             self.identity = identity_of(options, files.base, files.transformer, files.index)
         parallel.require_agreement(shared_facts(options, self.identity, layout))
         torch.backends.cuda.matmul.allow_tf32 = self.train.allow_tf32
+        torch.backends.cudnn.benchmark = self.train.benchmark_cudnn
         self._setup_model()
         with together():
             self.data = open_data(options, files, self.accelerator)
@@ -151,7 +153,7 @@ class Trainer:
         Returns:
             False where it was asked to stop before: a checkpoint is there to go on from, and no train.json.
         """
-        for line in never_reached(self.options) if self.main else ():
+        for line in (*without_meaning(self.options), *never_reached(self.options)) if self.main else ():
             logger.warning("Note: %s", line)
         done, last = self._start(), self.train.max_train_steps
         with together():

@@ -1,5 +1,6 @@
 """Held-out samples of a training (val.data_path): their rows, and where their images lie. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ class HeldOutRow:
     images: tuple[Path, ...]
 
 
-def read_heldout_rows(path: Path, limit: int) -> list[HeldOutRow]:
+def read_heldout_rows(path: Path, limit: int, instruction_keys: Sequence[str] = ("instruction",)) -> list[HeldOutRow]:
     """The first rows of a .jsonl file, in the format of training samples; keys that are no part of it are ignored.
 
     Raises:
@@ -41,7 +42,7 @@ def read_heldout_rows(path: Path, limit: int) -> list[HeldOutRow]:
     for number, content in islice(read_objects(path), limit):
         where = f"{path}:{number}"
         try:
-            row = check_row(content)
+            row = check_row(content, instruction_keys)
         except Refused as error:
             raise ValueError(f"{where}: {error.message}.") from None
         images = tuple(_place(name, path.parent, where) for name in (*row.input_images, row.output_image))

@@ -1,6 +1,7 @@
 """One line of a .jsonl file: what a sample must hold, and the random draws of its conditioning in training."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,22 +28,26 @@ class Row:
     notes: tuple[str, ...] = ()
 
 
-def check_row(content: dict[str, Any]) -> Row:
+def check_row(content: dict[str, Any], instruction_keys: Sequence[str] = ("instruction",)) -> Row:
     """Checks one sample against the published format.
 
     Args:
         content: the object on the line: task_type, instruction, input_images (paths; may be absent or null) and
             output_image (path).
+        instruction_keys: of these the first that has a text is the instruction.
 
     Raises:
         Refused: wrong_type, unknown_task_type, empty_instruction, no_output_image, no_input_images,
             too_many_input_images or unexpected_input_images.
     """
     task_type = _task_type(content)
-    instruction = _instruction(content)
+    key = next((key for key in instruction_keys if isinstance(content.get(key), str) and content[key].strip()), None)
+    instruction = _instruction(content, key or instruction_keys[-1])
     inputs = _input_images(content)
     _check_number_of_inputs(task_type, len(inputs))
-    notes = [f"unknown key {shown(key)} is ignored" for key in sorted(set(content) - KNOWN_KEYS)]
+    notes = [
+        f"unknown key {shown(key)} is ignored" for key in sorted(set(content) - KNOWN_KEYS - set(instruction_keys))
+    ]
     if content["task_type"] != task_type:
         notes.append(f"task_type {content['task_type']!r} is read as {task_type!r}")
     return Row(task_type, instruction, inputs, _output_image(content), tuple(notes))
@@ -60,15 +65,15 @@ def _task_type(content: dict[str, Any]) -> str:
     return TASK_TYPES[value]
 
 
-def _instruction(content: dict[str, Any]) -> str:
-    value = content.get("instruction")
+def _instruction(content: dict[str, Any], key: str) -> str:
+    value = content.get(key)
     if value is None:
-        raise Refused("empty_instruction", "instruction is missing")
+        raise Refused("empty_instruction", f"{key} is missing")
     if not isinstance(value, str):
-        raise Refused("wrong_type", f"instruction must be a string, found {json_kind(value)}")
+        raise Refused("wrong_type", f"{key} must be a string, found {json_kind(value)}")
     if not value.strip():
-        raise Refused("empty_instruction", "instruction is empty")
-    return _encodable(value, "instruction")
+        raise Refused("empty_instruction", f"{key} is empty")
+    return _encodable(value, key)
 
 
 def _encodable(value: str, key: str) -> str:

@@ -67,6 +67,7 @@ class Checks:
     tokenizer: str | None = None
     urls: UrlLimits = USUAL
     source_roots: tuple[str, ...] = ()
+    instruction_keys: tuple[str, ...] = ("instruction",)
 
     @classmethod
     def from_keys(
@@ -83,6 +84,7 @@ class Checks:
             tokenizer=tokenizer,
             urls=UrlLimits.from_keys(keys),
             source_roots=tuple(source_roots or ()),
+            instruction_keys=tuple(keys["instruction_keys"]),
         )
 
     def __post_init__(self) -> None:
@@ -196,7 +198,7 @@ def check_line(source_name: str, line: Line, checks: Checks = Checks()) -> Verdi
     content: Any = None
     try:
         content = decode_line(line)
-        row = check_row(content)
+        row = check_row(content, checks.instruction_keys)
         tokens = _count_tokens(row.instruction, checks)
         with fetching(checks.urls, [checks.image_root]):
             pair = row.task_type == "edit" and len(row.input_images) == 1
