@@ -42,6 +42,7 @@ RULES = {
 }
 # Other values where one cannot be guessed, and the keys that have to change with it.
 VALUES: dict[str, Any] = {
+    "data.instruction_keys": ["caption", "instruction"],
     "data.max_output_pixels": 512,
     "data.max_input_pixels": [1024, 1024],
     "data.image_root": "data",
@@ -64,6 +65,7 @@ VALUES: dict[str, Any] = {
     "transport.snr_type": "uniform",
     "negative_prompt": "ugly",
     "cfg_range": [0.0, 0.5],
+    "max_input_pixels": 1024,
     "height": 48,
     "width": 48,
     "image_guidance_scale": 2.0,
@@ -95,13 +97,13 @@ NOT_HERE = {
     "model.pretrained_text_encoder_model_name_or_path",
     "model.pretrained_vae_revision",
     "model.pretrained_text_encoder_revision",
+    "model.vae_subfolder",
     "model.transformer_path",
     "model.arch_opt",
     "convert.formats",
     "train.lora_path",
     "train.lr_step_rules",
     "train.hsdp_shard_size",
-    "train.t_in_epochs",
     "resume_from_checkpoint",
     "val.evaluate_checkpoints",
     "val.lora_scales",
