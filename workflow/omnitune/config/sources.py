@@ -173,7 +173,7 @@ class _Reading:
             )
         places = [f"{path}: data.{number}.path: {entry.path!r}" for number, entry in enumerate(mixture.data)]
         ratios = [entry.ratio for entry in mixture.data]
-        if mixture.ratio_type == INSIDE:
+        if mixture.ratio_type == INSIDE and sum(map(bool, ratios)) > 1:
             sizes = [
                 self._rows(entry, where, path, above) if entry.ratio else 0
                 for entry, where in zip(mixture.data, places, strict=True)

@@ -228,7 +228,9 @@ def _instruction_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, content in lines:
         images = content.get("input_images") or []
         task = "t2i" if not images else "ic" if isinstance(images, list) and len(images) > 1 else "edit"
-        known = {name: content[name] for name in ("key", "instruction", "input_images") if name in content}
+        known: dict[str, Any] = {
+            name: content[name] for name in ("key", "instruction", "input_images") if name in content
+        }
         yield f"{path}:{number}", {"key": f"{number:05d}", **known, "task_type": task}
 
 

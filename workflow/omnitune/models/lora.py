@@ -343,7 +343,9 @@ class OmniGen2LoraLoaderMixin(LoraBaseMixin):
         """Write an adapter; see save_lora."""
         save_lora(save_directory, transformer_lora_layers, transformer_lora_adapter_metadata, weight_name)
 
-    def fuse_lora(self, components: Sequence[str] | None = None, lora_scale: float = 1.0, **kwargs: Any) -> None:
+    def fuse_lora(  # type: ignore[override]
+        self, components: Sequence[str] | None = None, lora_scale: float = 1.0, **kwargs: Any
+    ) -> None:
         """Add the active adapters, times lora_scale, to the transformer's weights."""
         super().fuse_lora(list(components or self._lora_loadable_modules), lora_scale, **kwargs)
 

@@ -6,7 +6,8 @@ changes what is left out, or what stands in for it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -107,7 +108,9 @@ class OmniGen2StepCacheMixin:
         It keeps max_order + 1 outputs of each of these modules, in the transformer's dtype: much for large images.
         """
         self.disable_step_cache()
-        self.transformer.enable_cache(replace(config, taylor_factors_dtype=self.transformer.dtype))
+        own: Any = copy(config)
+        own.taylor_factors_dtype = self.transformer.dtype
+        self.transformer.enable_cache(own)
 
     def disable_step_cache(self) -> None:
         """Sample exactly again."""

@@ -388,7 +388,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
     def _run_joint(self, x: torch.Tensor, packing: Packing, temb: torch.Tensor) -> torch.Tensor:
         if self.teacache is None:
             return self._run(self.layers, x, packing, temb)
-        modulated = self.layers[0].norm1(x, temb, packing)[0]
+        first: Any = self.layers[0]
+        modulated = first.norm1(x, temb, packing)[0]
         return self.teacache.run(x, modulated, packing, lambda x, part: self._run(self.layers, x, part, temb))
 
     def _refine_references(

@@ -34,10 +34,16 @@ def fetch_repository(
     Raises:
         ValueError: where it cannot be fetched: what to do depends on why.
     """
+    allowed = None if patterns is None else list(patterns)
     logger.info("fetching %s, revision %s", name, revision or "newest")
     try:
         return Path(
-            snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns and list(patterns))
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                allow_patterns=allowed,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
