@@ -65,3 +65,12 @@ def test_conditions_are_drawn_with_their_probabilities() -> None:
     assert all((text == "") == drop for text, drop, _ in drawn)
     assert np.mean([text == "a cat" for text, drop, _ in drawn if not drop]) == pytest.approx(0.5, abs=0.04)
     assert {draw_condition("edit", "The image shows x", rng, 0, 1)[0] for _ in range(50)} == {"The image shows x"}
+
+
+def test_an_instruction_may_stand_under_other_keys() -> None:
+    row = {**GOOD_ROW, "instruction_long": "A long one.", "instruction_short": " "}
+    assert check_row(row, ["instruction_short", "instruction_long", "instruction"]).instruction == "A long one."
+    assert check_row(row, ["instruction_zh", "instruction"]).instruction == GOOD_ROW["instruction"]
+    with pytest.raises(Refused, match="instruction_zh is missing"):
+        check_row(row, ["instruction_zh"])
+    assert check_row(row).notes[0] == "unknown key 'instruction_long' is ignored"

@@ -227,12 +227,3 @@ def test_shifted_pairs_are_looked_at_upright(tmp_path: Path) -> None:
     previews = [found.preview for found in facts]
     assert previews[0] and previews[1] and previews[0].size == previews[1].size == (128, 96)
     assert not is_shifted(previews[0], previews[1])
-
-
-def test_an_instruction_may_stand_under_other_keys() -> None:
-    row = {**GOOD_ROW, "instruction_long": "A long one.", "instruction_short": " "}
-    assert check_row(row, ["instruction_short", "instruction_long", "instruction"]).instruction == "A long one."
-    assert check_row(row, ["instruction_zh", "instruction"]).instruction == GOOD_ROW["instruction"]
-    with pytest.raises(Refused, match="instruction_zh is missing"):
-        check_row(row, ["instruction_zh"])
-    assert check_row(row).notes[0] == "unknown key 'instruction_long' is ignored"
