@@ -71,7 +71,9 @@ def require_below(place: str | Path, roots: Sequence[str | Path], where: str, fi
     if not any(is_below(place, root) for root in roots):
         target = place if storage.is_url(place) else os.path.realpath(place)
         named = str(place) if str(place) == str(target) else f"{place} leads to {target}, which"
-        outside = " and ".join("the working directory" if str(root) == "." else str(root) for root in roots)
+        outside = " and ".join(
+            dict.fromkeys("the working directory" if str(root) == "." else str(root) for root in roots)
+        )
         raise ConfigError(f"{where}: {named} is outside {outside}. {fix}.")
 
 
