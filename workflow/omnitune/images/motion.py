@@ -189,7 +189,7 @@ def _shifts(before: Complex, after: Floats) -> tuple[Floats, Floats]:
     down = rows + _top(*(plane[numbers, (rows + step) % height, columns] for step in (-1, 0, 1)))
     right = columns + _top(*(plane[numbers, rows, (columns + step) % width] for step in (-1, 0, 1)))
     down, right = (down + height / 2) % height - height / 2, (right + width / 2) % width - width / 2
-    return np.stack([right, down], axis=1).astype(np.float32), plane[numbers, rows, columns]
+    return np.stack([right, down], axis=1).astype(np.float32), plane[numbers, rows, columns].astype(np.float32)
 
 
 def _top(before: Floats, peak: Floats, after: Floats) -> Floats:
