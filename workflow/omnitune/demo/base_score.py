@@ -99,7 +99,9 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=TEXT_GUIDANCE)
     parser.add_argument("--steps", type=int, default=8, help="of sampling; the demo's benchmarks take as many")
     given = parser.parse_args()
-    own = {"transformer": read_transformer(given.transformer, torch.float32)} if given.transformer else {}
+    own: dict[str, Any] = {}
+    if given.transformer:
+        own["transformer"] = read_transformer(given.transformer, torch.float32)
     pipeline = OmniGen2Pipeline.from_pretrained(given.base, **own)
     if given.lora:
         pipeline.load_lora_weights(given.lora)
