@@ -382,7 +382,7 @@ def test_paths_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
         "checkpoint-5.tmp": "interrupted",
         "empty": "Looked in it for pytorch_model_fsdp_0, .* it holds nothing",
         "note.txt": "is not a checkpoint",
-        "bad.safetensors": "cannot be read as a safetensors file",
+        "bad.safetensors": r"cannot be read as a \.safetensors file: it is cut off",
         "bad.bin": "cannot be read as a file of torch.save",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -394,7 +394,7 @@ def test_damaged_distributed_checkpoints_are_refused(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(tmp_path / "dcp")["a"].load(), torch.arange(8.0))
     for file in (tmp_path / "dcp").glob("*.distcp"):
         file.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"a file is missing or damaged: .*No such file"):
+    with pytest.raises(ValueError, match=r"\.distcp: is missing, which "):
         read_checkpoint(tmp_path / "dcp")["a"].load()
     write_distributed({"a": torch.zeros(1), "step": 3}, tmp_path / "optimizer")
     with pytest.raises(ValueError, match="step are objects, no tensors"):

@@ -228,7 +228,7 @@ def test_a_wrong_scale_of_a_weak_adapter_is_found(tmp_path: Path, dora: bool, dt
     right = folded(adapter)
     for written, fits in ((right, True), (adapter, False)):  # the programs take alpha / rank for 1
         rounded = {name: tensor.to(dtype) for name, tensor in written.tensors.items()}
-        diffusers.write_adapter(tmp_path, Adapter(rounded, right.alphas), ["to_q"])
+        diffusers.write_adapter(tmp_path, Adapter(rounded, right.alphas), ["to_q"], {})
         with nullcontext() if fits else pytest.raises(ValueError, match="to_q gives other outputs"):
             verify_adapter(tmp_path, adapter, dtype, ["published code", "diffusers", "peft"])
 
