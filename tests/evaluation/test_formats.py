@@ -219,7 +219,7 @@ def test_what_is_wrong_is_named_with_file_and_place() -> None:
         (lambda: imgedit(x=3), r"basic_edit\.json: entry 'x': needs an object, found a number"),
         (
             lambda: imgedit(x={**EDITS["673"], "id": "c.png"}),
-            r"entry 'x': id: 'c\.png': does not exist below originals",
+            r"entry 'x': id: 'c\.png': does not exist below 'originals'",
         ),
         (lambda: imgedit(x={**EDITS["673"], "id": "../x.png"}), r"entry 'x': id: .*x\.png.* is outside originals"),
         (lambda: imgedit(**{"../x": EDITS["673"]}), r"entry '\.\./x': 1 problem\n  - key"),

@@ -60,6 +60,7 @@ def test_the_prompts_file_may_lie_beside_the_benchmark(tmp_path: Path) -> None:
         (row(key=7), "key: 7 is not allowed: input should be a valid string"),
         (row(key="K0"), r"key: 'K0' is that of .*prompts\.jsonl:1 already"),
         (row(category="a/b"), r"category: 'a/b' is not allowed: it names a file"),
+        (row(height=32, width=32), "height: has no effect, as the result has the size of its one input"),
         (row(height=32), "height: give height and width, or neither"),
         (row(height=30, width=32), "height: 30 is not allowed: input should be a multiple of 16"),
         (row(instruction=" "), "instruction: ' ' is not allowed: needs a text"),
@@ -176,7 +177,9 @@ def test_images_of_prompts_are_named_once(tmp_path: Path) -> None:
 
 
 def test_each_image_of_a_prompt_is_one_with_a_seed_of_its_own(tmp_path: Path) -> None:
-    benchmark = write_prompts(tmp_path, [row(category="hats", height=32, width=48), row(key="k2")])
+    benchmark = write_prompts(
+        tmp_path, [row(task_type="t2i", input_images=[], category="hats", height=32, width=48), row(key="k2")]
+    )
 
     def seeds(**keys: Any) -> dict[str, int]:
         other = benchmark.model_copy(update=keys)

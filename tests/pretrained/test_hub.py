@@ -1,5 +1,6 @@
 """Downloads that fail, from a running server: each says what to do."""
 
+import errno
 import json
 import threading
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     server.shutdown()
     server.server_close()
+
+
+def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("omnitune.pretrained.hub.snapshot_download", full)
+    with pytest.raises(ValueError, match=r"No space left on device\. `cache_dir` names a folder") as error:
+        fetch_repository("owner/name", None, PATH_KEY, str(tmp_path), None)
+    assert "network" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """How well a transformer draws the demo's world: pictures by the pipeline, looked at by the demo's check.
 
-`python -m omnitune.demo.base_score --transformer experiments/demo/checkpoint-120/transformer` prints the share of right
+`python -m omnitune.demo.base_score --transformer experiments/demo/checkpoint-250/transformer` prints the share of right
 pictures of each task, on the prompts on which the demo's hyper-parameters are chosen: no report scores these.
 """
 

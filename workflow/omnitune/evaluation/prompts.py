@@ -151,6 +151,11 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
     for where, line in checked_lines(rows, benchmark.draws):
         prompt = _prompt(line, where, path.parent)
         _require_below(prompt, benchmark, path.parent, where)
+        if prompt.size and benchmark.align_res and len(prompt.input_images) == 1:
+            raise ValueError(
+                f"{where}: height: has no effect, as the result has the size of its one input; set `align_res: false` in the "
+                "benchmark, or take height and width out."
+            )
         if benchmark.check:
             model = CHECKS[benchmark.check].load_expectation()
             check_config(prompt.expect or {}, model, f"{where}: expect, which `check: {benchmark.check}` reads")

@@ -1,5 +1,6 @@
 """Downloads from the hub: a snapshot of a repository, or one sentence that says what to do."""
 
+import errno
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from huggingface_hub.errors import (
 
 from omnitune.errors import reason_of
 from omnitune.pretrained.files import PATH_KEY
+
+LOCAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}  # of the disk, not of the network
 
 logger = logging.getLogger("omnitune")
 
@@ -61,4 +64,6 @@ def _what_to_do(error: Exception, key: str) -> str:
         return "there is no such repository, or it is private and no token that is set may read it. Check the id."
     if isinstance(error, RevisionNotFoundError):
         return "it has no such revision. Take a branch, a tag or a commit of its page."
+    if isinstance(error, OSError) and error.errno in LOCAL_FAULTS:
+        return f"{reason_of(error).rstrip('.')}. `cache_dir` names a folder for downloads with room."
     return f"{reason_of(error).rstrip('.')}. Check the network, try again later, or name a local folder.{elsewhere}"
