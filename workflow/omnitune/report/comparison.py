@@ -208,10 +208,13 @@ def _table(compared: Sequence[Compared]) -> pd.DataFrame:
     for one in compared:
         known = {"experiment": one.run.name, **one.keys, **_training(one.run)}
         evaluations = one.run.evaluations
-        rows += [{**known, "benchmark": e.entry.name, **e.scores[e.last]["means"]} for e in evaluations]
+        rows += [
+            {**known, "benchmark": e.entry.name, **{name: found.mean for name, found in _last_lines(e).items()}}
+            for e in evaluations
+        ]
         rows += [] if evaluations else [known]
     for group in zip(*(one.run.evaluations for one in compared), strict=True):
         for number, label in _bases(compared, group).items():
-            means = group[number].scores[BASE]["means"]
+            means = {name: found.base_mean for name, found in _last_lines(group[number]).items()}
             rows.append({"experiment": label, "benchmark": group[number].entry.name, **means})
     return pd.DataFrame(rows).convert_dtypes()  # whole numbers stay so beside what is missing
