@@ -193,6 +193,15 @@ def test_metadata_have_a_limit(checkpoint: Checkpoint) -> None:
         read_checkpoint(checkpoint.path)
 
 
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_objects_are_not_read_and_nobody_is_told_how(tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    write({"a": Payload(tmp_path / "owned")}, tmp_path / "model.bin")
+    with pytest.raises(ValueError, match=r"model\.bin: cannot be read as a file of torch\.save: it ") as error:
+        read_checkpoint(tmp_path / "model.bin")
+    assert "weights_only" not in str(error.value) and str(error.value).endswith("objects may run code.")
+    assert not (tmp_path / "owned").exists()
+
+
 def compressed(content: object) -> bytes:
     """A file of torch.save, packed anew."""
     plain, packed = io.BytesIO(), io.BytesIO()

@@ -48,6 +48,7 @@ def shown(job: int, environment: dict[str, str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
+@pytest.mark.timeout(1800)  # beside other work, too
 def test_training_across_two_nodes(workplace: Workplace) -> None:
     """All but a tar of the data is there already."""
     need(missing_programs())

@@ -1,8 +1,11 @@
 """Read the model state out of a training checkpoint, whichever way it was written, and published weights."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -115,11 +118,9 @@ def _read_torch(path: Path) -> State:
         raise ValueError(f"{path}: is no regular file.")
     require_stored(path, path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _load(path, mmap=True)
     except RuntimeError:  # the old format of torch.save, which cannot be mapped into memory
-        content = _load_unmapped(path)
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read as a file of torch.save: {reason_of(error)}") from error
+        content = _load(path, mmap=False)
     for _ in range(WRAPPED):
         if isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
             content = next(iter(content.values()))
@@ -136,11 +137,27 @@ def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and plain and value.dtype in NAMES
 
 
-def _load_unmapped(path: Path) -> Any:
+def _load(path: Path, mmap: bool) -> Any:
+    """What a file of torch.save holds; RuntimeError where it cannot be mapped, ValueError where it cannot be read."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocol of pickle
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as a file of torch.save: {reason_of(error)}") from error
+        if mmap and isinstance(error, RuntimeError):
+            raise
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why torch.load has failed; where it met objects, not in its words, which advise to let them run."""
+    if isinstance(error, UnpicklingError):
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"asks for {asked[1]}" if asked else "does not unpickle to plain tensors"
+        return (
+            f"{path}: cannot be read as a file of torch.save: it {what}. Only tensors are read: objects may run code."
+        )
+    return f"{path}: cannot be read as a file of torch.save: {reason_of(error)}"
 
 
 def _without_wrappers(state: State) -> State:
