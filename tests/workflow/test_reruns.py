@@ -52,7 +52,7 @@ def test_a_run_leaves_what_the_design_says(finished: Workplace) -> None:
         assert (root / path).is_file(), path
     assert list((root / EXPERIMENT / "logs/tensorboard").glob("events*"))
     images = list((root / EXPERIMENT / "evaluation/12/tiny/images").glob("*.png"))
-    assert len(images) == 60
+    assert len(images) == 42
     train = json.loads((root / EXPERIMENT / "train.json").read_text())
     assert (train["strategy"], train["world_size"], train["checkpoints"]) == ("fsdp", 2, [4, 8, 12])
     log = (root / "logs/train_experiment/tiny.log").read_text()
