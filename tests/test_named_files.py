@@ -31,7 +31,8 @@ def base(folder: Path) -> Path:
     for part in ("transformer", "vae", "mllm", "processor", "scheduler"):
         write(folder / part / "config.json", "{}")
         write(folder / part / "model.safetensors", EMPTY)
-    write(folder / "model_index.json", "{}")
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        write(folder / name, "{}")
     return folder
 
 

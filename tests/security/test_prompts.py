@@ -85,7 +85,7 @@ def test_texts_and_names_that_nothing_can_hold_are_refused(project: Path, values
 
 def test_inputs_of_an_instruction_are_a_list(project: Path) -> None:
     write(input_images=5)
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: .*input_images"):
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: 1 problem\n  - input_images: 5 is not allowed"):
         read_instructions(Path("prompts.jsonl"))
 
 
