@@ -304,8 +304,7 @@ def get_parts(wildcards):
 
 def get_judge(wildcards):
     """What a judge's answers depend on."""
-    judges = {judge.name: judge.asked for judge in get_benchmark(wildcards).judges}
-    return key_line("judges", judges[wildcards.judge])
+    return key_line("judges", get_benchmark(wildcards).judge(wildcards.judge).asked)
 
 
 def get_judgements(wildcards):

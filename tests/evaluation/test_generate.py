@@ -436,7 +436,6 @@ def test_scores_sum_up_what_was_generated(
     )
     assert scores["per_prompt"][2] == {"key": "t2i-2", "task_type": "t2i", "category": None}
     assert scores["missing"] == 0
-    assert scores["by_task_type"]["edit"]["loss"] == scores["per_prompt"][0]["loss"]
     assert [time for time, _ in scores["loss_by_time"]] == loss_times(protocol())
     assert len(read_rows(output / "generations.jsonl")) == 3
     score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)

@@ -131,11 +131,10 @@ def write_evaluation(
     measures = [key for key in per_prompt[0] if key not in {"key", "task_type"}]
     means = {measure: float(np.mean([row[measure] for row in per_prompt])) for measure in measures}
     by_time = [[(i + 0.5) / 4, (2 - quality) * (1 + i / 4)] for i in range(4)] if "loss" in means else []
-    tasks = {prompt.task_type: means for prompt in entry.prompts}
     save_rows(folder / "generations.jsonl", generations)
     protocol = protocol_fingerprint(entry.benchmark, entry.prompts)
     scores = {"benchmark": entry.name, "step": step, "protocol": protocol, "weights": WEIGHTS, "means": means}
-    scores |= {"by_task_type": tasks, "loss_by_time": by_time, "per_prompt": per_prompt}
+    scores |= {"loss_by_time": by_time, "per_prompt": per_prompt}
     scores |= {"generations_sha256": sha256_of(folder / "generations.jsonl"), **changes}
     save_json(folder / "scores.json", sealed(scores))
 

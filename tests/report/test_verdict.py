@@ -77,7 +77,9 @@ def test_a_checkpoint_that_is_worse_elsewhere_is_not_taken() -> None:
 
 
 def test_the_command_draws_as_the_row_was_drawn() -> None:
-    found = evaluated({0: 20 + NOISE, 50: 21 + NOISE}, image_guidance_scale=1.5, scheduler="dpmsolver++")
+    found = evaluated(
+        {0: 20 + NOISE, 50: 21 + NOISE}, image_guidance_scale=1.5, scheduler="dpmsolver++", negative_prompt=""
+    )
     step = EvaluatedStep(50, lora_scale=0.5)
     weights = {"base": "my models/base", "transformer": None, "lora": "a/transformer_lora", "lora_scale": 0.5}
     found.scores[step] = {**found.scores[EvaluatedStep(50)], "weights": weights}
@@ -86,6 +88,7 @@ def test_the_command_draws_as_the_row_was_drawn() -> None:
     assert given["--model_path"] == "my models/base" and "--transformer_path" not in given
     assert given["--transformer_lora_path"] == "a/transformer_lora" and given["--transformer_lora_scale"] == "0.5"
     assert given["--image_guidance_scale"] == "1.5" and given["--scheduler"] == "dpmsolver++"
+    assert given["--negative_prompt"] == "" and given["--cfg_range_end"] == "1.0"
 
 
 def test_tasks_that_were_not_trained_stand_apart() -> None:

@@ -372,6 +372,7 @@ def merge(
         raise ValueError("--format: diffusers keeps an adapter apart; take merged, comfyui or pipeline.")
     target = Target(weight_format.value, dtype.value if dtype else None, max_shard_size, base)
     merge_adapters(transformer, lora, scale or [], save_path, target)
+    logger.info("wrote %s: verified", save_path)
 
 
 @app.command()
@@ -391,7 +392,7 @@ def inspect(
     for name, value in facts.items():
         text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else text
-        typer.echo(f"{name + ':':<16}{'none' if text is None else text}")
+        typer.echo(f"{name + ':':<18}{'none' if text is None else text}")
 
 
 @app.command()

@@ -198,10 +198,7 @@ class Evaluation:
         from omnitune.evaluation.prompts import protocol_fingerprint, read_prompts
         from omnitune.evaluation.scoring import read_parts
 
-        prompts, [judge] = (
-            read_prompts(self.benchmark, Path()),
-            [one for one in self.benchmark.judges if one.name == name],
-        )
+        prompts, judge = read_prompts(self.benchmark, Path()), self.benchmark.judge(name)
         protocol = protocol_fingerprint(self.benchmark, prompts)
         rows = read_parts(self.parts, prompts, protocol, describe_weights(self.weights))
         answers = Path(ANSWERS.format(judge=name))

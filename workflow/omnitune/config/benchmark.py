@@ -197,6 +197,10 @@ class Benchmark(Section):
             raise ValueError(f"primary: {self.primary!r} is not measured here; what is: {', '.join(known)}")
         return self
 
+    def judge(self, name: str) -> Judge:
+        """That of its judges."""
+        return next(judge for judge in self.judges if judge.name == name)
+
     @property
     def seeds(self) -> list[int]:
         """Those that each prompt is drawn with."""

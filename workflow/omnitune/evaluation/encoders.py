@@ -83,7 +83,8 @@ def load_models(benchmark: Benchmark) -> tuple[dict[str, Any], dict[str, str]]:
         try:
             models[entry.name] = MEASURES[entry.name].load_model(find_model(entry.model))
         except Exception as error:  # the library raises anything where files are missing or of another kind
-            absent[entry.name] = f"model: {entry.model}: {reason_of(error)}"
+            own = isinstance(error, NotThereError)
+            absent[entry.name] = str(error) if own else f"model: {entry.model}: {reason_of(error)}"
             logger.warning("not measured: %s (%s)", entry.name, absent[entry.name])
     return models, absent
 

@@ -5,6 +5,7 @@ All behind it reads our format alone.
 
 import hashlib
 from collections.abc import Iterator
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,25 @@ def import_prompts(benchmark: Benchmark, output: Path) -> None:
 
 def _checked(benchmark: Benchmark, pixels: bool) -> Iterator[tuple[SourcePrompt, PromptLine]]:
     """The prompts, as they stand there and as lines of ours, whose images have no names yet."""
-    current: list[SourcePrompt] = []
+    sources, again = tee(PROMPT_FORMATS[benchmark.format].load_reader()(benchmark, pixels))
+    lines = checked_lines(map(_line, again), benchmark.draws)
+    for source, (_, line) in zip(
+        sources, lines, strict=False
+    ):  # one for each, but that `lines` is not asked for its end
+        yield source, line
 
-    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
-        for source in PROMPT_FORMATS[benchmark.format].load_reader()(benchmark, pixels):
-            current[:] = [source]
-            images = [f"image {number}" for number in range(len(source.images))]
-            content = {
-                "key": source.key,
-                "task_type": source.task_type,
-                "instruction": source.instruction,
-                "category": source.category,
-                "input_images": images or None,
-                "official": source.official or None,
-            }
-            yield source.where, content
 
-    for _, line in checked_lines(rows(), benchmark.draws):
-        yield current[0], line
+def _line(source: SourcePrompt) -> tuple[str, dict[str, Any]]:
+    """Where a prompt stands, and what a line of ours says of it."""
+    images = [f"image {number}" for number in range(len(source.images))]
+    return source.where, {
+        "key": source.key,
+        "task_type": source.task_type,
+        "instruction": source.instruction,
+        "category": source.category,
+        "input_images": images or None,
+        "official": source.official or None,
+    }
 
 
 def _keep(image: Path | bytes | None, source: SourcePrompt, folder: Path) -> str:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from omnitune.config import Benchmark
-from omnitune.errors import reason_of
+from omnitune.io.places import is_local
 from omnitune.pretrained.weights import weights_hash
 
+KEY = "measures.model"  # for messages
 # Of a repository: what transformers reads, and nothing that would run as code.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -42,14 +43,13 @@ def find_model(name: str, *, fetch: bool = False) -> Path:
     Raises:
         NotThereError: where it is not there.
     """
-    if (Path(name) / "config.json").is_file():
-        return Path(name)
-    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise NotThereError("there is no folder with a config.json")
-    from huggingface_hub import snapshot_download
+    from omnitune.pretrained.hub import fetch_repository  # each start of the workflow imports this module
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=not fetch))
-    except Exception as error:  # of the hub, the network or the disk
-        hub = f"as an id of the hub: {reason_of(error)}" if fetch else "no repository that was downloaded"
-        raise NotThereError(f"is no folder, and {hub}") from None
+        local = is_local(name, KEY)
+        folder = Path(name) if local else fetch_repository(name, None, KEY, None, PATTERNS, downloaded=not fetch)
+    except ValueError as error:
+        raise NotThereError(str(error)) from None
+    if not (folder / "config.json").is_file():
+        raise NotThereError(f"{KEY}: {name!r} has no config.json; it is no folder of a model.")
+    return folder

@@ -14,7 +14,7 @@ from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.io.files import atomic_folder
 from omnitune.paths import names_folder
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("omnitune")
 
 
 def export_images(benchmark: Benchmark, prompts: Sequence[Prompt], folder: Path, output: Path, method: str) -> None:

@@ -43,10 +43,9 @@ def score(
 
     Returns:
         The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), missing (images
-            that failed, which no mean counts), means, by_task_type (category, where a prompt has one),
-        loss_by_time ([time, loss] pairs), judges (of each what `summed_up` says), not_measured (why, by measure, of those
-        whose model is not there), per_prompt, the hash of generations.jsonl, and a seal over all of it. A measure that no
-        prompt can have is left out.
+        that failed, which no mean counts), means over images, loss_by_time ([time, loss] pairs), judges (of each what
+        `summed_up` says), not_measured (why, by measure, of those whose model is not there), per_prompt, the hash of
+        generations.jsonl, and a seal over all of it. A measure that no prompt can have is left out.
 
     Raises:
         ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other weights.
@@ -70,7 +69,7 @@ def score(
         "weights": weights,
         "prompts": len(prompts),
         "missing": sum("failed" in row for row in per_prompt),
-        **_summed_up(per_prompt),
+        "means": _means(per_prompt),
         "loss_by_time": _loss_by_time(rows),
         "judges": {judge.name: summed_up(judge, lines) for judge, lines in judged},
         "not_measured": absent,
@@ -125,17 +124,8 @@ def _measured(
     return {**known, **found}
 
 
-def _summed_up(per_prompt: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over all prompts, and over those of each task."""
-    tasks = sorted({row["category"] or row["task_type"] for row in per_prompt})
-    by_task = {
-        task: _means([row for row in per_prompt if (row["category"] or row["task_type"]) == task]) for task in tasks
-    }
-    return {"means": _means(per_prompt), "by_task_type": by_task}
-
-
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each measure over the prompts that have it."""
+    """Mean of each measure over the images that have it."""
     means = {}
     for name in MEASURES.among(name for row in rows for name in row):
         values = [row[name] for row in rows if name in row]

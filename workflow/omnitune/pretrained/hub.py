@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from omnitune.errors import reason_of
-from omnitune.pretrained.files import PATH_KEY
+from omnitune.pretrained.files import ENCODER_KEY, VAE_KEY
 
 LOCAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}  # of the disk, not of the network
 
@@ -23,7 +23,13 @@ logger = logging.getLogger("omnitune")
 
 
 def fetch_repository(
-    name: str, revision: str | None, key: str, cache_dir: str | None, patterns: Sequence[str] | None
+    name: str,
+    revision: str | None,
+    key: str,
+    cache_dir: str | None,
+    patterns: Sequence[str] | None,
+    *,
+    downloaded: bool = False,
 ) -> Path:
     """A folder of the cache with the files of a repository.
 
@@ -33,21 +39,17 @@ def fetch_repository(
         key: the one that names it, for the message.
         cache_dir: None for the library's own.
         patterns: of the files that are fetched; None for all.
+        downloaded: take what the cache has, and ask nobody.
 
     Raises:
         ValueError: where it cannot be fetched: what to do depends on why.
     """
     allowed = None if patterns is None else list(patterns)
-    logger.info("fetching %s, revision %s", name, revision or "newest")
+    if not downloaded:
+        logger.info("fetching %s, revision %s", name, revision or "newest")
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                allow_patterns=allowed,
-            )
-        )
+        where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": downloaded}
+        return Path(snapshot_download(name, allow_patterns=allowed, **where))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {_what_to_do(error, key)}"
@@ -55,7 +57,9 @@ def fetch_repository(
 
 
 def _what_to_do(error: Exception, key: str) -> str:
-    elsewhere = "" if key == PATH_KEY else f" Or leave {key} out: the base model has a part of its own."
+    elsewhere = (
+        "" if key not in {VAE_KEY, ENCODER_KEY} else f" Or leave {key} out: the base model has a part of its own."
+    )
     if isinstance(error, GatedRepoError):  # a kind of RepositoryNotFoundError
         token = get_token()
         login = "with the account of the token that is set" if token else "and log in with `hf auth login`"

@@ -171,6 +171,9 @@ def commands(evaluations: Sequence[Evaluation], step: EvaluatedStep | None) -> l
         ("num_inference_step", benchmark.num_inference_steps),
         ("text_guidance_scale", benchmark.text_guidance_scale),
         ("image_guidance_scale", benchmark.image_guidance_scale),
+        ("cfg_range_start", benchmark.cfg_range[0]),
+        ("cfg_range_end", benchmark.cfg_range[1]),
+        ("negative_prompt", benchmark.negative_prompt),
         ("scheduler", benchmark.scheduler),
         ("dtype", benchmark.dtype),
     ]
