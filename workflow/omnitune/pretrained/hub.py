@@ -48,8 +48,11 @@ def fetch_repository(
     if not downloaded:
         logger.info("fetching %s, revision %s", name, revision or "newest")
     try:
-        where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": downloaded}
-        return Path(snapshot_download(name, allow_patterns=allowed, **where))
+        return Path(
+            snapshot_download(
+                name, revision=revision, cache_dir=cache_dir, allow_patterns=allowed, local_files_only=downloaded
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {_what_to_do(error, key)}"
