@@ -1,4 +1,4 @@
-"""A tiny pipeline generates, is killed, goes on, and is scored."""
+"""A tiny pipeline generates, is killed, and goes on."""
 
 import json
 import sys
@@ -10,95 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
-from typer.testing import CliRunner
 
-from helpers.tiny import TRANSFORMER
-from omnitune.cli import app
-from omnitune.config import Benchmark
-from omnitune.demo.text_encoder import HIDDEN_SIZE, build_text_encoder, build_tokenizer
+from helpers.pipelines import CONFIG, build_pipeline, described, protocol, read_rows
 from omnitune.evaluation.conditions import Conditions
 from omnitune.evaluation.generate import generate, generate_part, load_pipeline
 from omnitune.evaluation.loss import heldout_losses, loss_times
-from omnitune.evaluation.measures import Case, measure
-from omnitune.evaluation.measures_of_pixels import HIGHEST_PSNR
-from omnitune.evaluation.prompts import Prompt, open_image, prompt_seed, read_instructions, read_prompts
-from omnitune.evaluation.results import read_generations, read_scores
+from omnitune.evaluation.prompts import Prompt, open_image, prompt_seed, read_prompts
+from omnitune.evaluation.results import read_generations
 from omnitune.evaluation.scoring import score
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
 from omnitune.io.files import is_whole, sha256_of
-from omnitune.models import (
-    OmniGen2FlowMatchScheduler,
-    OmniGen2Pipeline,
-    OmniGen2Transformer2DModel,
-    lora_config,
-    lora_state_dict,
-    save_lora,
-)
+from omnitune.models import OmniGen2Pipeline, OmniGen2Transformer2DModel
 from omnitune.paths import BASE
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
-
-CONFIG: dict[str, Any] = {**TRANSFORMER, "in_channels": 16, "num_layers": 1, "text_feat_dim": HIDDEN_SIZE}
-
-
-def build_pipeline(seed: int = 0) -> OmniGen2Pipeline:
-    torch.manual_seed(seed)
-    transformer = OmniGen2Transformer2DModel(**CONFIG).eval()
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 8),
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=2,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
-    tokenizer = build_tokenizer()
-    mllm = build_text_encoder(tokenizer)
-    return OmniGen2Pipeline(transformer, vae, OmniGen2FlowMatchScheduler(), mllm, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(base: Path) -> OmniGen2Pipeline:
-    return load_pipeline(base, dtype="fp32", device="cpu")
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> list[Prompt]:
-    rng = np.random.default_rng(0)
-    for name, size in (("in", (48, 32)), ("out", (48, 32)), ("square", (32, 32))):
-        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
-    return [
-        Prompt("edit-1", "edit", "make the circle red.", (tmp_path / "in.png",), tmp_path / "out.png"),
-        Prompt("t2i-1", "t2i", "a red circle.", (), tmp_path / "square.png"),
-        Prompt("t2i-2", "t2i", "a blue square at the left."),
-    ]
-
-
-def protocol(**changes: Any) -> Benchmark:
-    settings = {"num_inference_steps": 2, "height": 32, "width": 32, "max_pixels": 4096, "dtype": "fp32"}
-    return Benchmark(prompts="unused.jsonl", **{"loss_timesteps": 3, **settings, **changes})
-
-
-def described(base: Path, transformer: Path | None = None) -> dict[str, Any]:
-    return describe_weights(EvaluatedWeights(base, transformer, None))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_images_do_not_depend_on_batches_and_parts(
@@ -418,83 +344,6 @@ def test_weights_are_known_by_the_manifests_beside_them(tmp_path: Path) -> None:
     assert other == {start, adapted}
 
 
-def test_scores_sum_up_what_was_generated(
-    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
-) -> None:
-    output = tmp_path / "run"
-    weights = described(base)
-    part = generate(protocol(), prompts, pipeline, output, weights=weights)
-    scores = score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
-    text = (output / "scores.json").read_bytes()
-    assert json.loads(text) == scores == read_scores(output)
-    assert list(read_generations(output, scores)) == ["edit-1", "t2i-1", "t2i-2"]
-    assert scores["weights"] == weights
-    assert scores["prompts"] == 3
-    assert set(scores["means"]) >= {"psnr", "ssim", "loss"}
-    assert scores["means"]["psnr"] == pytest.approx(
-        np.mean([row["psnr"] for row in scores["per_prompt"][:2]]), abs=1e-5
-    )
-    assert scores["per_prompt"][2] == {"key": "t2i-2", "task_type": "t2i", "category": None}
-    assert scores["missing"] == 0
-    assert [time for time, _ in scores["loss_by_time"]] == loss_times(protocol())
-    assert len(read_rows(output / "generations.jsonl")) == 3
-    score(protocol(), prompts, [part], output, name="mine", step=BASE, weights=weights)
-    assert (output / "scores.json").read_bytes() == text
-
-
-def test_scores_refuse_what_is_incomplete_or_of_another_protocol(
-    base: Path, pipeline: OmniGen2Pipeline, prompts: list[Prompt], tmp_path: Path
-) -> None:
-    output, weights = tmp_path / "run", described(base)
-    part = generate(protocol(), prompts[:2], pipeline, output, weights=weights)
-
-    def scored(prompts: list[Prompt], parts: list[Path], weights: dict[str, Any] = weights) -> dict[str, Any]:
-        return score(protocol(), prompts, parts, output, name="mine", step=BASE, weights=weights)
-
-    again = rf"Draw the images again: snakemake --cores 2 --force {part}"
-    with pytest.raises(ValueError, match=rf"made under another protocol .*{again}"):
-        scored(prompts, [part])
-    with pytest.raises(ValueError, match="2 of 2 prompts have no image"):
-        scored(prompts[:2], [])
-    with pytest.raises(
-        ValueError, match=rf"0\.jsonl:1: made with other weights than those that are there now\. {again}"
-    ):
-        scored(prompts[:2], [part], {**weights, "sha256": "other"})
-    text = part.read_text()
-    part.write_text(text.replace("a red circle.", "a red square."))
-    with pytest.raises(ValueError, match=rf"0\.jsonl:2: was changed after it was written\. {again}"):
-        scored(prompts[:2], [part])
-    part.write_text(text)
-    (output / "images/t2i-1.png").write_bytes((output / "images/edit-1.png").read_bytes())
-    with pytest.raises(ValueError, match=rf"t2i-1\.png: .*its SHA-256 differs.*Draw it again: .*--force {part}"):
-        scored(prompts[:2], [part])
-    (output / "images/t2i-1.png").unlink()
-    with pytest.raises(ValueError, match=r"t2i-1\.png: is missing"):
-        scored(prompts[:2], [part])
-    assert not (output / "scores.json").exists()
-
-
-def test_image_measures_agree_with_their_definition() -> None:
-    rng = np.random.default_rng(1)
-    one = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
-    other = np.clip(one.astype(int) + rng.integers(-9, 9, one.shape), 0, 255).astype(np.uint8)
-    prompt = Prompt("p", "t2i", "a red circle")
-    names = ["psnr", "ssim", "loss"]
-    measured = measure(Case(prompt, Image.fromarray(one), Image.fromarray(other)), names)
-    error = np.mean((one.astype(float) - other.astype(float)) ** 2)
-    assert measured["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-5)
-    assert 0.9 < measured["ssim"] < 1
-    same = Case(prompt, Image.fromarray(one), Image.fromarray(one), losses=(0.25, 0.5))
-    assert measure(same, names) == {"psnr": HIGHEST_PSNR, "ssim": 1.0, "loss": 0.375}
-    assert measure(Case(prompt, Image.fromarray(one)), names) == {}, "no figure where there is nothing to measure"
-
-
-def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"x\.png: cannot be read as an image"):
-        open_image(tmp_path / "x.png")
-
-
 def test_which_weights_a_converted_checkpoint_means() -> None:
     base, start, checkpoint = Path("base"), Path("experiments/a/checkpoint-3/transformer_ema"), Path("b/checkpoint-9")
     assert evaluated_weights(base, base / "transformer", None) == EvaluatedWeights(base, None, None)
@@ -504,117 +353,3 @@ def test_which_weights_a_converted_checkpoint_means() -> None:
         assert evaluated_weights(base, start, full) == EvaluatedWeights(base, full, None)
         assert evaluated_weights(base, start, lora) == EvaluatedWeights(base, start, lora)
         assert evaluated_weights(base, start, lora, 0.5) == EvaluatedWeights(base, start, lora, 0.5)
-
-
-@pytest.mark.parametrize("name", ["noext", "a.psd", "a.pdf", "folder/"])
-def test_an_output_that_is_no_image_fails_before_anything_is_loaded(tmp_path: Path, name: str) -> None:
-    arguments = ["generate", "--model_path", str(tmp_path / "nowhere"), "--instruction", "x"]
-    done = CliRunner().invoke(app, [*arguments, "--output_image_path", str(tmp_path / name)])
-    assert isinstance(done.exception, ValueError)
-    assert str(done.exception).startswith(
-        f"--output_image_path: {(tmp_path / name)} is no name of an image; end it with"
-    )
-    assert not list(tmp_path.iterdir())
-
-
-def drawn(base: Path, tmp_path: Path, *options: object) -> Path:
-    """What `omnitune generate` writes for tiny images."""
-    size = ["--height", "32", "--width", "48", "--num_inference_step", "2", "--dtype", "fp32", "--negative_prompt", ""]
-    arguments = ["generate", "--model_path", base, *size, "--output_image_path", tmp_path / "out" / "x.png", *options]
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    if done.exception is not None:
-        raise done.exception
-    return tmp_path / "out"
-
-
-def test_several_images_lie_side_by_side_and_inputs_may_be_a_folder(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "inputs").mkdir()
-    for name, size in (("b.png", (64, 32)), ("a.png", (32, 32)), (".hidden", (16, 16))):
-        Image.new("RGB", size, "red").save(tmp_path / "inputs" / name, format="PNG")
-    options = ["--input_image_path", tmp_path / "inputs", "--max_input_image_pixels", "512"]
-    folder = drawn(base, tmp_path, *options, "--num_images_per_prompt", "2")
-    images = [np.asarray(Image.open(folder / f"x{end}.png")) for end in ("_0", "_1", "")]
-    assert images[0].shape == (32, 48, 3) and np.array_equal(np.hstack(images[:2]), images[2])
-    for number in range(4):
-        Image.new("RGB", (32, 32)).save(tmp_path / "inputs" / f"{number}.png")
-    with pytest.raises(ValueError, match="--input_image_path: 6 images; the model takes at most 5"):
-        drawn(base, tmp_path, *options)
-
-
-def test_adapters_have_strengths(base: Path, tmp_path: Path) -> None:
-    model = build_pipeline().transformer
-    model.add_adapter(lora_config(2))
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        save_lora(tmp_path / f"lora{seed}", {name: torch.randn(t.shape) for name, t in lora_state_dict(model).items()})
-    loras = [option for seed in (1, 2) for option in ("--transformer_lora_path", tmp_path / f"lora{seed}")]
-
-    def pixels(*options: object) -> np.ndarray:
-        return np.asarray(Image.open(drawn(base, tmp_path, *options) / "x.png"))
-
-    def scales(*values: float) -> list[object]:
-        return [option for value in values for option in ("--transformer_lora_scale", value)]
-
-    assert np.array_equal(pixels(*loras, *scales(0, 0)), pixels())
-    assert np.array_equal(pixels(*loras, *scales(0, 1)), pixels(*loras[2:]))
-    assert not np.array_equal(pixels(*loras[2:], *scales(0.5)), pixels(*loras[2:]))
-    with pytest.raises(ValueError, match="--transformer_lora_scale: 1 strengths for 2 adapters"):
-        pixels(*loras, *scales(0.5))
-
-
-def test_a_list_of_instructions_goes_on_where_it_was_killed(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    (tmp_path / "list.txt").write_text("a red circle\n\na blue square\n", encoding="utf-8")
-    options = [
-        "--prompts",
-        tmp_path / "list.txt",
-        "--output_image_path",
-        tmp_path / "drawn",
-        "--num_images_per_prompt",
-        2,
-    ]
-    drawn(base, tmp_path, *options)
-    names = ["00001-0", "00001-1", "00003-0", "00003-1"]
-    images = [tmp_path / "drawn" / "images" / f"{name}.png" for name in names]
-    assert sorted((tmp_path / "drawn/images").iterdir()) == images
-    before = {image: image.stat().st_mtime_ns for image in images}
-    images[2].unlink()
-    (tmp_path / "drawn/parts/0.jsonl").rename(tmp_path / "drawn/parts/.0.unfinished.jsonl")  # as before the end
-    drawn(base, tmp_path, *options, "--batch_size", "3")
-    changed = [image for image in images if image.stat().st_mtime_ns != before[image]]
-    assert changed == [images[2]]
-    drawn(base, tmp_path, *options, "--enable_teacache", "--teacache_rel_l1_thresh", "1")
-    assert all(image.stat().st_mtime_ns != before[image] for image in images), "a cache draws other images"
-
-
-def test_instructions_of_a_jsonl(tmp_path: Path) -> None:
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    lines = [
-        {"instruction": "a red circle", "task_type": "t2i", "score": 1},
-        {"instruction": "make it blue", "input_images": ["a.png"], "key": "blue"},
-    ]
-    path = tmp_path / "list.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = [(prompt.key, prompt.task_type, prompt.input_images) for prompt in read_instructions(path)]
-    assert found == [("00001", "t2i", ()), ("blue", "edit", (tmp_path / "a.png",))]
-    for line, message in (
-        ({"instruction": " "}, r"list\.jsonl:1: 1 problem\n.*instruction: ' ' is not allowed"),
-        ({"prompt": "a"}, r"list\.jsonl:1: 1 problem\n.*instruction: is required"),
-        ({"instruction": "a", "input_images": ["b.png"]}, r"list\.jsonl:1: input_images: 'b\.png': does not exist"),
-    ):
-        path.write_text(json.dumps(line))
-        with pytest.raises(ValueError, match=message):
-            read_instructions(path)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--prompts", "list.txt", "--instruction", "a"], "--prompts and --instruction: give one of them"),
-        (["--prompts", "list.txt", "--output_image_path", "a.png"], r"--output_image_path: a\.png is no folder"),
-        (["--prompts", "list.csv", "--output_image_path", "a"], r"list\.csv: is no file of instructions"),
-        (["--enable_teacache", "--enable_group_offload"], "this cache looks into a block that is off the GPU"),
-    ],
-)
-def test_options_that_do_not_go_together(tmp_path: Path, options: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        drawn(tmp_path / "nowhere", tmp_path, *options)

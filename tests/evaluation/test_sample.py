@@ -1,0 +1,132 @@
+"""`omnitune generate`: one instruction or a list, adapters with strengths, options that do not go together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from helpers.pipelines import build_pipeline
+from omnitune.cli import app
+from omnitune.evaluation.prompts import read_instructions
+from omnitune.models import lora_config, lora_state_dict, save_lora
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("name", ["noext", "a.psd", "a.pdf", "folder/"])
+def test_an_output_that_is_no_image_fails_before_anything_is_loaded(tmp_path: Path, name: str) -> None:
+    arguments = ["generate", "--model_path", str(tmp_path / "nowhere"), "--instruction", "x"]
+    done = CliRunner().invoke(app, [*arguments, "--output_image_path", str(tmp_path / name)])
+    assert isinstance(done.exception, ValueError)
+    assert str(done.exception).startswith(
+        f"--output_image_path: {(tmp_path / name)} is no name of an image; end it with"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def drawn(base: Path, tmp_path: Path, *options: object) -> Path:
+    """What `omnitune generate` writes for tiny images."""
+    size = ["--height", "32", "--width", "48", "--num_inference_step", "2", "--dtype", "fp32", "--negative_prompt", ""]
+    arguments = ["generate", "--model_path", base, *size, "--output_image_path", tmp_path / "out" / "x.png", *options]
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    if done.exception is not None:
+        raise done.exception
+    return tmp_path / "out"
+
+
+def test_several_images_lie_side_by_side_and_inputs_may_be_a_folder(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "inputs").mkdir()
+    for name, size in (("b.png", (64, 32)), ("a.png", (32, 32)), (".hidden", (16, 16))):
+        Image.new("RGB", size, "red").save(tmp_path / "inputs" / name, format="PNG")
+    options = ["--input_image_path", tmp_path / "inputs", "--max_input_image_pixels", "512"]
+    folder = drawn(base, tmp_path, *options, "--num_images_per_prompt", "2")
+    images = [np.asarray(Image.open(folder / f"x{end}.png")) for end in ("_0", "_1", "")]
+    assert images[0].shape == (32, 48, 3) and np.array_equal(np.hstack(images[:2]), images[2])
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(tmp_path / "inputs" / f"{number}.png")
+    with pytest.raises(ValueError, match="--input_image_path: 6 images; the model takes at most 5"):
+        drawn(base, tmp_path, *options)
+
+
+def test_adapters_have_strengths(base: Path, tmp_path: Path) -> None:
+    model = build_pipeline().transformer
+    model.add_adapter(lora_config(2))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_lora(tmp_path / f"lora{seed}", {name: torch.randn(t.shape) for name, t in lora_state_dict(model).items()})
+    loras = [option for seed in (1, 2) for option in ("--transformer_lora_path", tmp_path / f"lora{seed}")]
+
+    def pixels(*options: object) -> np.ndarray:
+        return np.asarray(Image.open(drawn(base, tmp_path, *options) / "x.png"))
+
+    def scales(*values: float) -> list[object]:
+        return [option for value in values for option in ("--transformer_lora_scale", value)]
+
+    assert np.array_equal(pixels(*loras, *scales(0, 0)), pixels())
+    assert np.array_equal(pixels(*loras, *scales(0, 1)), pixels(*loras[2:]))
+    assert not np.array_equal(pixels(*loras[2:], *scales(0.5)), pixels(*loras[2:]))
+    with pytest.raises(ValueError, match="--transformer_lora_scale: 1 strengths for 2 adapters"):
+        pixels(*loras, *scales(0.5))
+
+
+def test_a_list_of_instructions_goes_on_where_it_was_killed(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "list.txt").write_text("a red circle\n\na blue square\n", encoding="utf-8")
+    options = [
+        "--prompts",
+        tmp_path / "list.txt",
+        "--output_image_path",
+        tmp_path / "drawn",
+        "--num_images_per_prompt",
+        2,
+    ]
+    drawn(base, tmp_path, *options)
+    names = ["00001-0", "00001-1", "00003-0", "00003-1"]
+    images = [tmp_path / "drawn" / "images" / f"{name}.png" for name in names]
+    assert sorted((tmp_path / "drawn/images").iterdir()) == images
+    before = {image: image.stat().st_mtime_ns for image in images}
+    images[2].unlink()
+    (tmp_path / "drawn/parts/0.jsonl").rename(tmp_path / "drawn/parts/.0.unfinished.jsonl")  # as before the end
+    drawn(base, tmp_path, *options, "--batch_size", "3")
+    changed = [image for image in images if image.stat().st_mtime_ns != before[image]]
+    assert changed == [images[2]]
+    drawn(base, tmp_path, *options, "--enable_teacache", "--teacache_rel_l1_thresh", "1")
+    assert all(image.stat().st_mtime_ns != before[image] for image in images), "a cache draws other images"
+
+
+def test_instructions_of_a_jsonl(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    lines = [
+        {"instruction": "a red circle", "task_type": "t2i", "score": 1},
+        {"instruction": "make it blue", "input_images": ["a.png"], "key": "blue"},
+    ]
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = [(prompt.key, prompt.task_type, prompt.input_images) for prompt in read_instructions(path)]
+    assert found == [("00001", "t2i", ()), ("blue", "edit", (tmp_path / "a.png",))]
+    for line, message in (
+        ({"instruction": " "}, r"list\.jsonl:1: 1 problem\n.*instruction: ' ' is not allowed"),
+        ({"prompt": "a"}, r"list\.jsonl:1: 1 problem\n.*instruction: is required"),
+        ({"instruction": "a", "input_images": ["b.png"]}, r"list\.jsonl:1: input_images: 'b\.png': does not exist"),
+    ):
+        path.write_text(json.dumps(line))
+        with pytest.raises(ValueError, match=message):
+            read_instructions(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompts", "list.txt", "--instruction", "a"], "--prompts and --instruction: give one of them"),
+        (["--prompts", "list.txt", "--output_image_path", "a.png"], r"--output_image_path: a\.png is no folder"),
+        (["--prompts", "list.csv", "--output_image_path", "a"], r"list\.csv: is no file of instructions"),
+        (["--enable_teacache", "--enable_group_offload"], "this cache looks into a block that is off the GPU"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        drawn(tmp_path / "nowhere", tmp_path, *options)
