@@ -1,4 +1,4 @@
-"""One driver per stage of an experiment: cli.py and scripts/ both call it.
+"""One driver per stage of an experiment: cli/ and scripts/ both call it.
 
 Validation and shards, which know no experiment, take paths alone and have none here.
 """
