@@ -68,7 +68,7 @@ def options_of(
 
 
 def training_rate(folder: Path, options: ExperimentOptions, name: str) -> float:
-    """Samples per second of a training, in the fastest of its steps: other work on the machine only ever slows one down."""
+    """Samples per second of a training, in the fastest of its steps: other work on the machine only slows one down."""
     AcceleratorState._reset_state(reset_partial_state=True)
     paths = {"base": folder / "base", "transformer": folder / "base" / "transformer", "output": folder / name}
     paths |= {"index": folder / "shards" / "index.parquet", "encoded": folder / "encoded"}

@@ -204,7 +204,7 @@ KINDS = {  # of kernels, by parts of their names
 
 
 def profiled(steps: Steps) -> Iterator[Row]:
-    """Milliseconds of a step by kind of kernel, and the kernels that take most of what is neither product nor attention."""
+    """Milliseconds of a step by kind of kernel, and those that take most of what is neither product nor attention."""
     if DEVICE == "cpu":
         return
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:

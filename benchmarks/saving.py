@@ -1,4 +1,4 @@
-"""What a checkpoint costs the step that saves it: in the foreground and in the background, on the demo's model and data."""
+"""What a checkpoint costs the step that saves it, in the foreground or background, on the demo's model and data."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What caches over the steps of a sampling win and cost: seconds, and the distance from the exact image, on the demo's model."""
+"""What caches over the steps of a sampling win and cost: seconds, and the distance from the exact image."""
 
 import statistics
 import tempfile

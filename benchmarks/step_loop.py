@@ -1,7 +1,7 @@
 """What the training loop adds to forward, backward and optimizer of the same batches, and how long it waits for data.
 
-Both sides include the conditioning of the batch (noise, times, draws from the posteriors), and run in one process in turn, on
-models of their own. The bare loop neither clips nor checks nor logs. A last step, which saves, is left out.
+Both sides include the conditioning of the batch (noise, times, draws from the posteriors), and run in one process in
+turn, on models of their own. The bare loop neither clips nor checks nor logs. A last step, which saves, is left out.
 """
 
 import copy

@@ -70,7 +70,8 @@ def _memory(folder: Path) -> Table:
         *(f"{rows:,} rows" for rows in MEMORY_ROWS),
         "per million rows",
         "10 million rows",
-        title="Peak memory in MB at depth header; what depth full adds at its end, looking for repeated hashes, stands below",
+        title="Peak memory in MB at depth header; "
+        "what depth full adds at its end, looking for repeated hashes, stands below",
     )
     peaks: dict[str, list[float]] = {"validate_source": [], "its workers": [], "merge_validation": []}
     for rows in MEMORY_ROWS:

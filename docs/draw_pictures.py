@@ -1,4 +1,4 @@
-"""Draw README's pictures from the reports that `make demo` has left: `make pictures`. It takes Chromium and its driver."""
+"""Draw README's pictures from the reports that `make demo` has left: `make pictures`. Takes Chromium and its driver."""
 
 import shutil
 import sys

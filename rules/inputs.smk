@@ -181,7 +181,7 @@ def get_base(wildcards):
 
 
 def get_starting_weights(wildcards):
-    """The conversion of another experiment that training starts from, or files; nothing where that is the base model."""
+    """The conversion of another experiment that training starts from, or files; nothing for the base model."""
     behind(PROJECT.started(wildcards.experiment))
     return named(PROJECT.starting_files, wildcards.experiment)
 

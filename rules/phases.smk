@@ -1,4 +1,4 @@
-"""Lets jobs wait for the phases before them, and looks ahead before there is any job. What needs what: omnitune.project."""
+"""Lets jobs wait for the phases before them, and looks ahead before any job. What needs what: omnitune.project."""
 
 import functools
 
@@ -77,7 +77,7 @@ def refuse_touching(phases):
 
 @functools.cache
 def survey():
-    """Before there is any job: says which files are lost that Snakemake does not know of, and which learning rates change.
+    """Before any job: says which files are lost that Snakemake does not know of, and which learning rates change.
 
     Gives what is refused.
     """

@@ -52,8 +52,8 @@ checkpoint train_experiment:
         **GPU_PARTITION,
         mem_mb=get_training_memory,
         runtime=get_training_runtime,
-        # One task on each node, and no other number for each GPU. The key `mpi` lets the job run in the batch step, from
-        # where it starts one launcher on each node itself.
+        # One task on each node, and no other number for each GPU. The key `mpi` lets the job run in the batch step,
+        # from where it starts one launcher on each node itself.
         nodes=get_training_nodes,
         tasks=get_training_nodes,
         tasks_per_gpu=0,

@@ -18,7 +18,7 @@ TWO = [SampleTokens(40, (), 1024), SampleTokens(9, (256,), 256)]
 
 
 def scores(query: tuple[int, ...], key: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """Operations of attention on the CPU, which torch's counter does not know: two products of each query with each key."""
+    """Operations of attention on the CPU, which torch's counter does not know: two products of query and key."""
     return 4 * math.prod(query) * key[-2]
 
 

@@ -1,4 +1,4 @@
-"""What the workflow runs: experiments that follow each other, data sets that they share, and which phase needs which."""
+"""What the workflow runs: experiments that follow each other, data sets that they share, which phase needs which."""
 
 import itertools
 import subprocess
@@ -121,7 +121,7 @@ def test_benchmarks_and_experiments_need_names_of_their_own(tmp_path: Path, monk
 
 
 def family() -> list[dict[str, Any]]:
-    """Experiments of all kinds: from the base model, from another's weights or average, from its adapter, and from both."""
+    """Experiments of all kinds: from the base model, from another's weights or average, its adapter, and both."""
     train = {"max_train_steps": 10}
     lora = {**train, "lora_ft": True}
     average = {"pretrained_model_path": WEIGHTS.format("first", "transformer_ema")}

@@ -97,8 +97,8 @@ def test_a_checkpoint_without_its_state_is_named() -> None:
     for step in (5, 10):
         Path(f"experiments/x/checkpoint-{step}/trainer_state.json").unlink()
     assert lost() == [
-        f"experiments/x/checkpoint-{step}: its training state is missing, which experiments/x/train.json names. What is "
-        "converted stays. To train up to it again: rm experiments/x/train.json; snakemake --cores 2 train"
+        f"experiments/x/checkpoint-{step}: its training state is missing, which experiments/x/train.json names. What "
+        "is converted stays. To train up to it again: rm experiments/x/train.json; snakemake --cores 2 train"
         for step in (5, 10)
     ]
 

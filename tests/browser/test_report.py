@@ -116,7 +116,8 @@ def choose(browser: webdriver.Chrome, control: str, value: str) -> None:
 
 def shown_keys(browser: webdriver.Chrome) -> list[str]:
     return browser.execute_script(
-        "return [...document.querySelector('.gallery').querySelectorAll('.example:not([hidden])')].map(e => e.dataset.key)"
+        "const shown = document.querySelector('.gallery').querySelectorAll('.example:not([hidden])');"
+        "return [...shown].map(e => e.dataset.key)"
     )
 
 

@@ -90,8 +90,8 @@ def test_validation_finds_each_broken_row_and_its_reason(root: Path, tmp_path: P
         assert summary["accepted"] == count
     assert reasons == {
         "missing": 2, "truncated": 2, "not_an_image": 1, "empty_instruction": 1, "no_output_image": 1, "animated": 1,
-        "bad_json": 1, "duplicate_key": 1, "unknown_task_type": 1, "no_input_images": 1, "wrong_type": 1, "empty_file": 1,
-        "is_a_folder": 1, "too_many_pixels": 1, "too_many_input_images": 1,
+        "bad_json": 1, "duplicate_key": 1, "unknown_task_type": 1, "no_input_images": 1, "wrong_type": 1,
+        "empty_file": 1, "is_a_folder": 1, "too_many_pixels": 1, "too_many_input_images": 1,
     }  # fmt: skip
     assert reasons.total() == BROKEN_ROWS
 

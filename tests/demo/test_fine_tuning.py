@@ -1,4 +1,4 @@
-"""The shipped base draws what it knows; the options of `demo`, as they are shipped, teach it a star and leave it that."""
+"""The shipped base draws what it knows; the options of `demo`, as shipped, teach it a star and leave it that."""
 
 import shutil
 from pathlib import Path

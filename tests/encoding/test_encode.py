@@ -333,7 +333,7 @@ def test_damaged_files_are_named(changed: Path) -> None:
 
 
 def test_a_killed_encoding_keeps_what_is_finished(changed: Path, encoded: Path) -> None:
-    """The process is killed while it waits for the bytes of a shard, which come through a pipe that nobody writes to."""
+    """The process is killed while it waits for a shard's bytes, which come through a pipe that nobody writes to."""
     tar = changed / "shards" / "ic-00001.tar"
     whole = tar.read_bytes()
     tar.unlink()

@@ -1,4 +1,4 @@
-"""Published formats: small files of each are read as they are, what is wrong in them is named, and scorers find theirs."""
+"""Published formats: files of each are read as they are, what is wrong in them is named, and scorers find theirs."""
 
 import io
 import json

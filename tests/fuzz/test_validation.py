@@ -1,4 +1,4 @@
-"""Validation on damaged files: no crash, no hang, every line accounted for once, and nothing accepted that does not decode."""
+"""Validation on damaged files: no crash, no hang, each line counted once, nothing accepted that does not decode."""
 
 import io
 import json

@@ -1,5 +1,5 @@
-"""What a dry run must say after edits, worked out without Snakemake: from what the user had written when all was finished
-and what is written and there now. The tests hold the real graph against it.
+"""What a dry run must say after edits, worked out without Snakemake: from what the user had written when all was
+finished and what is written and there now. The tests hold the real graph against it.
 
 A job runs for one of three reasons: what its parameters were read as has changed, a file of the user's that it reads
 has other content, or an output that is asked for is lost. What stands behind it may run; a dry run lists all of that,

@@ -1,4 +1,4 @@
-"""Two training steps of a transformer in a process of its own, a small one and a large one; prints how far its memory rose.
+"""Two training steps of a transformer in a process of its own, a small and a large one; prints how far its memory rose.
 
 Usage: peak_memory.py '{"config": {..}, "train": {..}, "batch": [[text, [references], image], ..], "strategy":
 "single"}' With the strategy fsdp, RANK, WORLD_SIZE and a rendezvous (MASTER_ADDR, MASTER_PORT) are in the environment.

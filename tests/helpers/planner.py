@@ -1,6 +1,7 @@
-"""Many dry runs in a short time: Snakemake is imported once, and each plan is made by a process of its own, forked from there.
+"""Many dry runs in a short time: Snakemake is imported once, and each plan is made by a fork of that process.
 
-As a program it is the one that imports and forks: a line of JSON in ({"root", "arguments", "output"}), an exit code out.
+As a program it is the one that imports and forks: a line of JSON ({"root", "arguments", "output"}) in, an
+exit code out.
 """
 
 import json

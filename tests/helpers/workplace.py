@@ -46,7 +46,7 @@ class Workplace:
         return output
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """How many jobs of each rule a dry run lists: those that run, and those that may since something before them does."""
+        """How many jobs of each rule a dry run lists: those that run, and those that may, behind these."""
         return count_jobs(self.snakemake("--dry-run", *arguments))
 
     def ran(self, *arguments: str) -> dict[str, int]:

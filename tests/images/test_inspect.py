@@ -1,4 +1,4 @@
-"""What validation looks at in an image: each reason to refuse one, and the same facts by its header and by all of it."""
+"""What validation looks at in an image: each reason to refuse one, and equal facts by its header and by all of it."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Images on their way into shards: what is kept, what is changed, and that the fast way shows what the exact one does."""
+"""Images on their way into shards: what is kept, what is changed, and that the fast way shows what the exact does."""
 
 import json
 import struct

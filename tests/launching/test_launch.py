@@ -20,7 +20,7 @@ FILES = TrainingFiles(*(Path(name) for name in ("c", "b", "t", "i", "e", "o")))
 
 
 def test_launchers_do_not_wait_for_torch() -> None:
-    """Nor does `omnitune --help`: libraries of the model take eight seconds, and each launched process imports its own."""
+    """Nor does `omnitune --help`: the model's libraries take eight seconds, and each process imports its own."""
     modules = "omnitune.cli, omnitune.launching.job, omnitune.status.show, omnitune.status.collect"
     code = f"import sys, {modules}; print([m for m in ('torch', 'diffusers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -13,7 +13,7 @@ SIDES = (256, 512, 576, 768, 1024)
 
 
 def mixed_resolutions(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Tokens of samples as the published limits give them: outputs of up to 1024 x 1024, up to three references, text."""
+    """Tokens of samples by the published limits: outputs of up to 1024 x 1024, up to three references, text."""
     tokens = []
     for _ in range(number):
         references = int(rng.integers(0, 4))

@@ -184,7 +184,7 @@ def check_compiled(kernel: str, adapter: bool) -> None:
 
 
 def emulate_varlen_on_cpu() -> None:
-    """Gives the operator of flash attention and its backward pass to the CPU: torch.compile sees the operator itself."""
+    """Gives the operator of flash attention and its backward pass to the CPU: torch.compile sees the operator."""
 
     @varlen._varlen_attn.register_kernel("cpu")
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: Any, b: Any, i: int, j: int, *rest: Any) -> Any:
@@ -203,7 +203,7 @@ def emulate_varlen_on_cpu() -> None:
 
 
 def attention_gradients(grad: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Of the query, key and value [tokens, heads, channels] of one sequence, by hand: autograd is off inside operators."""
+    """Of the query, key and value [tokens, heads, channels] of a sequence, by hand: autograd is off in operators."""
     q, k, v, g = (tensor.transpose(0, 1) for tensor in (*inputs, grad))
     groups, scale = len(q) // len(k), q.shape[-1] ** -0.5
     k, v = (tensor.repeat_interleave(groups, dim=0) for tensor in (k, v))

@@ -1,4 +1,4 @@
-"""JSON of a base model's parts with values that no class takes: a sentence with file and key, and no memory for them."""
+"""JSON of a base model's parts with values that no class takes: a sentence with file and key, no memory for them."""
 
 import json
 from pathlib import Path

@@ -29,7 +29,8 @@ VARIED = (
     "{{ k ~ '/' ~ loop.length }} {{ turn(message) }}{{ '\n' if not loop.last }}{% generation %}.{% endgeneration %}"
     "{%- endfor %}{{ ['a', 'b'] | join('-') }}{{ messages[0].content.replace('a', 'bb').split(' ')[-1] }}"
     "{{ {'a': [1, true]} | tojson }}{{ 'x' * 3 }}{{ eos_token | default('none') }}{{ messages | length + 1 }}"
-    "{% set c %}{{ messages[-1]['content'] }}{% endset %}{{ c is string and 'cat' in c }}{% filter upper %}z{% endfilter %}"
+    "{% set c %}{{ messages[-1]['content'] }}{% endset %}{{ c is string and 'cat' in c }}"
+    "{% filter upper %}z{% endfilter %}"
 )
 
 

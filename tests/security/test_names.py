@@ -27,8 +27,8 @@ from omnitune.pretrained.transformer import parameter_names
 pytestmark = pytest.mark.unit
 
 ATTACKS = [
-    "$(touch appeared)", "`touch appeared`", "a'; touch appeared; '", 'a" b', "a\\b", "a\nb", "a|b", "a&b", "{wildcard}",
-    "a*b", "a;b", "~!$HOME", "'quoted'", "a\x00b",
+    "$(touch appeared)", "`touch appeared`", "a'; touch appeared; '", 'a" b', "a\\b", "a\nb", "a|b", "a&b",
+    "{wildcard}", "a*b", "a;b", "~!$HOME", "'quoted'", "a\x00b",
 ]  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_links_out_of_a_base_model_are_not_followed(place: Path, kind: str) -> N
 
 
 def test_a_snapshot_of_a_download_cache_is_taken_over(place: Path) -> None:
-    """Its files are links to blobs beside the snapshots: small ones are copied, of weights the blob gets a second name."""
+    """Its files are links to blobs beside the snapshots: small ones are copied, the blobs of weights are linked."""
     snapshot = pipeline(place / "hub/snapshots/0123")
     write(place / "hub/blobs/ab", "{}")
     (snapshot / "vae/more.json").symlink_to("../../../blobs/ab")

@@ -133,7 +133,8 @@ def test_a_root_may_be_a_url(project: Path) -> None:
 
 def test_the_ledger_repeats_the_keys_of_samples_alone(project: Path) -> None:
     Path("a.jsonl").write_text(
-        'hunter2\n"hunter2"\n{"private_key": "hunter2"}\n{"task_type": "t2i", "instruction": "a", "password": "hunter2"}\n'
+        'hunter2\n"hunter2"\n{"private_key": "hunter2"}\n'
+        '{"task_type": "t2i", "instruction": "a", "password": "hunter2"}\n'
     )
     validate_source("a", ["a.jsonl"], Path("out"), progress=False)
     ledger = Path("out/rejected.jsonl").read_text()
@@ -144,9 +145,10 @@ def test_the_ledger_repeats_the_keys_of_samples_alone(project: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["X-Amz-Signature", "X-Amz-Security-Token", "x-amz-credential", "AWSAccessKeyId", "Signature", "Key-Pair-Id", "Policy",
-     "api_key", "apikey", "token", "access_token", "X-Goog-Signature", "sig", "accessToken", "key", "auth", "jwt", "code",
-     "X-Amz-Sign%61ture", "%74oken", "to%6ben", "API%2DKEY", "authToken", "subscription-key", "password", "hmac"],
+    ["X-Amz-Signature", "X-Amz-Security-Token", "x-amz-credential", "AWSAccessKeyId", "Signature", "Key-Pair-Id",
+     "Policy", "api_key", "apikey", "token", "access_token", "X-Goog-Signature", "sig", "accessToken", "key", "auth",
+     "jwt", "code", "X-Amz-Sign%61ture", "%74oken", "to%6ben", "API%2DKEY", "authToken", "subscription-key",
+     "password", "hmac"],
 )  # fmt: skip
 def test_what_signs_a_url_is_redacted(name: str) -> None:
     for separator in "?&;#":

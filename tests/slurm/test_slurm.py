@@ -1,4 +1,4 @@
-"""A real SLURM with two nodes: training across both, in two goes of one job, gives the weights of two local processes."""
+"""A real SLURM with two nodes: training across both, one job in two goes, gives the weights of two local processes."""
 
 import json
 import os

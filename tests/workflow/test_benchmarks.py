@@ -1,4 +1,4 @@
-"""A published benchmark in the graph: imported, drawn, scored and laid out for its scorer, each again just where it must be."""
+"""A published benchmark in the graph: imported, drawn, scored, laid out for its scorer, each again where it must be."""
 
 import json
 

@@ -183,7 +183,8 @@ class Change:
     def rules(self) -> frozenset[str]:
         """Those that a dry run is to give the key as a reason for."""
         named = {RULES[stage] for stage in self.stages() if stage in RULES}
-        # A dry run looks for a reason only where nothing before has one, and lists no tar behind a validation that runs.
+        # A dry run looks for a reason only where nothing before has one, and lists no tar behind a validation that
+        # runs.
         if named & {"validate_source", "validate_dataset"}:
             named -= {"shard_dataset", "encode_dataset"}
         if "validate_source" in named:

@@ -88,7 +88,7 @@ class History:
         return bool(start and name in self.starts and self.starts[name] is not self.trained.get(start[0]))
 
     def run(self) -> bool:
-        """Runs: every job that ran must have had a reason of its own, and nothing may be left to do. False if refused."""
+        """Runs: each job must have had a reason of its own, and nothing may be left to do. False if refused."""
         before = all_contents(self.place.root)
         early = refused(self.trained, self.lab)
         late = refused_later(self.trained, self.lab) | set(filter(self._on_other_weights, self.lab.experiments))

@@ -1,4 +1,4 @@
-"""Files that are lost or changed after a run: what is declared is made again, alone; of the rest it is said what to type."""
+"""Files that are lost or changed after a run: what is declared is made again; of the rest it is said what to type."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ VALIDATION, SHARDS, ENCODED = "prepared/tiny/validation", "prepared/tiny/shards"
 EXPERIMENT = "experiments/tiny"
 EVALUATION = f"{EXPERIMENT}/evaluation/12/tiny"
 CHECKPOINT = f"{EXPERIMENT}/checkpoint-12"
+WEIGHTS = f"{CHECKPOINT}/transformer"
 # Each kind of file that rules declare, several in a run: (lost, jobs that run).
 DECLARED = [
     (
@@ -27,7 +28,7 @@ DECLARED = [
         {"index_dataset": 1, "validate_dataset": 1, "score_images": 1},
     ),
     (
-        [f"{SHARDS}/index.parquet", f"{CHECKPOINT}/transformer/conversion.json", f"{EXPERIMENT}/report/index.html"],
+        [f"{SHARDS}/index.parquet", f"{WEIGHTS}/conversion.json", f"{EXPERIMENT}/report/index.html"],
         {"index_dataset": 1, "convert_checkpoint": 1, "build_report": 1},
     ),
     (
@@ -60,7 +61,7 @@ DECLARED = [
 # Made by a job beside what it declares: the file, and a part of the command that makes it again.
 UNDECLARED = {
     f"{ENCODED}/edit-00001.tar": f"--force {ENCODED}/groups/edit-0000.parquet",
-    f"{CHECKPOINT}/transformer/diffusion_pytorch_model.safetensors": f"--force {CHECKPOINT}/transformer/conversion.json",
+    f"{WEIGHTS}/diffusion_pytorch_model.safetensors": f"--force {WEIGHTS}/conversion.json",
     f"{EVALUATION}/images/edit-003.png": f"--force {EVALUATION}/parts/*.jsonl",
     f"{EXPERIMENT}/checkpoint-8/trainer_state.json": f"rm {EXPERIMENT}/train.json",
     "resources/pretrained/demo/vae/config.json": "--force resources/pretrained/demo/manifest.json",
@@ -137,7 +138,7 @@ def test_what_is_changed_by_hand_is_noticed(workplace: Workplace) -> None:
     assert "edit-003.png: is not the image that was drawn" in output
     assert count_jobs(workplace.snakemake("--force", f"{EVALUATION}/parts/0.jsonl"))["generate_images"] == 1
     workplace.snakemake()  # scores and report, which would refuse weights that were changed
-    weights = root / CHECKPOINT / "transformer/diffusion_pytorch_model.safetensors"
+    weights = root / WEIGHTS / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-64:] = bytes(64)
     weights.write_bytes(data)
@@ -148,7 +149,7 @@ def test_what_is_changed_by_hand_is_noticed(workplace: Workplace) -> None:
     data = bytearray(part.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     part.write_bytes(data)
-    output = workplace.snakemake("--force", f"{CHECKPOINT}/transformer/conversion.json", ok=False)
+    output = workplace.snakemake("--force", f"{WEIGHTS}/conversion.json", ok=False)
     assert f"{part.name}: is not what training has saved" in output and "Traceback" not in output
 
 

@@ -96,7 +96,7 @@ def test_what_is_read_the_same_runs_nothing(workplace: Workplace) -> None:
 
 
 def test_a_changed_training_is_refused_before_any_job(workplace: Workplace) -> None:
-    """The old checkpoints are not gone on from, and not thrown away: the options have to say that training starts over."""
+    """Old checkpoints are not gone on from, and not thrown away: the options have to say that training starts over."""
     weights = "checkpoint-12/transformer/diffusion_pytorch_model.safetensors"
     before = sha256(workplace.root / EXPERIMENT / weights)
     left = {path: path.stat().st_mtime_ns for path in (workplace.root / EXPERIMENT).rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Faults of input: a mistake of the user's, and a verdict on a piece of data; and what an exception of a library says."""
+"""Faults of input: mistakes of the user's and verdicts on data; and what an exception of a library says."""
 
 import sys
 
@@ -20,7 +20,7 @@ class Refused(ValueError):  # noqa: N818  (a verdict on the data, not a fault of
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an exception's message; of torch's CheckpointException what each process met, without its banner."""
+    """The first line of an exception's message; of torch's CheckpointException what each process met."""
     checkpointing = sys.modules.get("torch.distributed.checkpoint.api")  # not imported here, which would take seconds
     if checkpointing and isinstance(error, checkpointing.CheckpointException):
         return "; ".join(str(failure[0]) for failure in error.failures.values())

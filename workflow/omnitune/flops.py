@@ -1,9 +1,10 @@
 """Floating point operations of the transformer, for planning and for the share of a GPU's peak that a training reaches.
 
 Counted are matrix products, a multiplication and an addition as two operations. A Linear layer costs
-2 x inputs x outputs for each token that passes through it; the attention of a sequence of length L 4 x L^2 x hidden_size. A
-backward pass costs once more for the gradient of what entered, and once more for that of a trained weight. What gradient
-checkpointing computes again is not counted: the model FLOPs utilisation (MFU, arXiv 2204.02311) asks what the model needs.
+2 x inputs x outputs for each token that passes through it; the attention of a sequence of length L 4 x L^2 x
+hidden_size. A backward pass costs once more for the gradient of what entered, and once more for that of a trained
+weight. What gradient checkpointing computes again is not counted: the model FLOPs utilisation (MFU, arXiv 2204.02311)
+asks what the model needs.
 """
 
 import re
@@ -53,7 +54,8 @@ class Unit:
 def units(model: OmniGen2Transformer2DModel) -> Iterator[Unit]:
     """The parts of the model in the order in which a forward uses them.
 
-    Stages are `text`, `image`, `reference`, `joint` (all three), and `sample`, once per sample: the embedding of its time.
+    Stages are `text`, `image`, `reference`, `joint` (all three), and `sample`, once per sample: the embedding of its
+    time.
     """
     embedding = model.time_caption_embed
     yield Unit("sample", embedding.timestep_embedder.linear_1)
@@ -141,8 +143,8 @@ class ModelFlops:
         return total
 
 
-# Dense matrix products per second, in 10^12: (bf16 and fp16 with float32 sums, float32 without TF32), from the data sheets
-# and architecture papers of NVIDIA. A name stands before those that are a part of it.
+# Dense matrix products per second, in 10^12: (bf16 and fp16 with float32 sums, float32 without TF32), from the data
+# sheets and architecture papers of NVIDIA. A name stands before those that are a part of it.
 PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
     "B200": (2250, 75),
     "H200": (989, 67),

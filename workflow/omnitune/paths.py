@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the project: templates with the workflow's wildcards, and names made and parsed."""
+"""Where everything lies, relative to the project: templates with the workflow's wildcards, names made and parsed."""
 
 import re
 import unicodedata
@@ -119,7 +119,7 @@ BASE = EvaluatedStep(0)
 
 
 def is_letter(sign: str) -> bool:
-    """Whether it is a letter or digit of any script, or a mark that stands with one: plain in a shell, quoted or not."""
+    """Whether it is a letter or digit of any script, or a mark beside one: plain in a shell, quoted or not."""
     return sign.isalnum() or unicodedata.category(sign).startswith("M")
 
 
@@ -146,8 +146,8 @@ def require_safe(path: Path | str, where: str) -> None:
     if found or text.startswith("-"):
         signs = " ".join(map(repr, found)) or "'-' at its beginning"
         raise ValueError(
-            f"{where}: the path {text!r} is not allowed, for {signs}: schedulers put paths into a shell. Rename it: letters "
-            "and digits of any script, spaces and . , : = + @ % ~ ( ) [ ] _ - are allowed."
+            f"{where}: the path {text!r} is not allowed, for {signs}: schedulers put paths into a shell. Rename it: "
+            "letters and digits of any script, spaces and . , : = + @ % ~ ( ) [ ] _ - are allowed."
         )
 
 
@@ -166,7 +166,7 @@ def shard_name(source: str, shard: int) -> str:
 
 
 def parse_shard(path: Path | str) -> tuple[str, int]:
-    """Source and number of a shard, from the path or URL of a file that is named after it; ValueError for another name."""
+    """Source and number of a shard, from the path or URL of a file named after it; ValueError for another name."""
     match = SHARD_NAME.fullmatch(str(path).rpartition("/")[2].rpartition(".")[0])
     if match is None:
         raise ValueError(f"{path}: shards are named {{source}}-{{shard}}, with five digits or more for the shard")
@@ -189,7 +189,7 @@ def format_of(weights: str) -> str:
 
 
 def parse_converted(path: str | None) -> tuple[str, EvaluatedStep, bool] | None:
-    """(experiment, step or its average, whether it is an adapter) of a path to converted weights; None for any other path."""
+    """(experiment, step or its average, whether an adapter) of a path to converted weights; None for other paths."""
     match = CONVERTED_PATH.fullmatch(path or "")
     if match is None:
         return None

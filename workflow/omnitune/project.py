@@ -1,4 +1,4 @@
-"""What the workflow runs: experiments, benchmarks and data sets, checked against each other, and which phase needs which."""
+"""What the workflow runs: experiments, benchmarks and data sets, checked together; which phase needs which."""
 
 import difflib
 from collections import Counter
@@ -78,7 +78,7 @@ class Project:
     Attributes:
         experiments: options by experiment name.
         options_files: options file by experiment name.
-        benchmarks: protocols by benchmark name, sorted; prompts in another format than ours are where they are imported.
+        benchmarks: protocols by benchmark name, sorted; prompts in another format than ours where they are imported.
         foreign: those of them whose prompts are in another format, as their files say it.
         starts: starting weights by experiment name.
         variants: of a sweep, by experiment name: its keys and their values.
@@ -172,8 +172,9 @@ class Project:
             theirs = sources.setdefault(start.model, ours)
             if ours != theirs:
                 raise ConfigError(
-                    f"{self.options_files[name]}: its base model would be resources/pretrained/{start.model}, and so would that "
-                    f"of another experiment, which is not the same: {ours} and {theirs}. Name one by another path."
+                    f"{self.options_files[name]}: its base model would be resources/pretrained/{start.model}, and so "
+                    f"would that of another experiment, which is not the same: {ours} and {theirs}. Name one by "
+                    "another path."
                 )
 
     def check_cluster(self) -> None:
@@ -279,7 +280,7 @@ class Project:
         return found | {name: self.compared(experiments) for name, experiments in self.reports.items()}
 
     def compared(self, experiments: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Each of some experiments with the keys in which they differ; ConfigError for one that is not in the config."""
+        """Each of some experiments with the keys in which they differ; ConfigError for one that is not there."""
         return differing_options({name: self.experiment(name) for name in experiments})
 
     def experiment(self, name: str) -> ExperimentOptions:
@@ -340,7 +341,7 @@ class Project:
         return [str(path) for path in files]
 
     def measuring_models(self, benchmark: str) -> list[str]:
-        """Files of the models that a benchmark's measures need, where these are folders; ValueError for unsafe names."""
+        """Files of the models that a benchmark's measures need, where these are folders; ValueError for unsafe ones."""
         files = [str(path) for path in local_model_files(self.benchmarks[benchmark])]
         for path in files:
             require_safe(path, f"benchmark {benchmark!r}: measures")
@@ -361,7 +362,7 @@ class Project:
         return next(filter(None, caches), None)
 
     def tokenizer_model(self, dataset: str) -> str:
-        """The base model whose tokenizer counts a data set's tokens; which one does not depend on the experiments' order."""
+        """The base model whose tokenizer counts a data set's tokens; whatever the experiments' order."""
         return min(
             self.starts[name].model for name, options in self.experiments.items() if options.data.dataset == dataset
         )
@@ -404,7 +405,7 @@ class Project:
         return conversion_file(*upstream, lora=False) if upstream else None
 
     def starting_files(self, experiment: str) -> list[str]:
-        """What says which weights an experiment starts from, where these are not its base's; ValueError for wrong ones."""
+        """What says which weights an experiment starts from, if not its base's; ValueError for wrong ones."""
         conversion, path = self.starting_conversion(experiment), self.experiments[experiment].model.transformer_path
         if conversion or not path:
             return [conversion] if conversion else []

@@ -52,7 +52,7 @@ def stretched_schedules(project: Project) -> list[str]:
 
 
 def changed(project: Project, experiment: str) -> list[str]:
-    """In what an experiment differs from what its checkpoints were trained under, a line each; nothing where it has none."""
+    """In what an experiment differs from what its checkpoints were trained under, a line each; nothing without any."""
     state = newest_state(Path(EXPERIMENT.format(experiment=experiment)))
     if state is None:
         return []

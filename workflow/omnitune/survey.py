@@ -1,4 +1,4 @@
-"""Files that jobs leave without declaring them to Snakemake, which therefore does not miss them: which of them are lost."""
+"""Files that jobs leave without declaring them to Snakemake, which does not miss them: which of them are lost."""
 
 import json
 from collections.abc import Iterator
@@ -98,8 +98,8 @@ def _lost_checkpoints(manifest: Path) -> Iterator[str]:
             checkpoint = manifest.parent / f"checkpoint-{step}"
             if not (checkpoint / STATE_FILE).is_file():
                 yield (
-                    f"{checkpoint}: its training state is missing, which {manifest} names. What is converted stays. To train "
-                    f"up to it again: rm {manifest}; snakemake --cores 2 train"
+                    f"{checkpoint}: its training state is missing, which {manifest} names. What is converted stays. To "
+                    f"train up to it again: rm {manifest}; snakemake --cores 2 train"
                 )
 
 

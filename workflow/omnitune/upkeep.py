@@ -99,22 +99,24 @@ def _require_free(project: Project, name: str, verb: str) -> None:
         raise ValueError("Snakemake is running here, or was killed (then: snakemake --unlock). Wait for it.")
     if name in project.variants and verb == "renamed":
         raise ValueError(
-            f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep it "
-            "under another name, write an options file of its own, which extends that one, and take it out of the sweep."
+            f"{name} is a variant of the sweep of {project.options_files[name]}, and named after its values. To keep "
+            "it under another name, write an options file of its own, which extends that one, and take it out of the "
+            "sweep."
         )
     listed = [report for report, experiments in project.reports.items() if name in experiments]
     if listed:
         raise ValueError(f"{name}: reports.{listed[0]} of the workflow's config compares it. Take it out there first.")
     if name == project.swept and verb == "renamed":
         raise ValueError(
-            f"{name} is what the variants of the sweep are named after: by another name, all {len(project.variants)} of "
-            "them would be trained anew. Take the sweep out of the config first."
+            f"{name} is what the variants of the sweep are named after: by another name, all {len(project.variants)} "
+            "of them would be trained anew. Take the sweep out of the config first."
         )
     followers = sorted({*_trained_from(name), *_configured_from(project, name)} - {name})
     if followers:
         raise ValueError(
-            f"experiments/{name} cannot be {verb}: its weights are what {', '.join(followers)} starts from, and by this "
-            f"name. Remove {'these' if len(followers) > 1 else 'that one'} first, and take it out of `experiments`."
+            f"experiments/{name} cannot be {verb}: its weights are what {', '.join(followers)} starts from, and by "
+            f"this name. Remove {'these' if len(followers) > 1 else 'that one'} first, and take it out of "
+            "`experiments`."
         )
 
 

@@ -49,10 +49,10 @@ KNOWN = {
 MAX_METADATA = 64 << 20  # bytes; a part of a tensor takes about 140
 # What pickle writes such records with. Others take more memory than they have bytes, or are for other things.
 OPCODES = {
-    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
-    "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST",
-    "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "NEWOBJ",
-    "REDUCE", "BUILD", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+    "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "EMPTY_DICT", "SETITEM", "SETITEMS",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL",
+    "NEWOBJ", "REDUCE", "BUILD", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
 }  # fmt: skip
 PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}  # where the checkpoint was written
 
@@ -101,8 +101,8 @@ def read_metadata(folder: Path) -> Metadata:
 
     Raises:
         OSError: where it cannot be opened.
-        ValueError: where it is damaged, asks for other classes than it needs, names files that are missing or outside of
-            the folder, or more tensors than its files can hold.
+        ValueError: where it is damaged, asks for other classes than it needs, names files that are missing or outside
+            of the folder, or more tensors than its files can hold.
     """
     path = folder / METADATA_FILE
     with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""What a training is a function of, and what it means that this has changed since it was trained. Imports nothing heavy."""
+"""What a training is a function of, and what it means that this has changed since. Imports nothing heavy."""
 
 import json
 from collections.abc import Mapping
@@ -55,14 +55,14 @@ def data_identity(options: ExperimentOptions, index: Path) -> dict[str, Any]:
     missing = [source.name for source in sources if source.name not in found]
     if missing:
         raise ConfigError(
-            f"{index}: has no samples of {', '.join(map(repr, missing))} (it has {', '.join(found)}). Mixture and shards do "
-            "not belong together. Prepare the data again: snakemake --cores 2 shard."
+            f"{index}: has no samples of {', '.join(map(repr, missing))} (it has {', '.join(found)}). Mixture and "
+            "shards do not belong together. Prepare the data again: snakemake --cores 2 shard."
         )
     return {source.name: {"ratio": source.ratio, **found[source.name]} for source in sources}
 
 
 def changes(trained: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, a line each, as a person would say it. What only one of them knows is no change.
+    """What differs between two identities, a line each, as a person would say it. What one alone knows is no change.
 
     Args:
         trained: of the checkpoints.
@@ -142,9 +142,9 @@ def stretched(options: ExperimentOptions, folder: Path) -> str | None:
     way_out = "set train.t_initial" if now.lr_scheduler == "timm_cosine" else "take one that does not, as `constant`"
     return (
         f"{folder}: train.max_train_steps: {before.max_train_steps} -> {now.max_train_steps}: its schedule "
-        f"{now.lr_scheduler} ends with the last step, so that it is another now. Steps up to {done} were trained as part of "
-        f"{before.max_train_steps}; the next ones go on at the learning rates of {now.max_train_steps}, from where these are "
-        f"after {done} steps. To keep to one schedule, start over with all steps, or {way_out}."
+        f"{now.lr_scheduler} ends with the last step, so that it is another now. Steps up to {done} were trained as "
+        f"part of {before.max_train_steps}; the next ones go on at the learning rates of {now.max_train_steps}, from "
+        f"where these are after {done} steps. To keep to one schedule, start over with all steps, or {way_out}."
     )
 
 
@@ -159,13 +159,14 @@ def refusal(options: ExperimentOptions, differing: list[str], folder: Path, file
         lines = []
     return "\n".join(
         [
-            f"{folder}: was trained otherwise than {file} now asks for. Nothing was run, and all that it made is still there.",
+            f"{folder}: was trained otherwise than {file} now asks for. Nothing was run, and all that it made is still "
+            "there.",
             *(f"  - {line}" for line in differing),
             "Undo this and there is nothing to do. Or:",
             f"  - to start over, set resume_from_checkpoint: null in {file}; the old checkpoints are then kept in "
             f"{next_superseded(folder)}",
-            "  - to go on from the finished weights, put these lines into an options file of another name, and that file into "
-            "`experiments` in place of this one",
+            "  - to go on from the finished weights, put these lines into an options file of another name, and that "
+            "file into `experiments` in place of this one",
             f"    name: {options.name}_2",
             *lines,
         ]

@@ -79,7 +79,7 @@ class CheckpointSaver:
         return self._pending is not None
 
     def save(self, state: TrainerState) -> None:
-        """Writes a checkpoint, or starts to; `complete` makes it one. Every process calls it; raises as `complete` does."""
+        """Writes a checkpoint, or starts to; `complete` makes it one. All processes call it. Raises as that does."""
         self.complete()
         states = self._states()
         if self.background:
@@ -135,7 +135,7 @@ class CheckpointSaver:
         return tree_unflatten([self._copy.get(number, leaf) for number, leaf in enumerate(leaves)], structure)
 
     def _write(self, states: Mapping[str, dict[str, Any]], temporary: Path) -> dict[str, str]:
-        """Writes this process's part of each folder; returns the SHA-256 of its files by their path in the checkpoint."""
+        """Writes this process's part of each folder; returns the SHA-256 of its files by path in the checkpoint."""
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process; meant so
         own = [f"__{dist.get_rank() if self._group else 0}_*", *([".metadata"] if is_main() else [])]
         hashes: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: which are whole, what each says of itself, which are gone on from, kept or removed."""
+"""Checkpoints on disk: which are whole, what each says of itself, which are gone on from, kept or removed."""
 
 import json
 import logging
@@ -51,13 +51,13 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def require_steps(folder: Path, steps: Iterable[int]) -> None:
-    """Raises ValueError for a checkpoint to be evaluated that is not there, since it was not saved or was removed before."""
+    """Raises ValueError for a checkpoint to be evaluated that is not there: it was not saved, or was removed."""
     missing = [str(step) for step in steps if step not in list_checkpoints(folder)]
     if missing:
         raise ValueError(
-            f"{folder}: val.evaluate_checkpoints asks for step {', '.join(missing)}, of which no checkpoint is left: this "
-            "training ran with another logger.checkpointing_steps or logger.checkpoints_total_limit. Set them back, or "
-            "val.evaluate_checkpoints: last, or give the experiment another name to train it again."
+            f"{folder}: val.evaluate_checkpoints asks for step {', '.join(missing)}, of which no checkpoint is left: "
+            "this training ran with another logger.checkpointing_steps or logger.checkpoints_total_limit. Set them "
+            "back, or val.evaluate_checkpoints: last, or give the experiment another name to train it again."
         )
 
 
@@ -114,7 +114,7 @@ def newest_state(folder: Path) -> TrainerState | None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder under a name that a killed removal does not leave looking whole; called again, it ends that removal."""
+    """Removes a folder by way of a name that does not look whole; called again, it ends a removal that was killed."""
     doomed = removal_of(folder)
     if folder.exists():
         remove_tree(doomed)

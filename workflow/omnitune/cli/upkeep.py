@@ -48,8 +48,8 @@ def doctor(
 ) -> None:
     """Say what is wrong here before a job waits for hours; exit code 1 where something is.
 
-    Looks at packages, GPUs, disk, file system and config, at SLURM's partitions and limits on a login node, and inside of
-    an allocation (`salloc --nodes=2 omnitune doctor`) at whether its nodes share files and reach each other.
+    Looks at packages, GPUs, disk, file system and config, at SLURM's partitions and limits on a login node, and inside
+    of an allocation (`salloc --nodes=2 omnitune doctor`) at whether its nodes share files and reach each other.
     """
     from omnitune.doctor.check import check_all
 

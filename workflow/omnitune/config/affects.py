@@ -1,4 +1,4 @@
-"""What a change of a key makes again: said once, beside the key, for the rules, the identity of weights and the documentation."""
+"""What a change of a key makes again: said once, beside the key, for rules, identities of weights and documentation."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

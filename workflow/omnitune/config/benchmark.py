@@ -17,19 +17,19 @@ class Benchmark(Section):
     prompts: Annotated[
         str,
         Field(
-            description="A .jsonl file, one prompt a line: `key` (unique), `task_type`, `instruction`, optional `input_images`, "
-            "`output_image` (the target), `category` (by which scores are told apart in place of the task type), `height` and "
-            "`width`, and `expect` (the known scene, for `check: demo_scene`). Image paths as in samples. Or the file or "
-            "folder of another `format`."
+            description="A .jsonl file, one prompt a line: `key` (unique), `task_type`, `instruction`, optional "
+            "`input_images`, `output_image` (the target), `category` (by which scores are told apart in place of the "
+            "task type), `height` and `width`, and `expect` (the known scene, for `check: demo_scene`). Image paths as "
+            "in samples. Or the file or folder of another `format`."
         ),
         NAMES,
     ]
     format: Annotated[
         Annotated[str, OneOf(PROMPT_FORMATS)],
         Field(
-            description="What `prompts` is. `our`: the .jsonl above. As published: `geneval` (evaluation_metadata.jsonl), "
-            "`dpg` (folder of .txt), `gedit` and `omnicontext` (parquet, or a folder that Hugging Face datasets has saved, "
-            "images inside), `imgedit` (.json; images below image_root)."
+            description="What `prompts` is. `our`: the .jsonl above. As published: `geneval` "
+            "(evaluation_metadata.jsonl), `dpg` (folder of .txt), `gedit` and `omnicontext` (parquet, or a folder that "
+            "Hugging Face datasets has saved, images inside), `imgedit` (.json; images below image_root)."
         ),
         NAMES,
     ] = "our"
@@ -51,8 +51,8 @@ class Benchmark(Section):
     seed: Annotated[
         Seed | Annotated[list[Seed], Field(min_length=1, max_length=100)],
         Field(
-            description="Seed of the starting noise, below 2^63; each prompt derives its own from it. A list: each prompt is "
-            "drawn with each."
+            description="Seed of the starting noise, below 2^63; each prompt derives its own from it. A list: each "
+            "prompt is drawn with each."
         ),
         Affects("images"),
     ] = 0
@@ -124,7 +124,8 @@ class Benchmark(Section):
         int,
         Field(
             ge=0,
-            description="Held-out flow-matching loss: at how many fixed times it is taken for each prompt with a target. 0: not.",
+            description="Held-out flow-matching loss: at how many fixed times it is taken for each prompt with a "
+            "target. 0: not.",
         ),
         Affects("images"),
     ] = 8
@@ -139,16 +140,17 @@ class Benchmark(Section):
     primary: Annotated[
         str | None,
         Field(
-            description="The measure that the report's verdict is about, judge_{name}_instruction and the like among them. "
-            "null: `check_passed` with a check, or else the first that the prompts have of `loss`, `psnr` and `ssim`."
+            description="The measure that the report's verdict is about, judge_{name}_instruction and the like among "
+            "them. null: `check_passed` with a check, or else the first that the prompts have of `loss`, `psnr` and "
+            "`ssim`."
         ),
         Affects("reports"),
     ] = None
     measures: Annotated[
         list[MeasureEntry] | None,
         Field(
-            description="What is measured beside the check: names, or {name, model} of those that need a model. null: all that "
-            "need none. docs/measures.md has each."
+            description="What is measured beside the check: names, or {name, model} of those that need a model. null: "
+            "all that need none. docs/measures.md has each."
         ),
         Affects("scores"),
     ] = None

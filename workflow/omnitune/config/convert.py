@@ -15,9 +15,9 @@ class ConvertOptions(Section):
     formats: Annotated[
         list[Literal["diffusers", "comfyui", "merged", "pipeline"]],
         Field(
-            description="Each in a folder of its own beside the checkpoint: `diffusers`, `transformer` or `transformer_lora` in "
-            "the published layout, which is made in any case, as evaluation loads it; `comfyui`, one file for ComfyUI; "
-            "`merged`, an adapter merged into the base; `pipeline`, a whole pipeline folder."
+            description="Each in a folder of its own beside the checkpoint: `diffusers`, `transformer` or "
+            "`transformer_lora` in the published layout, which is made in any case, as evaluation loads it; `comfyui`, "
+            "one file for ComfyUI; `merged`, an adapter merged into the base; `pipeline`, a whole pipeline folder."
         ),
         Affects("evaluations"),
     ] = ["diffusers"]

@@ -17,7 +17,8 @@ class Judge(Section):
         str,
         Field(
             pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$",
-            description="Names its measures, judge_{name}_instruction and judge_{name}_quality, and its answers' folder.",
+            description="Names its measures, judge_{name}_instruction and judge_{name}_quality, and its answers' "
+            "folder.",
         ),
     ]
     base_url: Annotated[
@@ -28,7 +29,8 @@ class Judge(Section):
         str | None,
         Field(
             pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-            description="The environment variable that holds the key. null: none is sent. The key itself stands nowhere.",
+            description="The environment variable that holds the key. null: none is sent. The key itself stands "
+            "nowhere.",
         ),
     ] = None
     repeats: Annotated[int, Field(ge=1, le=100, description="How often it is asked of each image.")] = 1
@@ -48,8 +50,8 @@ class Judge(Section):
     labels: Annotated[
         str | None,
         Field(
-            description="A .jsonl of people's scores, with which the judge's are compared: `image` (a path), `instruction` "
-            "and `quality` (numbers of any scale)."
+            description="A .jsonl of people's scores, with which the judge's are compared: `image` (a path), "
+            "`instruction` and `quality` (numbers of any scale)."
         ),
     ] = None
 

@@ -18,7 +18,8 @@ class MixtureEntry(Section):
         Field(
             description="A .jsonl file of samples or its URL, a further .yml mixture, or a folder or a pattern "
             "(`captions/*.jsonl`), of which all .jsonl files are one source. "
-            "A relative path is taken from the working directory, and if nothing is there, from the folder of this file."
+            "A relative path is taken from the working directory, and if nothing is there, from the folder of this "
+            "file."
         ),
         NAMES,
     ]
@@ -33,8 +34,8 @@ class MixtureEntry(Section):
             ge=0,
             le=1e9,
             allow_inf_nan=False,
-            description="Share of the source among its neighbours; normalised to sum to 1, multiplied along nested files. "
-            "0 leaves the source out.",
+            description="Share of the source among its neighbours; normalised to sum to 1, multiplied along nested "
+            "files. 0 leaves the source out.",
         ),
         Affects("weights"),
     ] = 1.0
@@ -46,8 +47,8 @@ class Mixture(Section):
     ratio_type: Annotated[
         Literal["outside_ratio", "inside_ratio"] | None,
         Field(
-            description="`outside_ratio`, as null: ratios are shares of the mixture. `inside_ratio`: shares of each entry's own "
-            "rows, which are counted whenever the file is read."
+            description="`outside_ratio`, as null: ratios are shares of the mixture. `inside_ratio`: shares of each "
+            "entry's own rows, which are counted whenever the file is read."
         ),
         Affects("weights"),
     ] = None

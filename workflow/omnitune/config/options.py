@@ -100,7 +100,8 @@ class DataOptions(Section):
     validation_depth: Annotated[
         Literal["full", "header"],
         Field(
-            description="`full` decodes and hashes every image; `header` reads sizes and formats from the first bytes only."
+            description="`full` decodes and hashes every image; `header` reads sizes and formats from the first bytes "
+            "only."
         ),
         Affects("samples"),
     ] = "full"
@@ -115,8 +116,8 @@ class DataOptions(Section):
     source_root: Annotated[
         str | list[str] | None,
         Field(
-            description="One or several folders or URLs, below which alone all that the mixture names may lie, links followed. "
-            "null: below the working directory and the mixture's own folder, and at any URL."
+            description="One or several folders or URLs, below which alone all that the mixture names may lie, links "
+            "followed. null: below the working directory and the mixture's own folder, and at any URL."
         ),
         NOTHING,
     ] = None
@@ -237,17 +238,18 @@ class ModelOptions(Section):
     pretrained_model_path: Annotated[
         str,
         Field(
-            description="What training starts from: a repository id (`OmniGen2/OmniGen2`), a local pipeline folder, `demo` "
-            "(the tiny built-in model), or another experiment's converted checkpoint "
-            "(`experiments/{experiment}/checkpoint-{step}/transformer`, or `transformer_ema`), which is then trained first."
+            description="What training starts from: a repository id (`OmniGen2/OmniGen2`), a local pipeline folder, "
+            "`demo` (the tiny built-in model), or another experiment's converted checkpoint "
+            "(`experiments/{experiment}/checkpoint-{step}/transformer`, or `transformer_ema`), which is then trained "
+            "first."
         ),
         Affects("base", "weights"),
     ]
     transformer_path: Annotated[
         str | None,
         Field(
-            description="Train from the transformer in this folder (config.json, diffusion_pytorch_model*.safetensors) in place "
-            "of the pipeline's own, as the published script takes `--transformer_path`. null: the pipeline's."
+            description="Train from the transformer in this folder (config.json, diffusion_pytorch_model*.safetensors) "
+            "in place of the pipeline's own, as the published script takes `--transformer_path`. null: the pipeline's."
         ),
         NAMES,
     ] = None
@@ -297,8 +299,8 @@ class ModelOptions(Section):
         converted = parse_converted(self.pretrained_model_path)
         if converted and converted[2]:
             raise ValueError(
-                f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base weights; "
-                "name a pipeline or a `transformer` folder"
+                f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base "
+                "weights; name a pipeline or a `transformer` folder"
             )
         ignored = (
             "transformer_path",
@@ -351,15 +353,16 @@ class ValOptions(Section):
     lora_scales: Annotated[
         list[Annotated[float, Field(ge=0.01, le=100, multiple_of=0.01)]],
         Field(
-            description="Evaluate an adapter at these scales as well, such as [0.5, 1.5]; as it was trained it always is. "
-            "Hundredths."
+            description="Evaluate an adapter at these scales as well, such as [0.5, 1.5]; as it was trained it always "
+            "is. Hundredths."
         ),
         Affects("evaluations"),
     ] = []
     data_path: Annotated[
         str | None,
         Field(
-            description="Held-out samples (.jsonl, in the format of training samples). null: no validation while training."
+            description="Held-out samples (.jsonl, in the format of training samples). null: no validation while "
+            "training."
         ),
         NOTHING,
     ] = None
@@ -387,8 +390,8 @@ class ValOptions(Section):
         PositiveInt,
         Field(
             validation_alias=AliasChoices("visualization_samples", "num_train_visualization_samples"),
-            description="The first so many held-out prompts that images are drawn of while training; also read under its "
-            "published name `num_train_visualization_samples`.",
+            description="The first so many held-out prompts that images are drawn of while training; also read under "
+            "its published name `num_train_visualization_samples`.",
         ),
         NOTHING,
     ] = 4
@@ -409,7 +412,8 @@ class LoggerOptions(Section):
     log_with: Annotated[
         list[Literal["tensorboard", "wandb"]] | Literal["tensorboard", "wandb", "all"] | None,
         Field(
-            description="Trackers beside logs/metrics.jsonl. wandb needs `pip install wandb`; `all`: those that are installed."
+            description="Trackers beside logs/metrics.jsonl. wandb needs `pip install wandb`; `all`: those that are "
+            "installed."
         ),
         NOTHING,
     ] = ["tensorboard"]
@@ -445,8 +449,9 @@ class ExperimentOptions(Section):
     extends: Annotated[
         str | None,
         Field(
-            description="Options file, relative to this one, whose keys hold where this file has none: section by section, "
-            "lists as a whole. It may itself extend another, and need not be complete. `name` is not taken from it."
+            description="Options file, relative to this one, whose keys hold where this file has none: section by "
+            "section, lists as a whole. It may itself extend another, and need not be complete. `name` is not taken "
+            "from it."
         ),
         NAMES,
     ] = None
@@ -555,8 +560,8 @@ class ExperimentOptions(Section):
 
     @property
     def evaluated(self) -> list[EvaluatedStep]:
-        """What is converted and evaluated: each of these steps, with train.ema_decay its average as well, and adapters at
-        val.lora_scales."""
+        """What is converted and evaluated: each of these steps, with train.ema_decay its average as well, and adapters
+        at val.lora_scales."""
         forms = (False, True) if self.train.ema_decay else (False,)
         found = [EvaluatedStep(step, ema) for step in self.evaluated_steps for ema in forms]
         scaled = [EvaluatedStep(step, lora_scale=s) for step in self.evaluated_steps for s in self.val.lora_scales]
@@ -590,7 +595,10 @@ def without_meaning(options: ExperimentOptions) -> Iterator[str]:
     """A line on each key of the published trainer that is set and that nothing here follows from."""
     train = options.train
     if options.same_seed_per_epoch:
-        yield "same_seed_per_epoch: has no effect: what is drawn follows from seed, step and sample, never from the epoch."
+        yield (
+            "same_seed_per_epoch: has no effect: what is drawn follows from seed, step and sample, never from the "
+            "epoch."
+        )
     if options.model.resize_token_embeddings:
         yield "model.resize_token_embeddings: has no effect: rows that no token has change no text features."
     if train.t_in_epochs:
@@ -599,6 +607,6 @@ def without_meaning(options: ExperimentOptions) -> Iterator[str]:
         yield "train.cycle_decay: has no effect: there is one cycle."
     if options.resume_from_checkpoint not in (None, "latest"):
         yield (
-            f"resume_from_checkpoint: {options.resume_from_checkpoint!r} is read as 'latest': what comes after a checkpoint "
-            "follows from it. To go back to it, remove the newer ones."
+            f"resume_from_checkpoint: {options.resume_from_checkpoint!r} is read as 'latest': what comes after a "
+            "checkpoint follows from it. To go back to it, remove the newer ones."
         )

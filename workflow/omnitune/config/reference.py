@@ -28,8 +28,9 @@ MODELS: dict[str, tuple[type[Section], str]] = {
 }
 INTRODUCTION = """# Configuration
 
-Every key of every configuration file. This page and the JSON schemas in workflow/schemas are written by `omnitune schema`
-from the models in workflow/omnitune/config; editors that know `# yaml-language-server: $schema=...` complete and check keys.
+Every key of every configuration file. This page and the JSON schemas in workflow/schemas are written by `omnitune
+schema` from the models in workflow/omnitune/config; editors that know `# yaml-language-server: $schema=...` complete
+and check keys.
 
 Unknown keys are errors, and all files are checked before any job starts.
 
@@ -37,8 +38,8 @@ The last column says what a change makes again, and with it what stands behind t
 samples (the verdict on each row), manifests (which rows are in which shard), shards, encodings, groups (which encodings
 are made together), weights (the training; refused where there are checkpoints, unless it is to start over), checkpoints
 (training goes on), evaluations (which checkpoints are evaluated, to which formats they are converted, and whether
-images are exported), conversions, images, parts (how a benchmark is cut into jobs), judgements, scores, reports. Of what
-names files, what is found there is compared. `nothing` runs nothing.
+images are exported), conversions, images, parts (how a benchmark is cut into jobs), judgements, scores, reports. Of
+what names files, what is found there is compared. `nothing` runs nothing.
 """
 
 
@@ -73,8 +74,8 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
         section = section_of(field.annotation)
         key = f"{prefix}{name}"
         rows.append(
-            f"| `{key}` | {_type(field.annotation, field.metadata)} | {_default(field)} | {_escape(field.description or '')} | "
-            f"{_affected(field)} |"
+            f"| `{key}` | {_type(field.annotation, field.metadata)} | {_default(field)} | "
+            f"{_escape(field.description or '')} | {_affected(field)} |"
         )
         if section is not None:
             rows += _rows(section, f"{key}[]." if _is_list(field.annotation) else f"{key}.")

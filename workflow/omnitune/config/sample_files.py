@@ -44,11 +44,11 @@ class SampleFiles:
         self._walked = 0
 
     def in_folder(self, folder: Path, where: str) -> tuple[Path, ...]:
-        """All below a folder but for hidden ones, which file browsers and editors leave; linked folders are not entered."""
+        """All below a folder but for hidden ones, as file browsers leave; linked folders are not entered."""
         return self._sorted(self._below(folder, (ANY_FOLDER, "*"), where, follow=False), where)
 
     def matching(self, folder: Path, pattern: Path, where: str) -> tuple[Path, ...]:
-        """What matches a pattern in a folder, as in a shell: hidden names have to be written out, links are followed."""
+        """What matches a pattern in a folder, as in a shell: hidden names must be written out, links are followed."""
         parts = (*pattern.parts, "*") if pattern.name == ANY_FOLDER else pattern.parts
         return self._sorted(self._below(folder, parts, where, follow=True), where)
 
@@ -104,7 +104,7 @@ class SampleFiles:
 
 
 def _is_folder(entry: os.DirEntry[str], above: Sequence[os.stat_result], follow: bool) -> bool:
-    """Whether `**` goes into an entry: not by a link that leads nowhere, or to a folder above, which would be endless."""
+    """Whether `**` goes into an entry: not by a link that leads nowhere, or endlessly to a folder above."""
     try:
         if not entry.is_dir(follow_symlinks=follow):
             return False

@@ -91,7 +91,7 @@ class _Leaf:
 
 
 def count_rows(files: Iterable[Path | str], name: str, where: str) -> int:
-    """Lines of a source's .jsonl files; ConfigError, with `where` they are asked for, for one that cannot be counted now."""
+    """Lines of a source's .jsonl files; ConfigError, with `where` it is asked, for one that cannot be counted."""
     count = 0
     for file in files:
         if isinstance(file, str) or not file.is_file():
@@ -168,8 +168,8 @@ class _Reading:
         self._entries += len(mixture.data)
         if self._entries > MAX_ENTRIES or len(above) >= MAX_DEPTH:
             raise ConfigError(
-                f"{self.top}: names more than {MAX_ENTRIES} entries through its mixtures, or these name each other more "
-                f"than {MAX_DEPTH} times in a row; the last one is {path}. Name folders or patterns instead."
+                f"{self.top}: names more than {MAX_ENTRIES} entries through its mixtures, or these name each other "
+                f"more than {MAX_DEPTH} times in a row; the last one is {path}. Name folders or patterns instead."
             )
         places = [f"{path}: data.{number}.path: {entry.path!r}" for number, entry in enumerate(mixture.data)]
         ratios = [entry.ratio for entry in mixture.data]
@@ -244,7 +244,7 @@ class _Reading:
         return found, PurePosixPath(found.with_suffix("")), (found,)
 
     def _matching_files(self, entry: MixtureEntry, mixture: Path, where: str) -> tuple[Path, tuple[Path, ...]]:
-        """Where a pattern matches, from the working directory or else beside the mixture, and the .jsonl files there."""
+        """Where a pattern matches, from the working directory or beside the mixture, and the .jsonl files there."""
         for folder in (Path(), mixture.parent):
             files = self._files.matching(folder, Path(entry.path), where)
             if files:
@@ -320,7 +320,7 @@ def _merged(leaves: list[_Leaf]) -> list[_Leaf]:
 
 
 def _named(leaves: list[_Leaf]) -> list[Source]:
-    """Gives each source its stem as name, lengthened by the folders that are written before it until no two are equal."""
+    """Gives each source its stem as name, lengthened by the folders written before it until no two are equal."""
     depths = [1] * len(leaves)
     while True:
         names = [_name(leaf.origin, depth) for leaf, depth in zip(leaves, depths, strict=True)]
@@ -344,7 +344,7 @@ def _named_parts(origin: PurePosixPath) -> list[str]:
 
 
 def _name(origin: PurePosixPath, depth: int) -> str:
-    """The last parts of a path, of letters and digits alone; in one form, as some systems write an accent on its own."""
+    """The last parts of a path, of letters and digits alone; in one form, as some systems write accents apart."""
     text = unicodedata.normalize("NFC", "_".join(_named_parts(origin)[-depth:]))
     plain = "".join(sign if sign == "_" or is_letter(sign) else "\0" for sign in text)
     return re.sub("\0+", "_", plain).strip("_") or "source"

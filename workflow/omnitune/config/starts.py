@@ -132,8 +132,8 @@ def _experiment(
         return ExperimentOptions.load(resolved)
     raise ConfigError(
         f"experiment {by.name!r}: {key} names the experiment {name!r}, which is neither in `experiments` "
-        f"(known: {', '.join(sorted(experiments))}) nor in {resolved}. Weights from elsewhere: name their base pipeline as "
-        "model.pretrained_model_path and their folder as model.transformer_path."
+        f"(known: {', '.join(sorted(experiments))}) nor in {resolved}. Weights from elsewhere: name their base "
+        "pipeline as model.pretrained_model_path and their folder as model.transformer_path."
     )
 
 

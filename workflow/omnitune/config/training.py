@@ -22,8 +22,8 @@ class TransportOptions(Section):
         Literal["lognorm", "uniform", "stratified_uniform", "logit_normal"],
         Field(
             description="Distribution of times: `lognorm`, the sigmoid of a normal draw; `logit_normal`, the same with "
-            "logit_mean and logit_std; `uniform`; `stratified_uniform`, one draw from each of equal parts of [0, 1], as many "
-            "as the global batch has samples."
+            "logit_mean and logit_std; `uniform`; `stratified_uniform`, one draw from each of equal parts of [0, 1], "
+            "as many as the global batch has samples."
         ),
         Affects("weights"),
     ] = "lognorm"
@@ -49,7 +49,8 @@ class TransportOptions(Section):
     loss_weighting: Annotated[
         Literal["none", "min_snr"],
         Field(
-            description="Weight of a sample's squared error by its time: none, or min(SNR, min_snr_gamma) on the data's error."
+            description="Weight of a sample's squared error by its time: none, or min(SNR, min_snr_gamma) on the "
+            "data's error."
         ),
         Affects("weights"),
     ] = "none"
@@ -125,8 +126,8 @@ class TrainOptions(Section):
     num_train_epochs: Annotated[
         PositiveInt | None,
         Field(
-            description="Where max_train_steps is not set: so many times as many samples as the sources have rows. The rows "
-            "are counted whenever the options are read, so the .jsonl files must be there, on this machine."
+            description="Where max_train_steps is not set: so many times as many samples as the sources have rows. The "
+            "rows are counted whenever the options are read, so the .jsonl files must be there, on this machine."
         ),
         NOTHING,
     ] = None
@@ -136,9 +137,9 @@ class TrainOptions(Section):
     parallelism: Annotated[
         Literal["fsdp", "hsdp", "ddp", "auto"],
         Field(
-            description="How several processes share the work. `fsdp`: parameters, gradients and optimizer are cut over all "
-            "processes (FSDP2). `hsdp`: cut within a node, replicated across nodes. `ddp`: every process holds all of them; "
-            "fastest where they fit, as with LoRA. `auto`: by estimated memory; the log says why."
+            description="How several processes share the work. `fsdp`: parameters, gradients and optimizer are cut "
+            "over all processes (FSDP2). `hsdp`: cut within a node, replicated across nodes. `ddp`: every process "
+            "holds all of them; fastest where they fit, as with LoRA. `auto`: by estimated memory; the log says why."
         ),
         NOTHING,
     ] = "fsdp"
@@ -153,7 +154,8 @@ class TrainOptions(Section):
     reshard_after_forward: Annotated[
         bool,
         Field(
-            description="FSDP: free gathered weights between forward and backward. false (ZeRO-2): more memory, less traffic."
+            description="FSDP: free gathered weights between forward and backward. false (ZeRO-2): more memory, less "
+            "traffic."
         ),
         NOTHING,
     ] = True
@@ -170,8 +172,9 @@ class TrainOptions(Section):
     mixed_precision: Annotated[
         Literal["bf16", "fp16", "fp32", "no"],
         Field(
-            description="Precision of forward and backward; trained weights, optimizer and sums of gradients stay float32, "
-            "matrices that are not trained are held in this precision. fp16 scales the loss. `fp32` is another name of `no`."
+            description="Precision of forward and backward; trained weights, optimizer and sums of gradients stay "
+            "float32, matrices that are not trained are held in this precision. fp16 scales the loss. `fp32` is "
+            "another name of `no`."
         ),
         Affects("weights"),
     ] = "bf16"
@@ -187,17 +190,18 @@ class TrainOptions(Section):
     attention: Annotated[
         Literal["auto", "cudnn", "varlen", "per_sample"],
         Field(
-            description="Kernel of attention. `varlen`: flash attention over all sequences at once. `cudnn`: cuDNN, sequence "
-            "by sequence, padded to multiples of 128 tokens. `per_sample`: torch's own choice, sequence by sequence, on "
-            "any device. `auto`: the faster of the first two on a GPU that runs them, by a trial; the log says which."
+            description="Kernel of attention. `varlen`: flash attention over all sequences at once. `cudnn`: cuDNN, "
+            "sequence by sequence, padded to multiples of 128 tokens. `per_sample`: torch's own choice, sequence by "
+            "sequence, on any device. `auto`: the faster of the first two on a GPU that runs them, by a trial; the log "
+            "says which."
         ),
         NOTHING,
     ] = "auto"
     fp8: Annotated[
         bool,
         Field(
-            description="Matrix products of the blocks in float8 (torchao; GPUs from compute capability 8.9). Needs sizes that "
-            "are multiples of 16, which the published hidden_size 2520 is not."
+            description="Matrix products of the blocks in float8 (torchao; GPUs from compute capability 8.9). Needs "
+            "sizes that are multiples of 16, which the published hidden_size 2520 is not."
         ),
         Affects("weights"),
     ] = False
@@ -205,8 +209,8 @@ class TrainOptions(Section):
         str,
         OneOf(OPTIMIZERS),
         Field(
-            description="`adamw_8bit` needs bitsandbytes and a GPU, and one process or ddp. `prodigy` finds its step size: set "
-            "learning_rate: 1. `muon` trains the matrices of the blocks with Muon, all else with AdamW."
+            description="`adamw_8bit` needs bitsandbytes and a GPU, and one process or ddp. `prodigy` finds its step "
+            "size: set learning_rate: 1. `muon` trains the matrices of the blocks with Muon, all else with AdamW."
         ),
         Affects("weights"),
     ] = "adamw"
@@ -258,7 +262,8 @@ class TrainOptions(Section):
     lr_step_rules: Annotated[
         str | None,
         Field(
-            description='piecewise_constant: factors and the steps they end before, then the last factor: "1:100,0.1:200,0.01".'
+            description="piecewise_constant: factors and the steps they end before, then the last factor: "
+            '"1:100,0.1:200,0.01".'
         ),
         Affects("weights"),
     ] = None
@@ -280,7 +285,8 @@ class TrainOptions(Section):
         int,
         Field(
             ge=0,
-            description="Steps whose loss or gradient is not finite are skipped; after more than so many in a row it stops.",
+            description="Steps whose loss or gradient is not finite are skipped; after more than so many in a row it "
+            "stops.",
         ),
         NOTHING,
     ] = 5
@@ -327,8 +333,8 @@ class TrainOptions(Section):
         list[str] | None,
         Field(
             min_length=1,
-            description="Linear layers that get an adapter: ends of their names (`to_q`, `feed_forward.linear_1`) or shell "
-            "patterns of whole names (`layers.*.attn.*`). null: to_q, to_k, to_v, to_out.0.",
+            description="Linear layers that get an adapter: ends of their names (`to_q`, `feed_forward.linear_1`) or "
+            "shell patterns of whole names (`layers.*.attn.*`). null: to_q, to_k, to_v, to_out.0.",
         ),
         Affects("weights"),
     ] = None
@@ -341,7 +347,8 @@ class TrainOptions(Section):
     lora_path: Annotated[
         str | None,
         Field(
-            description="Start from this adapter (pytorch_lora_weights.safetensors or its folder), of equal rank and targets."
+            description="Start from this adapter (pytorch_lora_weights.safetensors or its folder), of equal rank and "
+            "targets."
         ),
         Affects("weights"),
     ] = None
@@ -387,12 +394,14 @@ class TrainOptions(Section):
             raise ValueError(f"hsdp_shard_size: is for parallelism: 'hsdp', not {self.parallelism!r}")
         if self.optimizer_name in WHOLE_TENSORS and self.parallelism in {"fsdp", "hsdp"} and self.num_processes > 1:
             raise ValueError(
-                f"optimizer: {self.optimizer_name!r} is not allowed with parallelism: {self.parallelism!r} over several "
-                "processes: it computes over whole parameters, which are cut there; take 'adamw' or 'muon', or parallelism: 'ddp'"
+                f"optimizer: {self.optimizer_name!r} is not allowed with parallelism: {self.parallelism!r} over "
+                "several processes: it computes over whole parameters, which are cut there; take 'adamw' or 'muon', or "
+                "parallelism: 'ddp'"
             )
         if self.attention in {"cudnn", "varlen"} and self.mixed_precision == "no":
             raise ValueError(
-                f"attention: {self.attention!r} computes in bf16 or fp16; set mixed_precision to one of these, or take 'auto'"
+                f"attention: {self.attention!r} computes in bf16 or fp16; set mixed_precision to one of these, or take "
+                "'auto'"
             )
         lora = [key for key in ("lora_target_modules", "lora_path") if getattr(self, key)]
         if lora and not self.lora_ft:

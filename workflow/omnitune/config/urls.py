@@ -36,8 +36,8 @@ class UrlOptions(Section):
     private_networks: Annotated[
         list[str],
         Field(
-            description="Addresses and networks (`10.1.0.0/16`) that http:// and https:// may read from although they are "
-            "not public. All others of loopback, link-local and private ranges are refused."
+            description="Addresses and networks (`10.1.0.0/16`) that http:// and https:// may read from although they "
+            "are not public. All others of loopback, link-local and private ranges are refused."
         ),
         VERDICTS,
     ] = []

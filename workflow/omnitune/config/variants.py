@@ -99,7 +99,7 @@ Variants = dict[str, tuple[ModelT, dict[str, Any]]]
 
 
 def variants_of(sweep: Sweep, model: type[ModelT], where: str) -> tuple[str, Variants[ModelT]]:
-    """Name of the options that are varied, and of each variant by its name the options and the sweep's keys with their values.
+    """Name of the options that are varied, and of each variant by its name its options and the sweep's keys and values.
 
     Args:
         sweep: what is varied.
@@ -127,8 +127,8 @@ def variants_of(sweep: Sweep, model: type[ModelT], where: str) -> tuple[str, Var
                 "two of its values come to the name" if own in found else f"more than {MAX_NAME} letters in the name"
             )
             raise ConfigError(
-                f"{where}: sweep.set: {problem} {own!r}. Take one out, or write options files of their own, which extend "
-                f"{sweep.options}."
+                f"{where}: sweep.set: {problem} {own!r}. Take one out, or write options files of their own, which "
+                f"extend {sweep.options}."
             )
         found[own] = options.model_copy(update={"name": own}), read
     return name, found

@@ -32,8 +32,8 @@ class Cluster(Section):
     nodes: Annotated[
         PositiveInt | None,
         Field(
-            description="Nodes of each training on a cluster. Without it as few as have a GPU (`gpus_per_node`) for each of "
-            "its processes; one where there are no GPUs."
+            description="Nodes of each training on a cluster. Without it as few as have a GPU (`gpus_per_node`) for "
+            "each of its processes; one where there are no GPUs."
         ),
         NOTHING,
     ] = None
@@ -55,7 +55,8 @@ class Cluster(Section):
     max_runtime: Annotated[
         PositiveInt | None,
         Field(
-            description="The cluster's time limit in minutes. A training that takes longer saves and goes on in a new job."
+            description="The cluster's time limit in minutes. A training that takes longer saves and goes on in a new "
+            "job."
         ),
         NOTHING,
     ] = None
@@ -68,14 +69,14 @@ class Cluster(Section):
     download_partition: Annotated[
         str | None,
         Field(
-            description="SLURM partition whose nodes reach the internet, for prepare_pretrained. Without it base models are "
-            "downloaded where snakemake runs."
+            description="SLURM partition whose nodes reach the internet, for prepare_pretrained. Without it base "
+            "models are downloaded where snakemake runs."
         ),
         NOTHING,
     ] = None
 
     def nodes_for(self, processes: int) -> int:
-        """Nodes of a training of so many processes, each of which has as many of them; raises ValueError where none are."""
+        """Nodes of a training of so many processes, as many on each; raises ValueError where none are."""
         if self.nodes is None:
             per_node = self.gpus_per_node or processes
             return next(n for n in range(1, processes + 1) if processes % n == 0 and processes // n <= per_node)

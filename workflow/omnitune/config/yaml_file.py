@@ -22,7 +22,7 @@ MAX_DEPTH = 64  # mappings and lists inside each other
 
 
 class _Loader(Composer, CParser, SafeConstructor, Resolver):
-    """The safe loader over libyaml's events. It stops where a file has more nodes, or deeper ones, than one may have."""
+    """The safe loader over libyaml's events. It stops where a file has more or deeper nodes than one may have."""
 
     def __init__(self, path: Path) -> None:
         CParser.__init__(self, _text(path))
@@ -135,8 +135,8 @@ def _check_size(root: yaml.Node, path: Path) -> None:
     count, levels = size(root)
     if count > MAX_NODES or levels > MAX_DEPTH + 1:
         raise ConfigError(
-            f"{path}: has more than {MAX_NODES} keys and values, or more than {MAX_DEPTH} levels of them, with its aliases "
-            "written out. Take aliases out of it."
+            f"{path}: has more than {MAX_NODES} keys and values, or more than {MAX_DEPTH} levels of them, with its "
+            "aliases written out. Take aliases out of it."
         )
 
 
@@ -168,8 +168,8 @@ def _below(key: str, name: yaml.Node | int) -> str:
 def _check_text(node: yaml.ScalarNode, key: str, path: Path) -> None:
     if "\0" in node.value:
         raise ConfigError(
-            f"{path}, line {node.start_mark.line + 1}: {shown(key)}: {shown(node.value)} holds a NUL byte, which no path "
-            "has. Take it out."
+            f"{path}, line {node.start_mark.line + 1}: {shown(key)}: {shown(node.value)} holds a NUL byte, which no "
+            "path has. Take it out."
         )
 
 
@@ -179,8 +179,8 @@ def _check_number(node: yaml.ScalarNode, path: Path) -> None:
     if number and OTHER_BASE.fullmatch(node.value):
         base = "a number of base 60" if ":" in node.value else "octal"
         raise ConfigError(
-            f"{path}, line {node.start_mark.line + 1}: {node.value} would be read as {base}. Write it without leading zeros "
-            "and colons, or in quotes if it is a text."
+            f"{path}, line {node.start_mark.line + 1}: {node.value} would be read as {base}. Write it without leading "
+            "zeros and colons, or in quotes if it is a text."
         )
 
 

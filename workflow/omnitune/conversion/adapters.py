@@ -72,7 +72,7 @@ def _scaled(lazy: LazyTensor, scale: float) -> torch.Tensor:
 
 
 def merged(base: State, adapters: Sequence[tuple[Adapter, float]]) -> State:
-    """The weights of a transformer with adapters in them: W + the sum of strength x (W with one adapter - W), in float32.
+    """A transformer's weights with adapters in them: W + the sum of strength x (W with one adapter - W), in float32.
 
     Args:
         base: the transformer's, by name.
@@ -101,7 +101,7 @@ def _merged(lazy: LazyTensor, module: str, adapters: Sequence[tuple[Adapter, flo
 
 
 def peft_layer(weight: torch.Tensor, adapter: Adapter, module: str) -> Any:
-    """A linear layer of this weight with the module's adapter as peft computes it, in float64: what training has trained."""
+    """A linear layer of this weight with the module's adapter as peft computes it, in float64: what was trained."""
     features_out, features_in = weight.shape
     linear = nn.Linear(features_in, features_out, bias=False, dtype=torch.float64)
     with torch.no_grad():

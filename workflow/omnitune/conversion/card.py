@@ -1,4 +1,4 @@
-"""The model card of converted weights: README.md of their folder, ready to be uploaded, without paths of this machine."""
+"""The model card of converted weights: README.md of their folder, ready to upload, without paths of this machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,9 @@ LOADING = {
     "pipeline": """    # Omnitune, or the published script with the same options
     omnitune generate --model_path FOLDER --instruction ".."
 """,
-    "comfyui adapter": f"    # ComfyUI: put {COMFYUI_ADAPTER_FILE} into models/loras, load it with LoraLoaderModelOnly\n",
+    "comfyui adapter": (
+        f"    # ComfyUI: put {COMFYUI_ADAPTER_FILE} into models/loras, load it with LoraLoaderModelOnly\n"
+    ),
     "comfyui model": (
         f"    # ComfyUI: put {COMFYUI_MODEL_FILE} into models/diffusion_models, load it with Load Diffusion Model\n"
     ),

@@ -27,8 +27,8 @@ def check_checkpoint(checkpoint: Path, part: str) -> str | None:
     known = json.loads(manifest.read_text(encoding="utf-8")).get("states", {}) if manifest.is_file() else {}
     if known.get(str(state.step), sha256) != sha256:
         raise ValueError(
-            f"{checkpoint}: is not the checkpoint that {manifest} names (another hash of {STATE_FILE}). To train on and name "
-            f"it: rm {manifest}, then snakemake --cores 2 train"
+            f"{checkpoint}: is not the checkpoint that {manifest} names (another hash of {STATE_FILE}). To train on "
+            f"and name it: rm {manifest}, then snakemake --cores 2 train"
         )
     check_files(checkpoint, state, [name for name in state.files if name.startswith(f"{part}/")])
     return sha256

@@ -87,15 +87,15 @@ def _require_adapter(options: ExperimentOptions, format: str, scale: float) -> N
 
 
 def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:
-    """The transformer's init arguments, from `model.arch_opt` and the start's config.json; ValueError where they differ."""
+    """The transformer's init arguments, from model.arch_opt and the start's config; ValueError where they differ."""
     path = Path(transformer) / "config.json" if transformer else None
     content = read_architecture(Path(transformer)) if transformer else {}
     base = {key: value for key, value in content.items() if not key.startswith("_")}
     if options.model.arch_opt is None:
         if not base:
             raise ValueError(
-                "model.arch_opt: null says that the architecture is that of the transformer that training started from: "
-                f"give its folder, with config.json ({path or 'none was given'} is not there)."
+                "model.arch_opt: null says that the architecture is that of the transformer that training started "
+                f"from: give its folder, with config.json ({path or 'none was given'} is not there)."
             )
         return base
     given = options.model.arch_opt.model_dump(mode="json")
@@ -136,7 +136,7 @@ def _checked_state(
     where: Path,
     transformer: Path | None,
 ) -> tuple[State, dict[str, int]]:
-    """The tensors to export, and how many base tensors were found beside an adapter, and how many come from the start."""
+    """The tensors to export, how many of the base lay beside an adapter, and how many come from the start."""
     train = options.train
     adapters, rest = split_lora(state)
     if not train.lora_ft:
@@ -170,8 +170,8 @@ def _with_untrained(
     if untrained:
         if transformer is None:
             raise ValueError(
-                f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the transformer "
-                "that training started from."
+                f"train.parameter_groups: leaves {len(untrained)} parameters untrained: give the folder of the "
+                "transformer that training started from."
             )
         start = starting_state(transformer, model)
         dtype = next(iter(state.values())).dtype  # training has loaded them in its own

@@ -1,4 +1,4 @@
-"""What a checkpoint, a transformer, a pipeline or an adapter is, from its headers: no weights are loaded, no code is run."""
+"""What a checkpoint, a transformer, a pipeline or an adapter is, from its headers: loads no weights, runs no code."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -105,8 +105,8 @@ def _adapter(path: Path) -> Facts:
     strange = adapted_modules(found.shapes) - modules
     if strange:
         raise ValueError(
-            f"{found.path}: adapts {len(strange)} modules that OmniGen2's transformer does not have: {some(strange, 3)}. It "
-            "belongs to another model."
+            f"{found.path}: adapts {len(strange)} modules that OmniGen2's transformer does not have: "
+            f"{some(strange, 3)}. It belongs to another model."
         )
     header = read_header(found.path)
     alphas = adapter_alphas(found.config)

@@ -48,7 +48,8 @@ def averaged_state(checkpoint: Path) -> Path:
     if Path(checkpoint).exists() and not path.is_dir():
         raise ValueError(
             f"{checkpoint}: holds no averaged weights ({AVERAGE_FOLDER}): it was trained with train.ema_decay: 0, or "
-            "is no folder that training wrote. Convert it without --ema, or set train.ema_decay above 0 and train again."
+            "is no folder that training wrote. Convert it without --ema, or set train.ema_decay above 0 and train "
+            "again."
         )
     return path
 
@@ -59,8 +60,8 @@ def _locate(path: Path) -> Path:
     if path.suffix == ".tmp" or (not path.exists() and partial.exists()):
         found = path if path.suffix == ".tmp" else partial
         raise ValueError(
-            f"{found}: is a checkpoint that training was interrupted in while writing. Start the training again; it goes on "
-            "from the newest complete checkpoint."
+            f"{found}: is a checkpoint that training was interrupted in while writing. Start the training again; it "
+            "goes on from the newest complete checkpoint."
         )
     if not path.exists():
         raise ValueError(f"{path}: does not exist. {_neighbours(path)}")
@@ -74,8 +75,8 @@ def _locate(path: Path) -> Path:
     if any(path.glob("*.distcp")):
         raise ValueError(f"{path}: a distributed checkpoint without {METADATA_FILE}: it was never finished.")
     raise ValueError(
-        f"{path}: is not a checkpoint. Looked in it for {', '.join(KNOWN_NAMES)} and for {METADATA_FILE} of a distributed "
-        f"checkpoint; it holds {_listing(path)}."
+        f"{path}: is not a checkpoint. Looked in it for {', '.join(KNOWN_NAMES)} and for {METADATA_FILE} of a "
+        f"distributed checkpoint; it holds {_listing(path)}."
     )
 
 

@@ -105,7 +105,7 @@ def verify_model(
 def _merge_difference(
     where: str, written: LazyTensor, base: LazyTensor, adapters: Sequence[tuple[Adapter, float]], module: str
 ) -> float:
-    """Each number must be the nearest of its type to what training has trained, so that no change is lost in rounding."""
+    """Each number must be the nearest of its type to what was trained, so that no change is lost in rounding."""
     weight, info = base.load().double(), torch.finfo(written.dtype)
     change = torch.zeros_like(weight)
     for adapter, strength in adapters:

@@ -185,8 +185,8 @@ def require_replaceable(save_path: Path, sources: Iterable[Path] = ()) -> None:
     known = (save_path / CONVERSION_FILE).is_file() or (save_path.parent / STATE_FILE).is_file()
     if save_path.is_dir() and any(save_path.iterdir()) and not known:
         raise ValueError(
-            f"{save_path}: holds weights without {CONVERSION_FILE}, which may be someone's own: name another folder, or "
-            "remove it."
+            f"{save_path}: holds weights without {CONVERSION_FILE}, which may be someone's own: name another folder, "
+            "or remove it."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the demo's base model is trained on: drafts of the demo's world, drawn, encoded and put into tables on a device."""
+"""What the demo's base model is trained on: drafts of the demo's world, drawn, encoded and put into tables."""
 
 import random
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def picture(scene: Scene, size: tuple[int, int], raw: tuple[int, int]) -> Pictur
 
 
 def _draw_chunk(chunk: tuple[str, int, int, int]) -> list[tuple[str, list[Picture]]]:
-    """Instruction and pictures, the output last, of a chunk's drafts; in one of two compositions the output is square."""
+    """Instruction and pictures, the output last, of a chunk's drafts; every other composition has a square output."""
     task, number, seed, count = chunk
     rng = random.Random(f"base {task} {number} {seed}")
     rows = []
@@ -104,7 +104,7 @@ def _died(chunk: object, code: int) -> NoReturn:
 def build_tables(
     encoder: FrozenEncoder, scaling: tuple[float, float], count: int, chunk: int, seed: int, workers: int
 ) -> Tables:
-    """Draws about `count` samples and encodes them; workers draw `chunk` of one task at a time, each from its own seed."""
+    """Draws and encodes about `count` samples; workers draw `chunk` of one task at a time, each with its own seed."""
     chunks = [
         (task, number, seed, chunk)
         for task in BASE_TASKS

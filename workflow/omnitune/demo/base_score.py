@@ -38,7 +38,7 @@ class Drawn:
 
 
 def scored_drafts(part: str, count: int, seed: int = 0) -> dict[str, list[Draft]]:
-    """`count` drafts of a part for each task of the base, and of what it does not know: the new shape, new backgrounds."""
+    """`count` drafts of a part for each task of the base, and of what it does not know: new shape and backgrounds."""
     return {
         task: list(islice(drafts_of(task, part, random.Random(f"score {task} {part} {seed}")), count))
         for task in (*BASE_TASKS, "star", "background")

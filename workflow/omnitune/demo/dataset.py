@@ -172,7 +172,7 @@ def draw_drafts(task: str, seed: int, heldout_count: int = HELDOUT_COUNT) -> tup
 
 
 def save_scene(scene: Scene, size: tuple[int, int], stem: Path, rng: random.Random) -> Path:
-    """Draw a scene and save it at `stem` plus an extension, in a format that `rng` picks among those that can hold it."""
+    """Draw a scene and save it at `stem` plus an extension, in a format that `rng` picks among those that hold it."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     choices = ["jpeg"] * 4 + ["png", "webp", "turned"]
     if scene.is_grey:

@@ -60,7 +60,7 @@ CORNER_RADIUS = {"square": 0.6, "triangle": 0.57, "star": 0.57}
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture. `centre` is relative to width and height, `size` to the shorter side; `shape` None means no shape."""
+    """One picture. `centre` is relative to width and height, `size` to the shorter side; None as `shape`: none."""
 
     shape: str | None
     colour: str
@@ -145,7 +145,7 @@ def shape_mask(scene: Scene, width: int, height: int) -> Image.Image:
 
 @cache
 def _pattern_offsets(pattern: str, width: int, height: int) -> Image.Image:
-    """An `L` image of 128 plus the levels that the pattern adds: shaded is lighter above, striped has six flat bands."""
+    """An `L` image of 128 plus the levels that the pattern adds: shaded is lighter above, striped in six flat bands."""
     if pattern == "plain":
         return Image.new("L", (width, height), 128)
     column = Image.new("L", (1, height))

@@ -1,8 +1,9 @@
 """Train the demo's VAE on random scenes: `python -m omnitune.demo.train_vae --output vae.safetensors`.
 
-Deterministic for one thread on one machine type: scenes, order and posterior noise come from the seed. One core trains the
-shipped weights in about ten minutes; nobody needs to, as they are part of the package. The convolutions are trained by Muon
-(momentum orthogonalised by Newton-Schulz steps, Jordan 2024): after 300 batches it stands at 22.6 dB where Adam has 15.6.
+Deterministic for one thread on one machine type: scenes, order and posterior noise come from the seed. One core trains
+the shipped weights in about ten minutes; nobody needs to, as they are part of the package. The convolutions are trained
+by Muon (momentum orthogonalised by Newton-Schulz steps, Jordan 2024): after 300 batches it stands at 22.6 dB where Adam
+has 15.6.
 """
 
 import argparse
@@ -70,7 +71,7 @@ def edge_weights(images: torch.Tensor) -> torch.Tensor:
 
 
 def vae_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """L1 + MSE, weighted towards edges, plus a small KL of the posterior and the pull of its mean towards plain colours."""
+    """L1 + MSE, weighted towards edges, plus a small KL of the posterior, its mean pulled to plain colours."""
     posterior = vae.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator)
     output = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -137,7 +138,7 @@ def latent_statistics(vae: AutoencoderKL, groups: list[torch.Tensor]) -> tuple[f
 
 
 def train_vae(output: Path, steps: int, seed: int = 0) -> float:
-    """Train for `steps` batches, write the averaged weights as float16 with their statistics; returns the PSNR in dB."""
+    """Train for `steps` batches, write averaged weights as float16 with their statistics; returns the PSNR in dB."""
     torch.manual_seed(seed)
     groups, test = draw_images(6000, seed), draw_images(200, seed + 1)
     vae = AutoencoderKL(**VAE_CONFIG)

@@ -32,7 +32,7 @@ VAE_CONFIG: dict[str, Any] = {
 
 
 def load_vae(weights: Path = WEIGHTS) -> AutoencoderKL:
-    """The trained VAE in float32, evaluation mode; latents (z - shift_factor) * scaling_factor have mean 0 and std 1."""
+    """The trained VAE, float32, evaluation mode; latents (z - shift_factor) * scaling_factor have mean 0 and std 1."""
     with safe_open(weights, framework="pt") as file:
         figures = {name: float(value) for name, value in (file.metadata() or {}).items() if name.endswith("_factor")}
     vae = AutoencoderKL(**VAE_CONFIG, **figures)

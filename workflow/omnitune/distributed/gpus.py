@@ -23,7 +23,7 @@ POLL_SECONDS = 1.0
 
 
 def machine_gpus() -> list[str]:
-    """The NVIDIA GPUs that processes of this machine see, by the names that CUDA_VISIBLE_DEVICES takes; none without any."""
+    """The NVIDIA GPUs that processes of this machine see, by the names that CUDA_VISIBLE_DEVICES takes."""
     found = sum(path.name.removeprefix("nvidia").isdecimal() for path in DEVICES.glob("nvidia[0-9]*"))
     visible = os.environ.get(VISIBLE)
     if not found or visible is None:

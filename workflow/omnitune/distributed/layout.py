@@ -31,9 +31,9 @@ def shard_size_of(strategy: str, train: TrainOptions, processes: int, nodes: int
     size = train.hsdp_shard_size or processes // nodes
     if not _makes_replicas(size, processes):
         raise ValueError(
-            f"train.hsdp_shard_size: {size} is not allowed with {processes} processes on {nodes} node(s): they must make two or "
-            "more replicas of equal size, each of two or more processes. Start several nodes, change it, or take "
-            "train.parallelism: fsdp."
+            f"train.hsdp_shard_size: {size} is not allowed with {processes} processes on {nodes} node(s): they must "
+            "make two or more replicas of equal size, each of two or more processes. Start several nodes, change it, "
+            "or take train.parallelism: fsdp."
         )
     return size
 

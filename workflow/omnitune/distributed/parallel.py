@@ -1,4 +1,4 @@
-"""Processes and how they share the model: FSDP2 and hybrid sharding through accelerate, DDP, and proof that it engaged."""
+"""Processes and how they share the model: FSDP2 and hybrid sharding through accelerate, DDP, and proof of it."""
 
 import os
 import warnings
@@ -49,8 +49,8 @@ class Sharding:
         copies = self.layout.world_size // self.layout.shard_size
         replicas = f" ({copies} replicas)" if self.layout.strategy == "hsdp" else ""
         return (
-            f"strategy {self.layout.strategy}, {self.layout.world_size} processes{replicas}, {self.parameters:,} parameters "
-            f"of which {self.trainable:,} are trained; this process holds {self.local:,} ({share:.1f} %)"
+            f"strategy {self.layout.strategy}, {self.layout.world_size} processes{replicas}, {self.parameters:,} "
+            f"parameters of which {self.trainable:,} are trained; this process holds {self.local:,} ({share:.1f} %)"
         )
 
 
@@ -85,7 +85,7 @@ def _gloo_backend(state: PartialState, *args: Any, **kwargs: Any) -> tuple[str, 
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, layout: Layout) -> tuple[nn.Module, Sharding]:
-    """Puts the model onto the processes and checks that this happened as asked. Its parameters are other objects after it.
+    """Puts the model onto the processes and checks that this happened as asked. Its parameters are other objects then.
 
     Raises:
         SharedError: if several processes run without the strategy, or parameters are not spread over them.

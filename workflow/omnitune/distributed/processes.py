@@ -113,7 +113,7 @@ def interface_towards(address: str) -> str | None:
 
 
 def require_gpus(processes: int, fix: str) -> None:
-    """Raises ValueError, with a sentence on the fix, where there are GPUs, but not one for each of a node's processes."""
+    """Raises ValueError, with a sentence on the fix, where a node has GPUs, but not one for each process."""
     if processes == 1:
         return
     import torch  # two seconds, which one process need not wait for
@@ -137,7 +137,8 @@ def run(command: Sequence[str], environment: dict[str, str], stops: Stops | None
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
         text=True,
-        preexec_fn=block_stop_signals if FORWARDS_STOP in environment else die_with_parent,  # noqa: PLW1509  (single-threaded)
+        # This process has no other thread whose locks a fork could take along.
+        preexec_fn=block_stop_signals if FORWARDS_STOP in environment else die_with_parent,  # noqa: PLW1509
     )
     try:
         with sending_on(process, stops) if stops else nullcontext():

@@ -10,8 +10,8 @@
 4. These inherit the block, and a thread of each waits for the signals (`StopRequest`). Before the first step, when
    there is nothing to save, the process ends with INTERRUPTED, which its launcher passes on as a lost process, and
    which `Stops` tells from one. Later `requested` is set: the processes tell each other after which step they stop,
-   save after it and end with 0; what has launched them sees that no result is there and ends with INTERRUPTED. What srun
-   has started ends with 0 once more, since srun kills the other nodes for another code, and the job sees it.
+   save after it and end with 0; what has launched them sees that no result is there and ends with INTERRUPTED. What
+   srun has started ends with 0 once more, since srun kills the other nodes for another code, and the job sees it.
 5. A SIGTERM of the launcher to its own processes means that another one has died: they end at once, with PEER_LOST.
 6. What is killed without a signal that it can see takes along what it has launched (`die_with_parent`).
 """
@@ -63,7 +63,7 @@ def sending_on(process: subprocess.Popen[str], stops: Stops) -> Iterator[None]:
 
 
 def block_stop_signals() -> None:
-    """Before any thread of a launcher is there: one that does not block them would die of them, and all with it (step 3)."""
+    """Before any thread of a launcher is there: one that does not block them would die, and all with it (step 3)."""
     die_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 

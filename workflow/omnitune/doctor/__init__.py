@@ -1,1 +1,1 @@
-"""What is wrong here, found before a job waits for hours: this machine, the project, SLURM, the nodes of an allocation."""
+"""What is wrong here, before a job waits for hours: this machine, the project, SLURM, the nodes of an allocation."""

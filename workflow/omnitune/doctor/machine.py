@@ -122,7 +122,10 @@ def check_file_system() -> Iterator[Finding]:
         )
         return
     if abs(skew) > CLOCK_SECONDS:
-        text = f"{folder} ({kind}): files are dated {skew:+.0f} s from this machine's clock, by which jobs run again: set it"
+        text = (
+            f"{folder} ({kind}): files are dated {skew:+.0f} s from this machine's clock, by which jobs run again: "
+            "set it"
+        )
         yield Finding("problem", about, text)
     else:
         yield Finding("ok", about, f"{folder} ({kind}): locks work, times agree")

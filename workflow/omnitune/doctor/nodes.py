@@ -53,7 +53,10 @@ def judge(hosts: list[str], output: str, errors: str) -> Iterator[Finding]:
     for row in said:
         host = row["host"]
         if not row["sees"]:
-            text = f"{host} does not see {os.environ.get('PWD', 'the project')}: put it on a file system that all nodes share"
+            text = (
+                f"{host} does not see {os.environ.get('PWD', 'the project')}: put it on a file system that all "
+                "nodes share"
+            )
             yield Finding("problem", "nodes", text)
         if abs(row["clock"]) > CLOCK_SECONDS:
             text = (

@@ -1,4 +1,4 @@
-"""Runs on each node of an allocation (`omnitune doctor`): prints what it sees and whether it reaches the others, as JSON."""
+"""Runs on each node of an allocation (`omnitune doctor`): prints what it sees and whom it reaches, as JSON."""
 
 import json
 import os

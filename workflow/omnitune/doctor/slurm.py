@@ -123,7 +123,10 @@ def check_partitions(partitions: dict[str, Partition], cluster: Cluster, project
         yield Finding("problem", "SLURM", text)
     if not problems:
         limit = f"{training.minutes} minutes" if training.minutes else "no time limit"
-        text = f"trainings go to {training.name}: {training.nodes} nodes of up to {training.cpus} CPUs and {training.gpus} GPUs"
+        text = (
+            f"trainings go to {training.name}: {training.nodes} nodes of up to {training.cpus} CPUs and "
+            f"{training.gpus} GPUs"
+        )
         yield Finding("ok", "SLURM", f"{text}, {limit}")
 
 
@@ -131,15 +134,21 @@ def _lacks(found: Partition, cluster: Cluster, project: Project) -> Iterable[str
     if not found.up:
         yield f"partition {found.name} takes no jobs now"
     if cluster.gpus_per_node > found.gpus:
-        yield f"gpus_per_node: {cluster.gpus_per_node}, and nodes of {found.name} have {found.gpus}: jobs would never start"
+        yield (
+            f"gpus_per_node: {cluster.gpus_per_node}, and nodes of {found.name} have {found.gpus}: jobs would never "
+            "start"
+        )
     if cluster.gpus_per_node and cluster.gpu_type and cluster.gpu_type not in found.gpu_types:
-        yield f"gpu_type: {cluster.gpu_type!r} is not in {found.name}; it has {', '.join(sorted(found.gpu_types)) or 'no names'}"
+        yield (
+            f"gpu_type: {cluster.gpu_type!r} is not in {found.name}; it has "
+            f"{', '.join(sorted(found.gpu_types)) or 'no names'}"
+        )
     if found.cpus and (cluster.cpus_per_node or 0) > found.cpus:
         yield f"cpus_per_node: {cluster.cpus_per_node}, and nodes of {found.name} have {found.cpus}"
     if found.minutes and (cluster.max_runtime is None or cluster.max_runtime > found.minutes):
         yield (
-            f"max_runtime: {cluster.max_runtime or 'none'}, and {found.name} ends jobs after {found.minutes} minutes: longer "
-            f"ones are refused. Set max_runtime: {found.minutes}"
+            f"max_runtime: {cluster.max_runtime or 'none'}, and {found.name} ends jobs after {found.minutes} minutes: "
+            f"longer ones are refused. Set max_runtime: {found.minutes}"
         )
     try:
         needed = {name: cluster.nodes_for(options.train.num_processes) for name, options in project.experiments.items()}

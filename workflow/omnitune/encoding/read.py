@@ -1,4 +1,4 @@
-"""Read the VAE posteriors and text features that `omnitune.encoding.encode` has stored, bound to what they were made by."""
+"""Read the VAE posteriors and text features that encode.py has stored, bound to what they were made by."""
 
 import zlib
 from collections.abc import Iterable, Sequence
@@ -123,14 +123,16 @@ class EncodedIndex:
         """A sample by its source and its row there, counted from 0.
 
         Raises:
-            ValueError: naming tar, key and offset, where the tar ends early or holds other bytes than when it was written.
+            ValueError: naming tar, key and offset, where the tar ends early or holds other bytes than when it was
+            written.
         """
         places = self._places[source]
         tar, offset = places.tars[places.tar[number]], int(places.offset[number])
         content = self._tars.read(tar, offset, int(places.size[number]), key)
         if checksum(key, content) != places.checksum[number]:
             raise ValueError(
-                f"{self.folder / tar}: sample {key} at byte {offset} is not what was encoded. Delete the file. {ENCODE}."
+                f"{self.folder / tar}: sample {key} at byte {offset} is not what was encoded. Delete the file. "
+                f"{ENCODE}."
             )
         tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(content).items()}
         names = [f"input_{k}" for k in range(len(tensors) // 2)]
@@ -144,7 +146,7 @@ class EncodedIndex:
 
 
 def _require_same_shards(path: Path, table: pa.Table, expected: pa.Table) -> None:
-    """Raises ConfigError unless the rows of a group are those of the index, in order, and encoded from the same tars."""
+    """Raises ConfigError unless the rows of a group are those of the index, in order, encoded from the same tars."""
     asked, found = _hashes_by_shard(expected, "tar_sha256"), _hashes_by_shard(table, "shard_sha256")
     if asked.keys() != found.keys():
         raise ConfigError(

@@ -98,7 +98,7 @@ def _line(source: SourcePrompt) -> tuple[str, dict[str, Any]]:
 
 
 def _keep(image: Path | bytes | None, source: SourcePrompt, folder: Path) -> str:
-    """Writes an image, once it has passed our reader, and gives its name relative to the folder: one file for equal ones."""
+    """Writes an image that passes our reader, and gives its name in the folder: one file for equal images."""
     assert image is not None
     try:
         data = read_bytes(image, most_bytes(MAX_PIXELS)) if isinstance(image, Path) else image

@@ -1,4 +1,4 @@
-"""Generate a benchmark's images with given weights, in parts that jobs can share, and the held-out losses beside them."""
+"""Generate a benchmark's images with given weights, in parts that jobs can share, and held-out losses beside them."""
 
 import json
 from collections.abc import Sequence
@@ -174,7 +174,7 @@ def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None
 
 
 def _shape(prompt: Prompt, benchmark: Benchmark) -> tuple[int, tuple[int, int], list[tuple[int, int]]]:
-    """Number of references and sizes: prompts of one shape are drawn together, and those of one line after each other."""
+    """Number of references and sizes: prompts of one shape are drawn together, those of one line in succession."""
     inputs = [_size_of(path) for path in prompt.input_images]
     return len(inputs), _asked_size(prompt, benchmark) or inputs[0], inputs
 
@@ -256,7 +256,7 @@ def _noted(job: _Job, row: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _decode(job: _Job, prompt: Prompt, latent: Tensor) -> Image.Image | None:
-    """The image of a latent; None where one of its numbers is not finite, of which a picture would be made all the same."""
+    """The image of a latent; None where one of its numbers is not finite, which would become a picture all the same."""
     if not latent.isfinite().all():
         return None
     pixels = job.conditions.pipeline.decode_latent(latent, _asked_size(prompt, job.benchmark))

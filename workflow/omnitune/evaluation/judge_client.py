@@ -91,8 +91,8 @@ class Endpoint:
             self.failures += 1
             if not self.answered and self.failures > self.judge.retries:
                 raise ValueError(
-                    f"judge {self.judge.name!r}: {self.url} cannot be reached ({self._clean(str(error))}). Start the endpoint, "
-                    "or take the judge out of the benchmark."
+                    f"judge {self.judge.name!r}: {self.url} cannot be reached ({self._clean(str(error))}). Start the "
+                    "endpoint, or take the judge out of the benchmark."
                 ) from None
             raise MissingError("the endpoint cannot be reached", again=True) from None
         except httpx.HTTPError as error:

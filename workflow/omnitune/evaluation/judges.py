@@ -63,13 +63,13 @@ def judge_images(
     answers: Path,
     pause: float = 1.0,
 ) -> None:
-    """Asks a judge about all images of an evaluation and writes its judgements; answers that are kept are not asked for again.
+    """Asks a judge about all images of an evaluation and writes its judgements; kept answers are not asked for again.
 
     Args:
         judge: who.
         prompts, rows: what was asked of the model, and its images: rows of parts/{part}.jsonl, in one order.
         folder: evaluation/{step}/{benchmark}, where the images lie.
-        output: the .jsonl to write: a line for each image with its key, hash, answers and the reasons of those that lack.
+        output: the .jsonl to write: a line for each image with its key, hash, answers and the reasons of missing ones.
         answers: folder that keeps answers, by the hash of what was asked.
         pause: see Endpoint.
 
@@ -106,7 +106,7 @@ def judge_images(
 
 
 def read_judgements(judge: Judge, path: Path, rows: Sequence[Row]) -> list[Row]:
-    """The lines of a judge's file, in the order of an evaluation's rows; ValueError where they are of something else."""
+    """The lines of a judge's file, in the order of an evaluation's rows; ValueError where they are of others."""
     fix = f"Judge again: snakemake --cores 2 --force {path}"
     if not path.is_file():
         raise ValueError(f"{path}: is missing. {fix}")
@@ -131,7 +131,7 @@ def judged_measures(judge: Judge, line: Row) -> dict[str, float]:
 
 
 def summed_up(judge: Judge, lines: Sequence[Row]) -> dict[str, Any]:
-    """What is said of a judge beside its means: model, number of questions, missing answers by reason, spread, agreement.
+    """What is said of a judge beside its means: model, questions, missing answers by reason, spread, agreement.
 
     The spread is the mean over images of the standard deviation of repeated answers; None without repetitions.
     """

@@ -1,7 +1,7 @@
 """Held-out flow-matching loss: the training objective on prompts with a target, at fixed times with fixed noise.
 
-It differs from the training loss in that nothing is random: latents are the posterior's mode, nothing is dropped, and the times
-are evenly spread. So two sets of weights can be compared by it to the last digit.
+It differs from the training loss in that nothing is random: latents are the posterior's mode, nothing is dropped, and
+the times are evenly spread. So two sets of weights can be compared by it to the last digit.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,8 @@ def heldout_losses(conditions: Conditions, prompts: Sequence[Prompt]) -> list[li
         prompts: each with a target.
 
     Returns:
-        One list of `loss_timesteps` losses per prompt; a prompt's are the same whatever it is batched with, but for rounding.
+        One list of `loss_timesteps` losses per prompt; a prompt's are the same whatever it is batched with, but for
+        rounding.
     """
     benchmark = conditions.benchmark
     times = loss_times(benchmark)

@@ -49,7 +49,7 @@ class Case:
 
     @cached_property
     def source(self) -> Image.Image | None:
-        """The image that was to be edited, brought to the answer's size; None where the prompt is no edit of one image."""
+        """The image that was to be edited, brought to the answer's size; None where this is no edit of one image."""
         if self.prompt.task_type != "edit" or len(self.prompt.input_images) != 1:
             return None
         return resize(self.inputs[0], self.image.size)

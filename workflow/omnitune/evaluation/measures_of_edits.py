@@ -15,7 +15,7 @@ HIGHEST = 100.0  # dB; equal pixels would be infinite
 
 
 def shift(case: Case) -> float | None:
-    """By how many pixels of the image its content lies off that of its input; None where too little agrees to say it."""
+    """By how many pixels of the image its content lies off that of its input; None where too little agrees to tell."""
     found = _motion(case)
     return None if found is None else found.shift
 
@@ -27,7 +27,7 @@ def zoom(case: Case) -> float | None:
 
 
 def identity(case: Case) -> float | None:
-    """Peak signal to noise ratio to the input in dB outside of the edited region, which is where input and target differ."""
+    """Peak signal to noise ratio to the input in dB outside of what is edited, where input and target differ."""
     if case.source is None or case.target is None:
         return None
     outside = ~_edited(case.source, resize(case.target, case.image.size))

@@ -5,7 +5,7 @@ from omnitune.evaluation.measures import Case
 
 
 def clip(case: Case) -> float | None:
-    """Likeness of image and instruction to a CLIP; of edits there is none, as an instruction describes no picture there."""
+    """Likeness of image and instruction to a CLIP; none of edits, whose instructions describe no picture."""
     return _to_text(case, "clip")
 
 

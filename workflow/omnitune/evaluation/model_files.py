@@ -22,7 +22,7 @@ def local_model_files(benchmark: Benchmark) -> list[Path]:
 
 
 def models_read(benchmark: Benchmark) -> dict[str, dict[str, str]]:
-    """What scores depend on of the models: of each measure that needs one its hash, or that it is absent; fetches them."""
+    """What scores depend on of the models: of each measure that needs one its hash, or its absence; fetches them."""
     found = {}
     for entry in benchmark.measured:
         if entry.model:

@@ -20,8 +20,8 @@ def place(pipeline: OmniGen2Pipeline, offload: Offload | None, device: torch.dev
 
     Args:
         pipeline: on the CPU.
-        offload: None: all of it on the device. `model`: of its models one at a time. `group`: of these a few blocks, the
-            next ones on their way. `sequential`: one layer; least memory, slowest.
+        offload: None: all of it on the device. `model`: of its models one at a time. `group`: of these a few blocks,
+            the next ones on their way. `sequential`: one layer; least memory, slowest.
         device: None takes a GPU if there is one.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -153,8 +153,8 @@ def read_prompts(benchmark: Benchmark, base_dir: Path) -> list[Prompt]:
         _require_below(prompt, benchmark, path.parent, where)
         if prompt.size and benchmark.align_res and len(prompt.input_images) == 1:
             raise ValueError(
-                f"{where}: height: has no effect, as the result has the size of its one input; set `align_res: false` in the "
-                "benchmark, or take height and width out."
+                f"{where}: height: has no effect, as the result has the size of its one input; set `align_res: false` "
+                "in the benchmark, or take height and width out."
             )
         if benchmark.check:
             model = CHECKS[benchmark.check].load_expectation()
@@ -297,7 +297,7 @@ def write_protocol(
     scoring: Path,
     models: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what a benchmark has been read as: all that decides images and losses, and what scores depend on beside them.
+    """Writes what a benchmark has been read as: what decides images and losses, and what scores depend on beside them.
 
     Args:
         benchmark, prompts: what was read.
@@ -345,7 +345,7 @@ def image_seed(benchmark: Benchmark, prompt: Prompt, use: str = "") -> int:
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """An image upright, in RGB and sRGB; raises ValueError where validation would refuse the file or URL as an image."""
+    """An image upright, in RGB and sRGB; raises ValueError where validation would refuse the file or URL."""
     try:
         return read_rgb(path)
     except Refused as error:

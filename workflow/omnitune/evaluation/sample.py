@@ -79,8 +79,8 @@ class Asked:
         paths, scales = list(self.transformer_lora_path or ()), list(self.transformer_lora_scale or ())
         if scales and len(scales) != len(paths):
             raise ValueError(
-                f"--transformer_lora_scale: {len(scales)} strengths for {len(paths)} adapters (--transformer_lora_path); "
-                "give one for each, or none."
+                f"--transformer_lora_scale: {len(scales)} strengths for {len(paths)} adapters "
+                "(--transformer_lora_path); give one for each, or none."
             )
         return list(zip(paths, scales or [1.0] * len(paths), strict=True))
 
@@ -145,8 +145,8 @@ def _output(asked: Asked) -> Path:
         raise ValueError(f"--prompts and {other}: give one of them; a line of a .jsonl may name input_images.")
     if asked.cache == "teacache" and asked.offload == "group":
         raise ValueError(
-            "--enable_teacache and --enable_group_offload: this cache looks into a block that is off the GPU then; take "
-            "--enable_model_cpu_offload or --enable_taylorseer."
+            "--enable_teacache and --enable_group_offload: this cache looks into a block that is off the GPU then; "
+            "take --enable_model_cpu_offload or --enable_taylorseer."
         )
     path = asked.output_image_path or (OUTPUT_FOLDER if asked.prompts else OUTPUT)
     if asked.prompts and (path.suffix.lower() in WRITTEN or path.is_file()):

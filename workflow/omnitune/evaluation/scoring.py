@@ -48,7 +48,8 @@ def score(
         generations.jsonl, and a seal over all of it. A measure that no prompt can have is left out.
 
     Raises:
-        ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other weights.
+        ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other
+        weights.
     """
     protocol = protocol_fingerprint(benchmark, prompts)
     rows = read_parts(parts, prompts, protocol, weights)
@@ -94,8 +95,8 @@ def read_parts(
             row = json.loads(line)
             if row["protocol"] != protocol:
                 raise ValueError(
-                    f"{path}:{number}: made under another protocol ({row['protocol'][:12]}, not {protocol[:12]}): the benchmark "
-                    f"or its images changed since. {fix}"
+                    f"{path}:{number}: made under another protocol ({row['protocol'][:12]}, not {protocol[:12]}): the "
+                    f"benchmark or its images changed since. {fix}"
                 )
             if row["weights"] != weights:
                 raise ValueError(f"{path}:{number}: made with other weights than those that are there now. {fix}")

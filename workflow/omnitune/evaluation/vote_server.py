@@ -40,7 +40,10 @@ SCRIPT = """
 const keys = {ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", "1": "left", "2": "right", "0": "tie"};
 document.addEventListener("keydown", (event) => {
   const button = keys[event.key] && document.getElementById(keys[event.key]);
-  if (button && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey) { event.preventDefault(); button.click(); }
+  if (button && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    button.click();
+  }
 });
 """
 PAGE = """<!doctype html>
@@ -64,7 +67,8 @@ def _hash(text: str) -> str:
 
 
 HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; img-src 'self' data:; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; "
+    f"style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",

@@ -99,7 +99,7 @@ class Preference:
 
 
 def evaluated_folder(name: str, benchmark: str) -> tuple[str, EvaluatedStep, Path]:
-    """Experiment, step and folder of a row, `demo` or `demo:120`; without a step its last. ValueError where there is none."""
+    """Experiment, step (or its last) and folder of a row, `demo` or `demo:120`. ValueError where there is none."""
     experiment, _, text = name.partition(":")
     folder = Path(EVALUATION.format(experiment=experiment, step="{step}", benchmark=benchmark))
     steps = [

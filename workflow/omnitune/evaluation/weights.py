@@ -55,8 +55,8 @@ def evaluated_weights(base: Path, start: Path, tuned: Path | None, lora_scale: f
 
 
 def describe_weights(weights: EvaluatedWeights) -> dict[str, Any]:
-    """For provenance: names, one sha256 over the transformer's (and the adapter's) content, and one over the pipeline's,
-    VAE and text encoder included, where its folder has a manifest."""
+    """For provenance: names, one sha256 over the transformer's (and the adapter's) content, and one over the
+    pipeline's, VAE and text encoder included, where its folder has a manifest."""
     base, manifest = weights.base, weights.base / MANIFEST_FILE
     hashes = [weights_hash(weights.transformer or base / "transformer")]
     hashes += [weights_hash(weights.lora)] if weights.lora else []

@@ -70,7 +70,7 @@ def is_foreign(image: Image.Image) -> bool:
 
 
 def has_other_curve(image: Image.Image) -> bool:
-    """Whether a PNG names a gamma or primaries that are not sRGB's, and no sRGB chunk, which would come before these."""
+    """Whether a PNG names a gamma or primaries that are not sRGB's, and no sRGB chunk, which comes before these."""
     if image.format != "PNG" or "srgb" in image.info:
         return False
     gamma, primaries = image.info.get("gamma"), image.info.get("chromaticity")

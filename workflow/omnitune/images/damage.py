@@ -35,7 +35,7 @@ class Scan(NamedTuple):
 
 
 class JpegLayout(NamedTuple):
-    """The scans of a JPEG, whether its end marker follows them, and how many zeros are no segment's from the first scan on."""
+    """A JPEG's scans, whether its end marker follows them, and how many zeros from the first on are no segment's."""
 
     scans: list[Scan]
     has_end: bool
@@ -153,7 +153,7 @@ def box_at(data: bytes, name: bytes) -> int:
 
 
 def zeroed_pixels(data: bytes, image_format: str, pixels: int) -> int:
-    """The longest run of zeros in the compressed pixels of a WebP, AVIF or JPEG 2000; 0 where an encoder may write it."""
+    """The longest run of zeros in the compressed pixels of a WebP, AVIF or JPEG 2000; 0 where encoders may write it."""
     if image_format == "WEBP":
         start = webp_pixels_at(data)
     elif image_format == "AVIF":

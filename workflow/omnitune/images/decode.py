@@ -46,7 +46,7 @@ def open_image(data: bytes, place: str | Path) -> Image.Image:
 
 
 def decode_pixels(image: Image.Image, data: bytes, place: str | Path, least_side: int = 1) -> None:
-    """Decodes all pixels; raises ImageRefused where the file is cut off, damaged, partly zeros, or takes too much memory.
+    """Decodes all pixels; raises ImageRefused if the file is cut off, damaged, partly zeros or takes too much memory.
 
     Of a JPEG, at an eighth of its size, or at more where the longer side is to keep `least_side` pixels: the
     entropy-coded stream is read all the same, in a 64th of the memory for pixels.

@@ -25,7 +25,7 @@ OTHERS = (
 
 
 def other_kind(data: bytes) -> str:
-    """What a file that is no image of these formats seems to be, and what to do, as a part of a sentence; or nothing."""
+    """What a file that is no image of these formats seems to be, and what to do, as part of a sentence; or nothing."""
     return next((f"; it is {name}: {fix}" for start, name, fix in OTHERS if start.match(data)), "")
 
 

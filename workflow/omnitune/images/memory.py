@@ -1,4 +1,4 @@
-"""Memory that an image takes until it is an RGB picture, estimated from its header: more than a job has is not decoded."""
+"""Memory that an image takes until it is an RGB picture, by its header: more than a job has is not decoded."""
 
 from pathlib import Path
 

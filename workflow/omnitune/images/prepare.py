@@ -106,7 +106,7 @@ class ImageLimits:
 
 
 class PreparedImage(NamedTuple):
-    """An image as it goes into a shard: its file, extension, size in pixels, and whether the bytes are the original's."""
+    """An image as it goes into a shard: its file, extension, size in pixels, and whether bytes are the original's."""
 
     data: bytes
     extension: str
@@ -195,7 +195,7 @@ def prepare_image(
 
 
 def check_behind_header(data: bytes, place: str | Path, decode: bool) -> None:
-    """Looks at what validation at depth `header` has not: frames, layout and zeros of an image, its pixels with `decode`.
+    """Looks at what validation at depth `header` has not: frames, layout and zeros, with `decode` its pixels.
 
     Raises ImageRefused where depth `full` would have.
     """

@@ -36,14 +36,15 @@ def target_size(width: int, height: int, max_pixels: int, max_side_length: int, 
     new_height = int(height * ratio) // multiple * multiple
     if not new_width or not new_height:
         raise ValueError(
-            f"an image of {width} x {height} pixels becomes {new_width} x {new_height} under max_pixels = {max_pixels}, "
-            f"max_side_length = {max_side_length}: each side needs at least {multiple} pixels after the resize"
+            f"an image of {width} x {height} pixels becomes {new_width} x {new_height} under max_pixels = "
+            f"{max_pixels}, max_side_length = {max_side_length}: each side needs at least {multiple} pixels after the "
+            "resize"
         )
     return new_width, new_height
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is stored where its EXIF cannot be read, as viewers show it."""
+    """The image turned as its EXIF orientation says; as stored where that cannot be read, as viewers show it."""
     try:
         return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF is common, says nothing about the pixels, and may make its reader raise anything

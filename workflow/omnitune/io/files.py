@@ -40,7 +40,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def create_beside(path: Path) -> tuple[Path, int]:
-    """A new file beside `path`, by a name that nobody can guess, with the mode of the umask: its path and its handle."""
+    """A new file beside `path`, of a name that nobody can guess and the umask's mode: its path and its handle."""
     temporary = _temporary_name(path)
     return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
@@ -55,7 +55,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder with all that is in it, a file, or a link but not what it leads to; nothing where it is missing."""
+    """Removes a folder with all that is in it, a file, or a link but not what it leads to; nothing if it is missing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -123,7 +123,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _exchange_content(new: Path, folder: Path) -> None:
-    """Puts the entries of a folder into the working directory, which must stay the folder that it is, the last written last."""
+    """Puts the entries of a folder into the working directory, which must stay the same; the last written last."""
     for entry in folder.iterdir():
         remove_tree(entry)
     for entry in sorted(new.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
@@ -232,8 +232,8 @@ def is_plain_file(path: Path) -> bool:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Opens a plain file for reading; raises OSError for anything else: a pipe or a device would hold a reader up without
-    end, also where one is put in the place of a file that was looked at before."""
+    """Opens a plain file for reading; raises OSError for anything else: a pipe or a device would hold a reader up
+    without end, also where one is put in the place of a file that was looked at before."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError:

@@ -96,7 +96,7 @@ def _unreadable(file: str | Path, source_name: str, error: OSError) -> ConfigErr
 
 
 def read_lines(files: Sequence[tuple[str, Path]]) -> Iterator[Line]:
-    """All lines of a source's files, given as (name, local path). Blank ones are included, as they count for the ordinal."""
+    """All lines of a source's files, given as (name, local path). Blank ones too, as they count for the ordinal."""
     ordinal = 0
     for name, path in files:
         with open_regular(path) as stream:

@@ -47,8 +47,8 @@ class _Transformer(_Part):
     def _sizes_fit(self) -> Self:
         if self.hidden_size != self.num_attention_heads * sum(self.axes_dim_rope):
             raise ValueError(
-                f"hidden_size: {self.hidden_size} is not num_attention_heads {self.num_attention_heads} times the sum of "
-                f"axes_dim_rope {self.axes_dim_rope}"
+                f"hidden_size: {self.hidden_size} is not num_attention_heads {self.num_attention_heads} times the sum "
+                f"of axes_dim_rope {self.axes_dim_rope}"
             )
         if self.num_attention_heads % self.num_kv_heads or any(side % 2 for side in self.axes_dim_rope):
             raise ValueError(

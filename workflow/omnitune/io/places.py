@@ -1,4 +1,4 @@
-"""Which URLs are read at all, whether a place lies below a folder or URL, and whether a name is a path or a repository."""
+"""Which URLs are read, whether a place lies below a folder or URL, and whether a name is a path or a repository."""
 
 import difflib
 import os
@@ -57,7 +57,10 @@ def check_url(url: str) -> None:
         Refused: bad_url.
     """
     if storage.redact(url) != url:
-        message = f"{shown(storage.redact(url))} holds credentials, which would be written down; they belong in the environment"
+        message = (
+            f"{shown(storage.redact(url))} holds credentials, which would be written down; they belong in the "
+            "environment"
+        )
         raise Refused("bad_url", message)
     match = URL_PARTS.fullmatch(url)
     known = match is not None and match["scheme"].lower() in SCHEMES and int(match["port"] or 0) < 65536
@@ -67,7 +70,7 @@ def check_url(url: str) -> None:
 
 
 def require_below(place: str | Path, roots: Sequence[str | Path], where: str, fix: str) -> None:
-    """Raises ConfigError, with `where` it is named and the fix, for a place outside all of the roots, links followed."""
+    """Raises ConfigError, with `where` it is named and the fix, for a place outside all the roots, links followed."""
     if not any(is_below(place, root) for root in roots):
         target = place if storage.is_url(place) else os.path.realpath(place)
         named = str(place) if str(place) == str(target) else f"{place} leads to {target}, which"

@@ -183,7 +183,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
-    """`size` bytes of a URL from `offset` on, by one range request; fewer where it ends earlier, OSError where before."""
+    """`size` bytes of a URL from `offset` on, by one range request; fewer if it ends within, OSError if before."""
     with _service(url) as remote:
         return remote.read(offset, offset + size)
 

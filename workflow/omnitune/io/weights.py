@@ -1,4 +1,4 @@
-"""Files of weights and their folders, judged by headers and JSON alone, before a library takes them. Imports nothing heavy."""
+"""Files of weights and their folders, judged by headers and JSON before a library takes them. Imports nothing heavy."""
 
 import errno
 import json
@@ -77,7 +77,7 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 def require_stored(file: Path | IO[bytes], name: Path | str) -> None:
-    """Raises ValueError for a file of torch.save with compressed parts, which torch never writes: they may be of any size."""
+    """Raises ValueError for a file of torch.save with compressed parts, which torch never writes: of any size."""
     if zipfile.is_zipfile(file):
         try:
             with zipfile.ZipFile(file) as parts:
@@ -113,7 +113,7 @@ def require_weights(folder: Path | str) -> None:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index beside them; ValueError where it has none, or names what is not beside it."""
+    """The file of each tensor, by an index beside them; ValueError where it has none or names a missing one."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise ValueError(f"{index}: has no weight_map. {FETCH}")

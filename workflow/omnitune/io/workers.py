@@ -77,7 +77,7 @@ def ordered_map(
 
 @contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """Ends the worker process that takes more CPU time in the block, within a decoder too; does nothing in other processes."""
+    """Ends the worker process that takes more CPU time in the block, also in a decoder; no other process."""
     if multiprocessing.current_process().name != WORKER:
         yield
         return

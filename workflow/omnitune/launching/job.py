@@ -42,8 +42,8 @@ def launch_job(
         return
     if not hosts:
         raise ValueError(
-            f"nodes: {nodes} is not allowed outside of SLURM; take --workflow-profile workflow/profiles/slurm, or start "
-            "`omnitune train` on each node (see its --help)."
+            f"nodes: {nodes} is not allowed outside of SLURM; take --workflow-profile workflow/profiles/slurm, or "
+            "start `omnitune train` on each node (see its --help)."
         )
     # On a single node as well: SLURM signals the steps of an expiring job (sbatch --signal), not what else runs in it.
     command, saved = srun_command(files, topology, hosts), list_checkpoints(files.output)
@@ -61,8 +61,8 @@ def launch_job(
 def launch_task(options: ExperimentOptions, files: TrainingFiles, topology: Topology) -> None:
     """Runs the part of one node, started by srun.
 
-    Ends well where it was asked to stop: for another exit code srun would kill the other nodes, which still save. The job
-    sees that there is no result.
+    Ends well where it was asked to stop: for another exit code srun would kill the other nodes, which still save. The
+    job sees that there is no result.
     """
     try:
         launch(options, files, topology)
@@ -100,8 +100,8 @@ def srun_command(files: TrainingFiles, topology: Topology, hosts: list[str]) -> 
     """One launcher on each node of this SLURM job; each reads its own number from SLURM_NODEID."""
     if len(hosts) != topology.nodes:
         raise ValueError(
-            f"SLURM gave {len(hosts)} node(s) ({', '.join(hosts)}) to a training on {topology.nodes}. Say how many with "
-            f"--config nodes={topology.nodes}, not with --set-resources."
+            f"SLURM gave {len(hosts)} node(s) ({', '.join(hosts)}) to a training on {topology.nodes}. Say how many "
+            f"with --config nodes={topology.nodes}, not with --set-resources."
         )
     address = slurm_address(hosts[0])
     nodes = str(topology.nodes)

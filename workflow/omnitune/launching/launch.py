@@ -78,8 +78,8 @@ def _run_with_restarts(command: list[str], options: ExperimentOptions, topology:
             return
         if stops.received and code != MISTAKE:
             raise Interrupted(
-                f"training {options.name} was asked to stop and ended without saving (exit code {code}); start it again to "
-                "go on from its newest checkpoint."
+                f"training {options.name} was asked to stop and ended without saving (exit code {code}); start it "
+                "again to go on from its newest checkpoint."
             )
         if code == MISTAKE or attempt == options.train.max_restarts:
             raise ValueError(f"training {options.name} failed with exit code {code}; its messages stand above.")

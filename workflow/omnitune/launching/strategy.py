@@ -28,8 +28,8 @@ def choose_layout(options: ExperimentOptions, topology: Topology, files: Trainin
         logger.info("train.parallelism: auto takes %s: %s", strategy, reason)
     if train.cpu_offload and (strategy not in SHARDED or not _has_accelerator()):
         raise ValueError(
-            "train.cpu_offload: true needs several processes, train.parallelism fsdp or hsdp, and GPUs to offload from. "
-            "Set it to false."
+            "train.cpu_offload: true needs several processes, train.parallelism fsdp or hsdp, and GPUs to offload "
+            "from. Set it to false."
         )
     return Layout(strategy, world_size, shard_size_of(strategy, train, world_size, topology.nodes), reason)
 

@@ -12,8 +12,8 @@ def deal(tokens: IntArray, microbatches: int, processes: int) -> IntArray:
     """Deals the slots of a global batch, equally many to each process and microbatch.
 
     A forward computes on its samples' own tokens, without padding, so what a step can lose is the time for which
-    processes wait for the one with most tokens in the same microbatch. Longest sample first to the cell with least, cells
-    of like sums into one microbatch, then swaps within each; a function of the tokens alone.
+    processes wait for the one with most tokens in the same microbatch. Longest sample first to the cell with least,
+    cells of like sums into one microbatch, then swaps within each; a function of the tokens alone.
 
     Args:
         tokens: of the sample in each slot, [microbatches x processes x batch size].
@@ -54,7 +54,7 @@ def _level(slots: IntArray, tokens: IntArray) -> None:
 
 
 def waste(tokens: IntArray, slots: IntArray) -> tuple[int, int]:
-    """(tokens that could have been computed while processes waited, tokens of the samples) of slots as `deal` gives them."""
+    """(tokens that fit into the time that processes waited, tokens of the samples) of slots as `deal` gives them."""
     sums = tokens[slots].sum(axis=-1)
     total = int(sums.sum())
     return int(sums.max(axis=1).sum()) * slots.shape[1] - total, total

@@ -1,4 +1,4 @@
-"""Load training samples in the order of the mixture, from any step on: from shards, or from what was encoded of them."""
+"""Load training samples in the order of the mixture, from any step on: from shards or what was encoded of them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +57,8 @@ class TrainingBatches(Dataset[list[Sample]]):
     """Microbatches of one process. Item (step, microbatch) is a list of `batch_size` samples.
 
     The order says which sample stands in which slot of the global batch, and what a sample is conditioned on depends on
-    (seed, step, slot) alone. Which process computes a slot, and in which microbatch, follows from the samples' numbers of
-    tokens (see `deal`), so that no process waits for another with many more of them.
+    (seed, step, slot) alone. Which process computes a slot, and in which microbatch, follows from the samples' numbers
+    of tokens (see `deal`), so that no process waits for another with many more of them.
 
     Args:
         index: the shards.
@@ -114,7 +114,7 @@ class TrainingBatches(Dataset[list[Sample]]):
         self._dealt: tuple[int, list[tuple[int, int]], IntArray] | None = None
 
     def slots(self, step: int, microbatch: int) -> list[tuple[int, int, IndexRow]]:
-        """What this process computes in a microbatch, without reading it: (slot, number of its row in the source, row)."""
+        """What this process computes in a microbatch, not read yet: (slot, number of its row in the source, row)."""
         if not 0 <= microbatch < self.gradient_accumulation_steps:
             raise IndexError(f"microbatch {microbatch} must be 0 .. {self.gradient_accumulation_steps - 1}")
         samples, dealt = self._deal(step)
@@ -205,7 +205,7 @@ class _ErrorsAsValues(Dataset[list[Sample] | Exception]):
 
 
 class _Loader(DataLoader[list[Sample]]):
-    """Fetches each microbatch in a thread while the one before it is computed, whether it is read here or by a worker."""
+    """Fetches each microbatch in a thread while the one before is computed, be it read here or by a worker."""
 
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
         found = super().__iter__()

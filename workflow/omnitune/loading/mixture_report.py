@@ -28,8 +28,8 @@ def mixture_report(
 
     Returns:
         Per source: source; asked and realised, its share of the draws; worst_window, its share in that run of 100 steps
-        where it is furthest from the one asked for; samples, the number of draws; passes, how often these go through the
-        source; pixels of all images; tokens of images and text, without those that dropout has taken.
+        where it is furthest from the one asked for; samples, the number of draws; passes, how often these go through
+        the source; pixels of all images; tokens of images and text, without those that dropout has taken.
     """
     counts = order.counts(0, last_step, global_batch_size)
     worst = order.worst_shares(last_step, global_batch_size)

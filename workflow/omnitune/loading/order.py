@@ -84,7 +84,7 @@ class MixtureOrder:
         return number, self._permutation(source, number)[:rest].astype(np.int64)
 
     def worst_shares(self, last_step: int, global_batch_size: int, window: int = WINDOW) -> list[float]:
-        """The share of each source in that run of `window` steps before the last one where it is furthest from the ratio.
+        """The share of each source in that run of `window` steps up to the last where it is furthest from the ratio.
 
         Exact over all such runs; the one run of all steps where there are fewer.
         """

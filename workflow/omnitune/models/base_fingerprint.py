@@ -1,4 +1,4 @@
-"""Which weights an adapter was trained over: a fingerprint that is the same in each file layout and in float32 and bfloat16."""
+"""Which weights an adapter was trained over: a fingerprint that is the same in all layouts, float32 and bfloat16."""
 
 import hashlib
 import logging
@@ -53,11 +53,11 @@ def _lines(tensors: Iterable[tuple[str, Iterable[int], Any]]) -> Iterator[tuple[
 
 
 def warn_of_other_base(adapter: Path | str, recorded: str | None, found: str | None) -> None:
-    """Says in the log that an adapter is put over other weights than those that it was trained over, where both are known."""
+    """Says in the log that an adapter is put over other weights than it was trained over, where both are known."""
     if recorded and found and recorded != found:
         logger.warning(
-            "%s: was trained over other weights (fingerprint %s) than those that it is put over now (%s). What it does there "
-            "was never learnt; take the transformer that it was trained over.",
+            "%s: was trained over other weights (fingerprint %s) than those that it is put over now (%s). What it does "
+            "there was never learnt; take the transformer that it was trained over.",
             adapter,
             recorded[:12],
             found[:12],

@@ -70,7 +70,7 @@ def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float
 
 
 def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """The model that a config asks for, without memory for its numbers; ValueError where these are far more than its files'.
+    """The model of a config, without memory for its numbers; ValueError where these are far more than in its files.
 
     The library would make those that no file holds, in memory of any size.
     """
@@ -81,8 +81,8 @@ def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     held = sum(map(math.prod, shapes))
     if asked > 2 * held:  # some are used twice, and stand in the files once
         raise ValueError(
-            f"{folder / 'config.json'}: asks for {asked} numbers, and the weights beside it hold {held}. It is of another "
-            "model: take the file from where the weights are from."
+            f"{folder / 'config.json'}: asks for {asked} numbers, and the weights beside it hold {held}. It is of "
+            "another model: take the file from where the weights are from."
         )
     return empty
 
@@ -117,7 +117,7 @@ PUBLISHED_CLASSES = {
 
 
 def model_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a pipeline folder, by the classes that its parts are of; our loader goes by their names alone.
+    """model_index.json of a pipeline folder, by the classes that its parts are of; our loader goes by their names.
 
     Transformer and scheduler are named by the module beside them, as in the published repository, where there is one,
     and

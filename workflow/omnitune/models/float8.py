@@ -64,7 +64,7 @@ def _check_sizes(model: OmniGen2Transformer2DModel, layers: dict[str, nn.Linear]
         for size in (layer.in_features, layer.out_features):
             if size % MULTIPLE:
                 raise ValueError(
-                    f"train.fp8: true does not fit this model (hidden_size {model.config.hidden_size}): {name} has a side of "
-                    f"{size}, and float8 matrix products take multiples of {MULTIPLE} on every side, so that padding the "
-                    f"inner one is not enough: {OFF}"
+                    f"train.fp8: true does not fit this model (hidden_size {model.config.hidden_size}): {name} has a "
+                    f"side of {size}, and float8 matrix products take multiples of {MULTIPLE} on every side, so that "
+                    f"padding the inner one is not enough: {OFF}"
                 )

@@ -67,7 +67,8 @@ def resolve_targets(model: Any, targets: Sequence[str] | None) -> list[str]:
             ends = {".".join(name.split(".")[-depth:]) for name in names}
             near = difflib.get_close_matches(entry, sorted({*names, *ends}), n=3, cutoff=0.4) or sorted(ends)
             raise ValueError(
-                f"train.lora_target_modules: {entry!r} fits no linear layer of the transformer. Near: {', '.join(near[:10])}."
+                f"train.lora_target_modules: {entry!r} fits no linear layer of the transformer. Near: "
+                f"{', '.join(near[:10])}."
             )
         chosen.update(found)
     return [name for name in names if name in chosen]
@@ -115,7 +116,7 @@ def published_name(name: str, adapter_name: str = "default") -> str | None:
 def lora_state_dict(
     source: nn.Module | Mapping[str, torch.Tensor], adapter_name: str = "default"
 ) -> dict[str, torch.Tensor]:
-    """The adapter's tensors, named `<module>.lora_A.weight`, `<module>.lora_B.weight` and `<module>.lora_magnitude_vector`.
+    """The adapter's tensors: `<module>.lora_A.weight`, `<module>.lora_B.weight` and `<module>.lora_magnitude_vector`.
 
     Args:
         source: a model with the adapter, or its (gathered) state dict, base weights included or not.
@@ -273,8 +274,8 @@ def _unknown_names(path: Path, unknown: Sequence[str], count: int) -> str:
         else ""
     )
     return (
-        f"{path} is no LoRA of the transformer: {len(unknown)} of {count} tensors, such as {list(unknown[:3])}, are not "
-        f"<module>.lora_A.weight and lora_B.weight (or lora_down, lora_up) of its modules in pairs, each with "
+        f"{path} is no LoRA of the transformer: {len(unknown)} of {count} tensors, such as {list(unknown[:3])}, are "
+        f"not <module>.lora_A.weight and lora_B.weight (or lora_down, lora_up) of its modules in pairs, each with "
         f"lora_magnitude_vector or none{note}"
     )
 

@@ -112,8 +112,8 @@ def use_sample_dropout(model: Any, p: float) -> DropoutSeeds:
     outside = [name for name in layers if not name.startswith(starts)]
     if outside:
         raise ValueError(
-            f"train.lora_dropout: {p} cannot be applied to {', '.join(outside[:3])} (train.lora_target_modules), whose inputs "
-            "are no tokens. Set lora_dropout: 0 or choose layers of attn and feed_forward only."
+            f"train.lora_dropout: {p} cannot be applied to {', '.join(outside[:3])} (train.lora_target_modules), whose "
+            "inputs are no tokens. Set lora_dropout: 0 or choose layers of attn and feed_forward only."
         )
     for name, layer in layers.items():
         for adapter in layer.lora_dropout:

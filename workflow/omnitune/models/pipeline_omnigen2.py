@@ -147,7 +147,9 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
         loaded = {name: LOADERS[name](folder, torch_dtype or torch.float32) for name in missing}
         return cls(**components, **loaded)
 
-    def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "10GB") -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, max_shard_size: str = "10GB"
+    ) -> None:
         """Write the published layout: a folder per component, and model_index.json last, so that it marks completeness.
 
         Args:
@@ -264,8 +266,8 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
                 are lists where sizes differ.
             num_images_per_prompt: images for each prompt, next to each other.
             max_sequence_length: longer instructions are cut, in tokens.
-            prompt_embeds, prompt_attention_mask: features [B, L, D] with mask [B, L], or a list of B features [length, D],
-                in place of prompt.
+            prompt_embeds, prompt_attention_mask: features [B, L, D] with mask [B, L], or a list of B features
+                [length, D], in place of prompt.
             negative_prompt_embeds, negative_prompt_attention_mask: the same for negative_prompt.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             timesteps: times of one's own in place of num_inference_steps.
@@ -345,7 +347,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
         exact: bool,
         attention_kwargs: dict[str, Any] | None,
     ) -> list[torch.Tensor]:
-        """Guided velocity of every sample, from one transformer call; `exact` says that no cache stands in for layers."""
+        """Guided velocity of every sample, from one transformer call; with `exact` no cache stands in for layers."""
         text_scale, image_scale = scales
         branches = _Branches()
         for i, sample in enumerate(samples):

@@ -28,7 +28,7 @@ TAYLORSEER = TaylorSeerCacheConfig(  # as published, but for the order: 4 there 
 
 @dataclass
 class _State:
-    """Of one branch: the first block's input of the last step, what the layers last added, and the change since then."""
+    """Of one branch: the first block's input of the last step, what the layers last added, the change since then."""
 
     modulated: torch.Tensor
     residual: torch.Tensor

@@ -172,7 +172,12 @@ class OmniGen2TimeTextEmbedding(nn.Module):
         self, hidden_size: int, time_dim: int, text_feat_dim: int, norm_eps: float, timestep_scale: float
     ) -> None:
         super().__init__()
-        self.time_proj = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0.0, scale=timestep_scale)  # type: ignore[arg-type]
+        self.time_proj = Timesteps(
+            TIME_CHANNELS,
+            flip_sin_to_cos=True,
+            downscale_freq_shift=0.0,
+            scale=timestep_scale,  # type: ignore[arg-type]
+        )
         self.timestep_embedder = TimestepEmbedding(TIME_CHANNELS, time_dim)
         self.caption_embedder = nn.Sequential(
             OmniGen2RMSNorm(text_feat_dim, eps=norm_eps), nn.Linear(text_feat_dim, hidden_size)
@@ -301,7 +306,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
         return heads, kv_heads, self.config.hidden_size // heads
 
     def compile_blocks(self) -> None:
-        """Compile each block in place, for any number of tokens; names of parameters stay. Before FSDP2's fully_shard."""
+        """Compile each block in place, for any number of tokens; parameters' names stay. Before FSDP2's fully_shard."""
         # torch 2.11 knows the limit as a setting only
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         for module in self.modules():

@@ -25,7 +25,7 @@ from omnitune.models.packing import Packing
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the bytes of the tensors that operations make, as long as they are alive; `ignored` ones count nothing."""
+    """Adds up the bytes of the tensors that operations make, while they are alive; `ignored` ones count nothing."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _FusedNorm(torch.autograd.Function):
-    """Shapes of the fused RMS norm of GPUs, which keeps its input and one number per token; the CPU keeps more steps."""
+    """Shapes of the fused RMS norm of GPUs, which keeps its input and a number per token; the CPU keeps more steps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What jobs ask a machine for: CPU memory by the size of the model, threads and time of a training. Imports nothing heavy."""
+"""What jobs ask a machine for: CPU memory by the model's size, threads, time of a training. Imports nothing heavy."""
 
 import math
 from collections.abc import Iterable

@@ -13,7 +13,7 @@ from omnitune.flops import peak_flops
 
 @dataclass(frozen=True)
 class Measured:
-    """Shares of a GPU's dense bf16 peak that `omnitune train` has reached on one: with a LoRA, and with all parameters."""
+    """Shares of a GPU's dense bf16 peak that `omnitune train` has reached on one: with a LoRA, with all parameters."""
 
     lora: float
     whole: float

@@ -279,7 +279,7 @@ def estimate_memory(
 
 
 def encoder_bytes_of(base: Path, options: ExperimentOptions) -> int:
-    """Bytes of VAE and text encoder in training, from the headers of their files; 0 with data.encode or without files."""
+    """Bytes of VAE and text encoder in training, from the headers of their files; 0 with data.encode or no files."""
     if options.data.encode:
         return 0
     text = 2 if options.train.mixed_precision == "bf16" else FLOAT

@@ -1,4 +1,4 @@
-"""What a training will take, before it takes it: memory, epochs, disk and hours, and what to change where it does not fit."""
+"""What a training takes, before it does: memory, epochs, disk, hours, and what to change where it does not fit."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sizes of published weights, known before they are downloaded: numbers of parameters, and about how large the files are."""
+"""Sizes of published weights, known before they are downloaded: parameters, and about how large the files are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ def _sources(model: ModelOptions) -> tuple[str, str, str]:
 
 
 def encoder_bytes(model: ModelOptions, text_bytes: int) -> int:
-    """Bytes in memory of VAE (float32) and text encoder (so many bytes a parameter); 0 where one of them is not known."""
+    """Bytes in memory of VAE (float32) and text encoder (so many bytes a parameter); 0 where one is not known."""
     _, vae, text = _sources(model)
     if vae not in VAES or text not in TEXT_ENCODERS:
         return 0
@@ -52,7 +52,7 @@ def encoder_bytes(model: ModelOptions, text_bytes: int) -> int:
 
 
 def download_bytes(model: ModelOptions) -> int | None:
-    """Bytes that are downloaded, about: the whole base repository, and what takes the place of its parts. None: not known."""
+    """Bytes that are downloaded, about: the whole base repository, and what replaces its parts. None: not known."""
     base, vae, text = _sources(model)
     if base == DEMO or Path(base).is_dir():
         found: list[int | None] = []

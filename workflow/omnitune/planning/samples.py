@@ -107,7 +107,7 @@ def planned_samples(
 
 
 def _difference(data: DataOptions, sources: Sequence[Source], index: Path, shards: ShardIndex) -> str:
-    """Why shards are not those of the options; empty where they are, or where they do not say what they were made with."""
+    """Why shards are not those of the options; empty where they are, or do not say what they were made with."""
     missing = [source.name for source in sources if source.name not in shards.sources]
     if missing:
         return f"{index} has no samples of {', '.join(map(repr, missing))}"

@@ -48,13 +48,15 @@ def plan_warnings(plan: TrainingPlan) -> Iterator[str]:
         )
     if plan.assumed:
         yield (
-            f"{plan.assumed}. So it is planned from the limits of the options: square images as large as they may be, texts of "
-            f"{plan.options.data.maximum_text_tokens} tokens, and as many references as the type of a source has, or as take "
-            "most. After `snakemake --cores 2 shard` it is planned from the samples."
+            f"{plan.assumed}. So it is planned from the limits of the options: square images as large as they may be, "
+            f"texts of {plan.options.data.maximum_text_tokens} tokens, and as many references as the type of a source "
+            "has, or as take most. After `snakemake --cores 2 shard` it is planned from the samples."
         )
     elif not plan.workload.text_counted:
         longest = plan.options.data.maximum_text_tokens
-        yield f"the index has no text tokens of some samples; {longest} (data.maximum_text_tokens) are assumed for each."
+        yield (
+            f"the index has no text tokens of some samples; {longest} (data.maximum_text_tokens) are assumed for each."
+        )
     if not plan.options.data.encode and not plan.memory.encoders:
         yield "VAE and text encoder are not in it: their files are not there yet, and their sizes not known."
     another = stretched(plan.options, Path(EXPERIMENT.format(experiment=plan.options.name)))
@@ -64,8 +66,9 @@ def plan_warnings(plan: TrainingPlan) -> Iterator[str]:
     yield from never_reached(plan.options)
     if plan.gpu_hours:
         yield (
-            "the hours are of steps that were measured on one GPU of that kind (benchmarks/RESULTS.md); saving, evaluation"
-            f"{'' if plan.options.data.encode else ', encoding'} and the exchange between processes are not in them."
+            "the hours are of steps that were measured on one GPU of that kind (benchmarks/RESULTS.md); saving, "
+            f"evaluation{'' if plan.options.data.encode else ', encoding'} and the exchange between processes are not "
+            "in them."
         )
     elif plan.rate is None:
         yield "hours are not known: give --samples_per_second, or train some steps first."

@@ -1,4 +1,4 @@
-"""What the data asks of a training, read from the shards' index alone: its samples, microbatches and the largest of them."""
+"""What the data asks of a training, by the shards' index alone: samples, microbatches and the largest of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ class Kinds:
 
 
 def count_kinds(index: ShardIndex | AssumedSamples, sources: Sequence[Source]) -> Kinds:
-    """Counts all rows of the mixture's sources, column by column: seconds for tens of millions. Nothing of assumed ones."""
+    """Counts all rows of the mixture's sources by columns: seconds for tens of millions. Nothing of assumed rows."""
     kinds = Kinds(Counter(), Counter(), Counter())
     if isinstance(index, AssumedSamples):
         return kinds

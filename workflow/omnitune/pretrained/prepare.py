@@ -32,7 +32,7 @@ ENCODER_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a reposito
 
 
 def prepare_pretrained(model: ModelOptions, folder: Path, cache_dir: str | None = None) -> None:
-    """Fills `folder` with a pipeline in the published layout and the SHA-256 of its files; it appears whole or not at all.
+    """Fills `folder` with a pipeline in the published layout and the SHA-256 of its files; whole or not at all.
 
     Args:
         model: where transformer, VAE and text encoder come from.

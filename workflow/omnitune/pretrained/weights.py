@@ -66,8 +66,8 @@ def check_weights(folders: Iterable[Path], rank: int = 0, world_size: int = 1) -
 
 
 def weights_hash(folder: Path) -> str:
-    """One hash of a folder: that of conversion.json where a conversion has written it, as this holds those of its files;
-    otherwise over its files, by the pipeline's manifest where it is part of one.
+    """One hash of a folder: that of conversion.json where a conversion has written it, as this holds those of its
+    files; otherwise over its files, by the pipeline's manifest where it is part of one.
 
     Raises ValueError for a folder without files.
     """

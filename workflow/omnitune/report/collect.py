@@ -150,8 +150,8 @@ def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry
     protocols = {str(step): found["protocol"] for step, found in scores.items()}
     if len(set(protocols.values())) > 1:
         raise ValueError(
-            f"benchmark {entry.name!r}: its steps were evaluated under different protocols ({protocols}), so that their scores "
-            "cannot be compared. Evaluate all steps again."
+            f"benchmark {entry.name!r}: its steps were evaluated under different protocols ({protocols}), so that "
+            "their scores cannot be compared. Evaluate all steps again."
         )
     for step, folder in folders.items():
         _require_present(folder, scores[step], entry, step)
@@ -167,8 +167,8 @@ def _require_checkpoint(folder: Path, conversion: Mapping[str, Any], train: Mapp
     step = folder.parent.name.removeprefix("checkpoint-")
     if found and train.get("states", {}).get(step, found) != found:
         raise ValueError(
-            f"{folder}: was converted from another checkpoint than train.json names. Convert again: snakemake --cores 2 "
-            f"--force {folder}/conversion.json"
+            f"{folder}: was converted from another checkpoint than train.json names. Convert again: snakemake --cores "
+            f"2 --force {folder}/conversion.json"
         )
 
 
@@ -189,8 +189,8 @@ def _require_instructions(folder: Path, rows: Mapping[str, Mapping[str, Any]], e
     for prompt in entry.prompts:
         if rows[prompt.key].get("instruction") != prompt.instruction:
             raise ValueError(
-                f"{folder}: the image of {prompt.key!r} was drawn for another instruction than the prompt has. Evaluate again: "
-                f"snakemake --cores 2 --force {folder}/parts/*.jsonl"
+                f"{folder}: the image of {prompt.key!r} was drawn for another instruction than the prompt has. "
+                f"Evaluate again: snakemake --cores 2 --force {folder}/parts/*.jsonl"
             )
 
 

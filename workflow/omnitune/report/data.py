@@ -33,7 +33,7 @@ def data_context(
     encoded: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the template shows of the data: from a validation's summary, `read_shards`, `read_encoded` and options.data."""
+    """What the template shows of the data: from the summary, `read_shards`, `read_encoded` and options.data."""
     return {
         "facts": _facts(summary) if summary else [],
         "sources": _sources(summary),
@@ -110,7 +110,7 @@ def histogram(counts: Mapping[str, int], whole: int) -> list[dict[str, Any]]:
 
 
 def read_shards(index: Path) -> list[dict[str, Any]]:
-    """Per source of a shards' index: name, tars, samples, bytes of the tars, tokens of one pass; [] without an index."""
+    """Per source of a shards' index: name, tars, samples, bytes of tars, tokens of one pass; [] without an index."""
     if not index.is_file():
         return []
     sources: dict[str, dict[str, Any]] = {}

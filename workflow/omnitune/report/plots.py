@@ -34,7 +34,7 @@ STYLE: Any = {
 
 
 def training_plots(metrics: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Losses, learning rate and gradient norm of logs/metrics.jsonl, as far as they are there: title, note and svg of each."""
+    """Losses, learning rate and gradient norm of logs/metrics.jsonl, where they are there: title, note, svg of each."""
     plots = [
         _curve("loss", "Loss", metrics, "loss", smooth=True, note="Grey: as it was; blue: smoothed."),
         _heldout(metrics),
@@ -59,7 +59,7 @@ def heldout_plot(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> 
 
 
 def compared_plots(curves: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
-    """Losses of several trainings over each other, from their rows of logs/metrics.jsonl by name, as `training_plots`."""
+    """Losses of several trainings in one plot, from their rows of logs/metrics.jsonl by name, as `training_plots`."""
     loss = _over_each_other("compared-loss", "Loss", "Smoothed.", curves, "loss", smooth=True)
     heldout = _over_each_other("compared-heldout", "Held-out loss while training", "", curves, "val_loss")
     return [plot for plot in (loss, heldout) if plot]

@@ -39,7 +39,7 @@ class Score:
 
 
 def score_lines(evaluation: Evaluation) -> list[Score]:
-    """All lines of a benchmark, of all prompts and of each task where there are several; the primary measure comes first."""
+    """All lines of a benchmark, of all prompts and of each task where there are several; primary measure first."""
     tasks, primary = tasks_of(evaluation), primary_of(evaluation)
     measures = sorted(measures_of(evaluation), key=lambda name: name != primary)
     return [
@@ -72,7 +72,7 @@ def primary_of(evaluation: Evaluation) -> str | None:
 def values_of(
     evaluation: Evaluation, steps: Sequence[EvaluatedStep], measure: str, task: str = ALL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(values, measured): [steps, prompts], NaN where one is missing, and which prompts are asked for the measure at all.
+    """(values, measured): [steps, prompts], NaN where one is missing, and which prompts are asked for the measure.
 
     Of a prompt with several images it is their mean: they are no prompts of their own, which would narrow intervals.
     """

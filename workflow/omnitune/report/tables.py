@@ -53,7 +53,7 @@ def _score(line: Score) -> dict[str, Any]:
 
 
 def _images(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
-    """Rows of generations.csv: where each image lies, seen from the table, what it was asked for, and what it reaches."""
+    """Rows of generations.csv: where each image lies, seen from the table, what was asked, and what it reaches."""
     rows = []
     for step in evaluation.steps:
         measured = {row["key"]: row for row in evaluation.scores[step]["per_prompt"]}

@@ -1,4 +1,4 @@
-"""What the report says of the training beside its curves: speed, time, memory, skipped steps, and images drawn on the way."""
+"""What the report says of the training beside its curves: speed, time, memory, skipped steps, drawn images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 def training_context(
     train: Row, metrics: Sequence[Row], samples: "Sequence[Sample]", thumbnails: Thumbnails
 ) -> dict[str, Any]:
-    """What the template shows: from train.json, the rows of metrics.jsonl and `read_samples`; what is not there is left out."""
+    """What the template shows: from train.json, metrics.jsonl and `read_samples`; what is missing is left out."""
     return {
         "facts": _facts(train, metrics),
         "reason": train.get("strategy_reason"),

@@ -78,7 +78,10 @@ def taking(step: EvaluatedStep, evaluations: Sequence[Evaluation], lines: Sequen
     but = f", which is worse than the base on {', '.join(worse)}" if worse else ""
     if "better" in words.values():
         return f"Take {step.label}{but}:"
-    return f"No checkpoint to take is shown: {step.label}{but or ', which is not shown to be better than the base'}, draws with"
+    return (
+        f"No checkpoint to take is shown: {step.label}{but or ', which is not shown to be better than the base'}, "
+        "draws with"
+    )
 
 
 def _against(evaluation: Evaluation, steps: Sequence[EvaluatedStep], last: EvaluatedStep) -> dict[EvaluatedStep, str]:

@@ -74,7 +74,7 @@ def read_limits(index: Path) -> dict[str, Any] | None:
 
 
 def write_shard_digests(parts: Iterable[Path], folder: Path) -> None:
-    """Writes {source}-{shard}.sha256 with the hash of each shard's tar: small enough for Snakemake to compare content."""
+    """Writes {source}-{shard}.sha256 with the hash of each shard's tar: which Snakemake compares by content."""
     with atomic_folder(folder) as temporary:
         for part in parts:
             sha256 = pq.read_table(part, columns=["tar_sha256"])["tar_sha256"][0].as_py()

@@ -91,7 +91,7 @@ class ShardIndex:
         return IndexRow(**{name: content.get(name) for name in COLUMNS})
 
     def tokens(self, source: str, number: int) -> int:
-        """What the transformer computes on for a sample: tokens of its output, inputs and text (0 where not counted)."""
+        """What the transformer computes on for a sample: tokens of its output, inputs and text (0: not counted)."""
         batch, position = self._find(source, number)
         return sum(batch.column(name)[position].as_py() or 0 for name in TOKENS if name in batch.schema.names)
 
@@ -124,8 +124,8 @@ class ShardIndex:
                 update_digest(digest, self._sound(part.select(["key", "sha256"])))
             if digest.hexdigest() != facts["sha256"]:
                 raise ConfigError(
-                    f"{self.path}: the rows of {source!r} (in index.arrow where this lies beside it) are not those that it was "
-                    f"made of. {REBUILD}."
+                    f"{self.path}: the rows of {source!r} (in index.arrow where this lies beside it) are not those "
+                    f"that it was made of. {REBUILD}."
                 )
 
     def read_images(self, row: IndexRow) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Images of a sample as they go into a tar, each still what validation saw. Workers import this, and so nothing heavy."""
+"""Images of a sample as they go into a tar, each still what validation saw. Workers import this: nothing heavy."""
 
 import hashlib
 from pathlib import Path
@@ -45,7 +45,7 @@ class _RowError(ValueError):
 
 
 def _validated(place: str, size: int, sha256: str | None) -> bytes | Path:
-    """An image as `prepare_image` takes it, which must still be what was validated; without a hash, of the same size."""
+    """An image as `prepare_image` takes it, which must be what was validated; without a hash, of the same size."""
     fix = "Validate again: snakemake --cores 2 --forcerun validate_source, or omnitune validate."
     try:
         in_pieces = size > LARGE_FILE and sha256 is not None and not storage.is_url(place)

@@ -48,7 +48,7 @@ def write_shard(
     image_root: str | None = None,
     workers: int = 1,
 ) -> int:
-    """Writes the samples of a manifest as one tar, {key}.json, {key}.input_0.{ext} .., {key}.output.{ext} each, and its index.
+    """Writes a manifest's samples as one tar: {key}.json, {key}.input_0.{ext} .., {key}.output.{ext}; and its index.
 
     Args:
         manifest: shards/{source}-{shard}.jsonl of the validation.

@@ -24,8 +24,8 @@ class ExperimentStatus:
         experiment: its name.
         stage: the first that is not done: base, validate, shard, encode, train, convert, evaluate, report; or done, or
             unknown where its options cannot be read.
-        state: running, waiting (in a queue), failed, stopped (Snakemake was killed), open (nothing is done about it now)
-            or done.
+        state: running, waiting (in a queue), failed, stopped (Snakemake was killed), open (nothing is done about it
+            now) or done.
         done, total: jobs of the stage.
         step, steps: of the training.
         loss: mean over its last steps.

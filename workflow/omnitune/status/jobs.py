@@ -93,7 +93,7 @@ def _was_killed(log: list[str]) -> bool:
 
 
 def _failed(log: list[str]) -> dict[str, str]:
-    """Files of jobs that have failed in the newest run, with why; whether a later try made them is for the caller to see."""
+    """Files of jobs that failed in the newest run, with why; whether a later try made them the caller sees."""
     found = {}
     for rule, outputs, job_log in _errors(log):
         for output in outputs:

@@ -56,7 +56,7 @@ def expected_architecture(options: ExperimentOptions, transformer: Path) -> dict
         return found
     if options.model.arch_opt is None:
         raise ValueError(
-            f"{transformer / 'config.json'} is missing and model.arch_opt is not set, so the transformer's size is not known. "
-            "Set model.arch_opt, or make the weights with `snakemake --cores 2 train`."
+            f"{transformer / 'config.json'} is missing and model.arch_opt is not set, so the transformer's size is not "
+            "known. Set model.arch_opt, or make the weights with `snakemake --cores 2 train`."
         )
     return options.model.arch_opt.model_dump()

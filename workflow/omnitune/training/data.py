@@ -41,7 +41,7 @@ def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The samples of a training: their index, sources and plan, this process's batches, and what makes latents of them."""
+    """The samples of a training: their index, sources and plan, this process's batches, what makes latents of them."""
 
     index: ShardIndex
     sources: list[Source]

@@ -71,7 +71,7 @@ def training_times(draws: Tensor, num_tokens: Tensor, transport: TransportOption
 
 
 def draw_time(generator: torch.Generator, transport: TransportOptions, slot: int, global_batch_size: int) -> Tensor:
-    """The raw draw of one sample's time, float32 without dimensions; `stratified_uniform` draws from the slot's own part."""
+    """The raw draw of one sample's time, float32, no dimensions; `stratified_uniform` draws from the slot's part."""
     if transport.snr_type in {"lognorm", "logit_normal"}:
         return torch.randn((), generator=generator)
     draw = torch.rand((), generator=generator)

@@ -26,7 +26,7 @@ from omnitune.validation.heldout import read_heldout_rows
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out sample: `key` (file and line), task type, instruction, and images within the limits, the output last."""
+    """A held-out sample: `key` (file and line), task type, instruction, and images within limits, the output last."""
 
     key: str
     task_type: str
@@ -138,7 +138,7 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: nn.Module, autocast: AbstractContextManager[Any]) -> dict[str, Any]:
-        """Mean squared error of the velocity over all held-out samples and times: `val_loss`, and `val_loss_by_task`."""
+        """Mean squared error of the velocity over held-out samples and times: `val_loss`, and `val_loss_by_task`."""
         total = min(self.val.max_samples, len(self.samples)) * self.val.validation_timesteps
         tasks = sorted({sample.task_type for sample in self.samples[: self.val.max_samples]})
         sums = torch.zeros(len(tasks), 2, dtype=torch.float64, device=self.device)

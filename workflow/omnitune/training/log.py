@@ -33,7 +33,7 @@ class MetricsLog:
         self.wandb = _start_wandb(options, folder) if "wandb" in trackers else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes the figures of one step; `row` has "step" and numbers, lists of numbers for bins, or numbers by name."""
+        """Writes the figures of one step; `row` has "step" and numbers, lists of them for bins, or numbers by name."""
         row = _finite_only(row)
         self.file.write(json.dumps(row) + "\n")
         scalars = _flatten(row)
@@ -64,7 +64,7 @@ class MetricsLog:
 
 
 def note_start(folder: Path, first_step: int, device: torch.device, processes: int) -> None:
-    """Adds a line to logs/starts.jsonl: when and on what the training begins or goes on. For people; nothing depends on it."""
+    """Adds a line to logs/starts.jsonl: when and on what the training begins or goes on. For people alone."""
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"time": now, "first_step": first_step, "device": device_name(device), "processes": processes}
@@ -92,7 +92,7 @@ def _finite_only(value: Any) -> Any:
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, float]:
-    """Figures by the names that trackers show: train/.., val/.., and one for each bin or name of a figure that has several."""
+    """Figures by the names that trackers show: train/.., val/.., one for each bin or name of a figure with several."""
     scalars: dict[str, float] = {}
     for name, value in row.items():
         shown = f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"

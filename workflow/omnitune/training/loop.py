@@ -174,7 +174,7 @@ class Trainer:
         return finished
 
     def _take_steps(self, done: int, last: int, metrics: MetricsLog | None, bar: Progress | None) -> bool:
-        """All steps after the `done` first ones, up to `last`; False where it was asked to stop, and has saved, before."""
+        """All steps after the `done` first ones, up to `last`; False where asked to stop before, and saved."""
         microbatches = iter(training_loader(self.data.batches, done, last, self.train.dataloader_num_workers))
         stopping = False
         for step in range(done, last):
@@ -421,7 +421,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends this process at once: threads and groups may wait for processes that are gone, and Python's own end takes 2 s."""
+    """Ends this process at once: threads may wait for processes that are gone, and Python's own end takes 2 s."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)

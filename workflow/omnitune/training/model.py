@@ -114,7 +114,7 @@ def require_kernel(train: TrainOptions, heads: tuple[int, int, int], device: tor
 
 
 def _prepare_adapter(model: Any, train: TrainOptions) -> tuple[dict[str, Any], DropoutSeeds | None]:
-    """Loads what the new adapter starts from and gives it its dropout; returns what checkpoints say of it, and the seeds."""
+    """Loads what a new adapter starts from, gives it its dropout; returns what checkpoints say of it, and seeds."""
     if train.lora_path:
         load_starting_adapter(model, train)
     dropout = use_sample_dropout(model, train.lora_dropout) if train.lora_dropout else None

@@ -57,9 +57,10 @@ class NonFinite:
         )
         if self.in_row > self.limit:
             raise SharedError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}, the {self.in_row}. step in a row that is not finite "
-                f"(train.max_nonfinite_steps: {self.limit}). The training diverged and stops; its earlier checkpoints are "
-                f"whole. Lower train.learning_rate (now {learning_rate:g}) or train.max_grad_norm, or look at the samples."
+                f"step {step}: loss {loss}, gradient norm {grad_norm}, the {self.in_row}. step in a row that is not "
+                f"finite (train.max_nonfinite_steps: {self.limit}). The training diverged and stops; its earlier "
+                f"checkpoints are whole. Lower train.learning_rate (now {learning_rate:g}) or train.max_grad_norm, or "
+                "look at the samples."
             )
 
     def _named(self) -> str:

@@ -1,4 +1,4 @@
-"""How far a training is, from the rows that it has logged. Imports nothing heavy: rules and `omnitune status` ask often."""
+"""How far a training is, from its logged rows. Imports nothing heavy: rules and `omnitune status` ask often."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Progress:
 
 
 def read_progress(metrics: Path) -> Progress | None:
-    """The last steps in logs/metrics.jsonl; None without any. Lines that are damaged, or not whole yet, are left out."""
+    """The last steps in logs/metrics.jsonl; None without any. Lines that are damaged, or not yet whole, count not."""
     try:
         rows, written = _tail(metrics), metrics.stat().st_mtime
     except OSError:

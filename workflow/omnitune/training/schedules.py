@@ -27,7 +27,7 @@ def peak_learning_rate(train: TrainOptions) -> float:
 
 
 def never_reached(options: ExperimentOptions) -> Iterator[str]:
-    """A line on each thing that the options ask for and that does not come in so few steps, or comes once at the end."""
+    """A line on each thing that the options ask for and does not come in so few steps, or comes once at the end."""
     train, val, steps = options.train, options.val, options.train.max_train_steps
     length = f"the {steps} steps of the training (train.max_train_steps)"
     timm = train.lr_scheduler.startswith("timm_")
@@ -35,15 +35,15 @@ def never_reached(options: ExperimentOptions) -> Iterator[str]:
     if train.lr_scheduler not in WITHOUT_WARMUP and warmup >= steps:
         rate = learning_rate_schedule(train)(steps - 1)
         yield (
-            f"train.{key}: the warm-up of {warmup} steps is not over after {length}: the last step has a learning rate of "
-            f"{rate:.2g}, not {peak_learning_rate(train):.2g}. Lower train.{key}."
+            f"train.{key}: the warm-up of {warmup} steps is not over after {length}: the last step has a learning rate "
+            f"of {rate:.2g}, not {peak_learning_rate(train):.2g}. Lower train.{key}."
         )
     if train.lr_scheduler == "timm_cosine" and train.t_initial and train.t_initial > steps:
         yield f"train.t_initial: the cosine of {train.t_initial} steps is longer than {length} and does not come down."
     if train.ema_decay and (share := train.ema_decay**steps) > STARTING_SHARE:
         yield (
-            f"train.ema_decay: {train.ema_decay:g} is slow for {length}: {share:.0%} of the average will be the starting "
-            "weights. Lower it."
+            f"train.ema_decay: {train.ema_decay:g} is slow for {length}: {share:.0%} of the average will be the "
+            "starting weights. Lower it."
         )
     every = [("logger.checkpointing_steps", options.logger.checkpointing_steps, "a checkpoint is saved")]
     if val.data_path is not None:

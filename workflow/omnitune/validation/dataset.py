@@ -97,7 +97,7 @@ class _ByBytes:
 
 
 def estimated_bytes(row: Mapping[str, Any], limits: ImageLimits) -> float:
-    """About how many bytes a sample takes in a tar: images within the limits keep theirs, the others are written anew."""
+    """About how many bytes a sample takes in a tar: images within the limits keep theirs, others are written anew."""
     inputs = len(row["input_images"])
     total = (len(row["bytes"]) + 1.0) * MEMBER_BYTES + len(row["instruction"].encode())
     for k, (width, height, size) in enumerate(zip(row["widths"], row["heights"], row["bytes"], strict=True)):

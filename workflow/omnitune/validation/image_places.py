@@ -9,7 +9,7 @@ from omnitune.io.places import check_url, is_below
 
 
 def image_places(image: str, samples: str, root: str | None = None) -> list[str]:
-    """Where an image is looked for: beside the .jsonl, then from the working directory; an absolute path or URL is itself.
+    """Where an image is looked for: beside the .jsonl, then in the working directory; absolute ones and URLs as such.
 
     Args:
         image: as it stands in the row.

@@ -123,7 +123,7 @@ def _check_number_of_inputs(task_type: str, number: int) -> None:
 
 
 def remove_cliche(instruction: str) -> str:
-    """The caption without a leading "The image portrays " or the like; a caption that is nothing else stays as it is."""
+    """The caption without a leading "The image portrays " or the like; a caption of nothing else stays as it is."""
     match = CLICHE.match(instruction)
     rest = instruction[match.end() :] if match else instruction
     return rest if rest.strip() else instruction

@@ -304,7 +304,8 @@ def check_files(source: Source) -> None:
         if not is_url(file) and not Path(file).is_file():
             tried = " and ".join(str(place) for place in source.places(file))
             raise ConfigError(
-                f"{source.mixture}: source {source.name!r}: no such file of samples; tried {tried}{path_hint(str(file))}."
+                f"{source.mixture}: source {source.name!r}: no such file of samples; tried "
+                f"{tried}{path_hint(str(file))}."
             )
 
 

@@ -72,7 +72,7 @@ CLASSES = {
 
 
 def script_of(text: str) -> str:
-    """The script that most letters of a text are in, as Unicode names it: Latin, Cjk, Cyrillic ..; "none" without letters.
+    """The script that most letters of a text are in, as Unicode names it: Latin, Cjk, Cyrillic; "none" without letters.
 
     It stands for the language where that is cheap: it tells Chinese from English, and not English from French.
     """
@@ -89,7 +89,7 @@ def _script(character: str) -> str:
 
 
 class Outputs:
-    """The output images of a data set by the first 64 bits of their SHA-256, which tell millions apart in 8 bytes each."""
+    """The output images of a data set by the first 64 bits of their SHA-256, which tell millions apart."""
 
     def __init__(self) -> None:
         self._hashes = array("Q")
@@ -191,7 +191,7 @@ SHOWN_LABELS = 20
 
 
 def whole_of(name: str, summary: Mapping[str, Any]) -> int:
-    """What the shares of one kind of counts are of: all counts, but of notes the samples, which have none or several."""
+    """What the shares of one kind of counts are of: all counts, but of notes samples, with none or several."""
     return int(summary["accepted"]) if name == "notes" else sum(summary[name].values())
 
 

@@ -14,7 +14,7 @@ ALPHA = ".alpha"
 
 
 def write_model(folder: Path, state: State) -> dict[str, Digest]:
-    """Writes the weights under their published names, by which ComfyUI knows the architecture; returns what was to be."""
+    """Writes the weights under their published names, by which ComfyUI knows the architecture; returns what was due."""
     return write_safetensors(folder / COMFYUI_MODEL_FILE, state)
 
 

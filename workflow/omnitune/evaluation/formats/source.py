@@ -1,4 +1,4 @@
-"""What the reader of a format gives and takes: prompts as their files say them, and images to be laid out for a scorer."""
+"""What the reader of a format gives and takes: prompts as their files say them, and images laid out for a scorer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,8 +50,8 @@ class LaidOut:
     method: str
 
 
-# Path below `official` -> the file to copy, or the content. All lie in a folder named by the method: a scorer that takes
-# every file of its folder for an image must not find what Snakemake keeps in a rule's.
+# Path below `official` -> the file to copy, or the content. All lie in a folder named by the method: a scorer that
+# takes every file of its folder for an image must not find what Snakemake keeps in a rule's.
 Layout = dict[str, Path | bytes]
 
 

@@ -1,4 +1,4 @@
-"""Rows of parquet files and of folders that Hugging Face datasets has saved, with pyarrow alone: no code of theirs runs."""
+"""Rows of parquet files, and of folders that Hugging Face datasets has saved, read without code of theirs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
