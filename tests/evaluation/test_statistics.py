@@ -40,7 +40,7 @@ def test_intervals_are_those_of_the_paired_bootstrap() -> None:
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
-        assert (found.interval.low, found.interval.high) == pytest.approx(tuple(wanted), abs=0.01)
+        assert (found.interval.low, found.interval.high) == pytest.approx(tuple(wanted), abs=1e-12), "the same draws"
         assert found.difference == pytest.approx(values.mean() - base.mean())
     assert mean_intervals(tuned) == mean_intervals(tuned)
 
@@ -97,6 +97,29 @@ def test_how_much_is_held_together_changes_no_interval(monkeypatch: pytest.Monke
     monkeypatch.setattr(statistics, "HELD", 7000)
     for one, other in zip(mean_intervals(values), found, strict=True):
         assert (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+def test_a_choice_among_many_is_seldom_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 checkpoints that are all alike, one is shown better in a third of the trials, and with their number in few."""
+    rng = np.random.default_rng(0)
+    rows, among = rng.normal(size=(100, 20, 60)), 20
+    own = compare(rows[0], np.zeros(60), asked(rows), higher_is_better=True, among=among)
+    assert [found.interval for found in own] == mean_intervals(rows[0], 1 - 0.05 / among)
+    monkeypatch.setattr(statistics, "RESAMPLES", 2000)
+
+    def wrong(confidence: float) -> float:
+        found = mean_intervals(rows.reshape(-1, 60), confidence)
+        return np.reshape([interval.low > 0 for interval in found], rows.shape[:2]).any(1).mean()
+
+    assert wrong(0.95) > 0.3 and wrong(1 - 0.05 / among) < 0.1
+
+
+def test_a_hundred_thousand_prompts_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 50)
+    rng, started = np.random.default_rng(0), time.process_time()
+    [found] = mean_intervals(rng.normal(size=(1, 100_000)))
+    assert abs(found.low) < 0.02 > abs(found.high)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.slow
