@@ -1,8 +1,6 @@
 """A report in a real Chromium: it asks for nothing, says nothing on the console, shows all images and compares two."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +8,9 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from helpers.runs import ATTACK, write_run
-from helpers.system_packages import need
+from helpers.runs import ATTACK
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
-FLAGS += ("--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    need([name for name in ("chromium", "chromedriver") if shutil.which(name) is None])
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def opened(browser: webdriver.Chrome, page: Path) -> webdriver.Chrome:
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)  # what an earlier test has left
-    browser.set_window_size(1280, 900)
-    browser.get(page.as_uri())
-    return browser
 
 
 def requested(browser: webdriver.Chrome) -> list[str]:
@@ -200,3 +166,13 @@ def test_the_page_never_scrolls_sideways(opened: webdriver.Chrome, width: int) -
     wide = opened.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert wide[0] <= wide[1] == width
+
+
+def test_a_curve_can_be_enlarged(opened: webdriver.Chrome) -> None:
+    button = opened.find_element(By.CSS_SELECTOR, ".plots .widen")
+    widths = []
+    for pressed in ("true", "false"):
+        opened.execute_script("arguments[0].click()", button)
+        assert button.get_attribute("aria-pressed") == pressed
+        widths.append(opened.find_element(By.CSS_SELECTOR, ".plots .plot svg").size["width"])
+    assert widths[0] > 2 * widths[1]

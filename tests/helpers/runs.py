@@ -112,15 +112,21 @@ def write_evaluation(
     step: int | str,
     quality: float,
     checked: bool = True,
+    image: Path | None = None,
     **changes: Any,
 ) -> None:
-    """An evaluation of weights that are not here; `changes` are of its scores."""
+    """An evaluation of weights that are not here; all images are `image`, if given; `changes` are of its scores."""
     folder = experiment / "evaluation" / str(step) / entry.name
     generations, per_prompt = [], []
     for number, prompt in enumerate(entry.prompts):
         good = number / len(entry.prompts) < quality
-        image = draw(folder / f"images/{prompt.key}.png", COLOURS[number % 4] if good else "black")
-        drawn = {"image": f"images/{prompt.key}.png", "sha256": sha256_of(image)}
+        path = folder / f"images/{prompt.key}.png"
+        if image:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(image)
+        else:
+            draw(path, COLOURS[number % 4] if good else "black")
+        drawn = {"image": f"images/{prompt.key}.png", "sha256": sha256_of(path)}
         generations.append({"key": prompt.key, "instruction": prompt.instruction, **drawn})
         row: dict[str, Any] = {"key": prompt.key, "task_type": prompt.task_type}
         if prompt.target:

@@ -15,7 +15,7 @@ from omnitune.config.choices import MEASURES
 from omnitune.evaluation.prompts import Prompt
 from omnitune.evaluation.statistics import Comparison, compare
 from omnitune.io.files import lock_folder, write_text
-from omnitune.paths import BASE
+from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.build import page_environment
 from omnitune.report.collect import Evaluation, Run
 from omnitune.report.examples import choose_examples
@@ -71,7 +71,8 @@ def build_comparison(name: str, compared: Sequence[Compared], page: Path, table:
     """
     evaluations = [list(group) for group in zip(*(one.run.evaluations for one in compared), strict=True)]
     prompts = [prompt for group in evaluations for prompt in choose_examples(group[0].entry.prompts)[0]]
-    thumbnails = Thumbnails(page.parent, sum(2 * len(compared) + 1 + len(prompt.input_images) for prompt in prompts))
+    rows = 2 * len(compared) + sum(map(len, map(_baselines, evaluations)))
+    thumbnails = Thumbnails(page.parent, sum(rows + 1 + len(prompt.input_images) for prompt in prompts))
     keys = list(compared[0].keys)
     context = {
         "name": name,
@@ -109,7 +110,7 @@ def _benchmark(
     """Of one benchmark, the measures of each base and of each experiment's last step, and some of the images."""
     primary = primary_of(evaluations[0])
     measures = sorted(measures_of(evaluations[0]), key=lambda name: name != primary)
-    found = [_last_lines(evaluation) for evaluation in evaluations]
+    found = [_lines(evaluation, evaluation.last) for evaluation in evaluations]
     best = {name: _best(name, [lines[name].mean for lines in found if name in lines]) for name in measures}
     rows = [
         {
@@ -130,6 +131,11 @@ def _benchmark(
             {"label": label, "cells": [_base_text(name, found[number].get(name)) for name in measures]}
             for number, label in _bases(compared, evaluations).items()
         ],
+        "baselines": [
+            {"label": step.label, "cells": [_mean_text(name, lines.get(name)) for name in measures]}
+            for step, evaluation in _baselines(evaluations).items()
+            for lines in (_lines(evaluation, step),)
+        ],
         "rows": rows,
         "examples": [
             _example(compared, evaluations, prompt, thumbnails)
@@ -145,9 +151,14 @@ def _bases(compared: Sequence[Compared], evaluations: Sequence[Evaluation]) -> d
     return {number: "base" if len(shown) == 1 else f"base of {compared[number].label}" for number in shown}
 
 
-def _last_lines(evaluation: Evaluation) -> dict[str, Comparison]:
-    """The newest step against the base, by measure."""
-    lines = [line for line in score_lines(evaluation) if line.task == ALL and line.step == evaluation.last]
+def _baselines(evaluations: Sequence[Evaluation]) -> dict[EvaluatedStep, Evaluation]:
+    """The baselines of a benchmark, each with one that has its images."""
+    return {step: evaluation for evaluation in reversed(evaluations) for step in evaluation.baselines}
+
+
+def _lines(evaluation: Evaluation, step: EvaluatedStep) -> dict[str, Comparison]:
+    """A step against the base, by measure."""
+    lines = [line for line in score_lines(evaluation) if line.task == ALL and line.step == step]
     return {line.measure: line.against_base for line in lines}
 
 
@@ -177,6 +188,10 @@ def _base_text(measure: str, found: Comparison | None) -> str:
     return "none" if found is None else show(measure, found.base_mean)
 
 
+def _mean_text(measure: str, found: Comparison | None) -> str:
+    return "none" if found is None else show(measure, found.mean)
+
+
 def _best(measure: str, values: Sequence[float]) -> float | None:
     finite = [value for value in values if math.isfinite(value)]
     choose = max if MEASURES[measure].higher_is_better else min
@@ -190,6 +205,8 @@ def _example(
     shots: list[tuple[Path | None, str, str]] = [(path, "input", "input") for path in prompt.input_images]
     for number, label in _bases(compared, evaluations).items():
         shots.append((evaluations[number].image(BASE, prompt.key), label, "row"))
+    for step, evaluation in _baselines(evaluations).items():
+        shots.append((evaluation.image(step, prompt.key), step.label, "row"))
     for one, evaluation in zip(compared, evaluations, strict=True):
         shots.append((evaluation.image(evaluation.last, prompt.key), one.label, "row"))
     shots += [(prompt.target, "target", "target")] if prompt.target else []
@@ -209,12 +226,12 @@ def _table(compared: Sequence[Compared]) -> pd.DataFrame:
         known = {"experiment": one.run.name, **one.keys, **_training(one.run)}
         evaluations = one.run.evaluations
         rows += [
-            {**known, "benchmark": e.entry.name, **{name: found.mean for name, found in _last_lines(e).items()}}
+            {**known, "benchmark": e.entry.name, **{name: found.mean for name, found in _lines(e, e.last).items()}}
             for e in evaluations
         ]
         rows += [] if evaluations else [known]
     for group in zip(*(one.run.evaluations for one in compared), strict=True):
         for number, label in _bases(compared, group).items():
-            means = {name: found.base_mean for name, found in _last_lines(group[number]).items()}
+            means = {name: found.base_mean for name, found in _lines(group[number], group[number].last).items()}
             rows.append({"experiment": label, "benchmark": group[number].entry.name, **means})
     return pd.DataFrame(rows).convert_dtypes()  # whole numbers stay so beside what is missing

@@ -33,14 +33,21 @@ STYLE: Any = {
 }
 
 
-def training_plots(metrics: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Losses, learning rate and gradient norm of logs/metrics.jsonl, where they are there: title, note, svg of each."""
+def training_plots(metrics: Sequence[dict[str, Any]], restarts: Sequence[int] = ()) -> list[dict[str, str]]:
+    """Losses, learning rate and gradient norm of logs/metrics.jsonl, where they are there: title, note, svg of each.
+
+    Args:
+        metrics: the rows.
+        restarts: steps at which the training went on, which are marked.
+    """
+    marked = " Dotted: the training was stopped before and went on here." if restarts else ""
+    loss_note = f"Grey: as it was; blue: smoothed.{marked}"
     plots = [
-        _curve("loss", "Loss", metrics, "loss", smooth=True, note="Grey: as it was; blue: smoothed."),
-        _heldout(metrics),
+        _curve("loss", "Loss", metrics, "loss", restarts, smooth=True, note=loss_note),
+        _heldout(metrics, restarts),
         _by_time(metrics),
-        _curve("learning-rate", "Learning rate", metrics, "learning_rate"),
-        _curve("gradient-norm", "Gradient norm", metrics, "grad_norm", smooth=True, note="Before clipping."),
+        _curve("learning-rate", "Learning rate", metrics, "learning_rate", restarts),
+        _curve("gradient-norm", "Gradient norm", metrics, "grad_norm", restarts, smooth=True, note="Before clipping."),
     ]
     return [plot for plot in plots if plot]
 
@@ -85,7 +92,7 @@ def _over_each_other(
         return {"title": title, "note": note, "svg": _svg(figure, name)}
 
 
-def _heldout(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _heldout(metrics: Sequence[dict[str, Any]], restarts: Sequence[int]) -> dict[str, str]:
     """Held-out loss while training, and that of each task type."""
     rows = [{**row, **(row.get("val_loss_by_task") or {}), "all": row.get("val_loss")} for row in metrics]
     tasks = sorted({task for row in metrics for task in row.get("val_loss_by_task") or {}})
@@ -93,7 +100,7 @@ def _heldout(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
     if not len(curves["all"][0]):
         return {}
     with mpl.rc_context(STYLE):
-        figure, axes = _figure("step")
+        figure, axes = _figure("step", restarts)
         for number, (name, (steps, values)) in enumerate(curves.items()):
             colour = COLOURS[number % len(COLOURS)]
             width = 1.6 if name == "all" else 0.8
@@ -116,6 +123,7 @@ def _curve(
     title: str,
     metrics: Sequence[dict[str, Any]],
     key: str,
+    restarts: Sequence[int],
     smooth: bool = False,
     note: str = "",
 ) -> dict[str, str]:
@@ -123,7 +131,7 @@ def _curve(
     if not len(values):
         return {}
     with mpl.rc_context(STYLE):
-        figure, axes = _figure("step")
+        figure, axes = _figure("step", restarts)
         x, y = _thinned(steps, values)
         marker = "o" if len(x) == 1 else ""
         axes.plot(x, y, color=GREY if smooth else BLUE, linewidth=0.8 if smooth else 1.6, marker=marker)
@@ -156,10 +164,13 @@ def _by_time(metrics: Sequence[dict[str, Any]]) -> dict[str, str]:
         return {"title": "Loss by time", "note": note, "svg": _svg(figure, "loss-by-time")}
 
 
-def _figure(xlabel: str) -> tuple[Figure, Axes]:
+def _figure(xlabel: str, marks: Sequence[int] = ()) -> tuple[Figure, Axes]:
+    """With dotted lines at some places of the axis."""
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(xlabel)
+    for mark in marks:
+        axes.axvline(mark, color=ORANGE, linewidth=0.9, linestyle=":")
     return figure, axes
 
 

@@ -54,8 +54,13 @@ def ran(starts: Sequence[Row], metrics: Sequence[Row]) -> str:
     if taken:
         parts.append(f"{'in' if starts else 'Trained in'} {_duration(taken)} of steps")
     if len(starts) > 1:
-        parts.append(f"going on at step {', '.join(str(row['first_step']) for row in starts[1:])}")
+        parts.append(f"going on at step {', '.join(map(str, restarts(starts)))}")
     return f"{', '.join(parts)}." if parts else ""
+
+
+def restarts(starts: Sequence[Row]) -> list[int]:
+    """The steps at which it went on, of lines of logs/starts.jsonl."""
+    return [row["first_step"] for row in starts[1:]]
 
 
 def _duration(seconds: float) -> str:

@@ -51,6 +51,14 @@ function makeTaskFilter(table) {
   table.parentElement.before(element("p", { className: "tools" }, element("label", {}, "Task ", choice)));
 }
 
+// ---------------------------------------------------------------- curves
+
+function makeWidening(plot) {
+  const button = element("button", { type: "button", className: "widen", textContent: "larger", ariaPressed: "false" });
+  button.addEventListener("click", () => { button.ariaPressed = String(plot.classList.toggle("wide")); });
+  plot.querySelector("figcaption").prepend(button);
+}
+
 // ---------------------------------------------------------------- galleries
 
 const FIRST = 12; // prompts that are shown before more are asked for
@@ -208,5 +216,6 @@ function setUpViewer() {
 }
 
 document.querySelectorAll("table.scores").forEach((table) => { makeSortable(table); makeTaskFilter(table); });
+document.querySelectorAll(".plots .plot").forEach(makeWidening);
 document.querySelectorAll(".gallery").forEach(setUpGallery);
 setUpViewer();
