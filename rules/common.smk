@@ -62,6 +62,13 @@ def one_of(names):
     return "|".join(map(re.escape, names)) or "none"
 
 
+BASELINES = {
+    re.escape(f"{paths.BASELINE}{name}")
+    for benchmark in PROJECT.benchmarks.values()
+    for name in benchmark.baselines
+}
+
+
 # Files of experiments and data sets that are not in the config are files like others, which no rule makes.
 wildcard_constraints:
     dataset=one_of(PROJECT.sources),
@@ -70,7 +77,7 @@ wildcard_constraints:
     group=r"\d{4}\d*",
     model=one_of(PROJECT.models),
     experiment=one_of(PROJECT.experiments),
-    step=r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?",
+    step="|".join([r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?", *BASELINES]),
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
     judge=one_of(

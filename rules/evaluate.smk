@@ -78,7 +78,7 @@ rule generate_images:
         gres=gres(min(NODE_GPUS, 1)),
     params:
         **key_params(Benchmark, get_benchmark, "parts"),
-        transformer=get_starting_transformer,
+        transformer=get_transformer,
         format=f"format: {omnitune.evaluation.IMAGES_FORMAT}",
     script:
         "../scripts/generate_images.py"
@@ -130,7 +130,7 @@ checkpoint score_images:
         mem_mb=2000,
         runtime=limited(120),
     params:
-        transformer=get_starting_transformer,
+        transformer=get_transformer,
         format=f"format: {omnitune.evaluation.SCORES_FORMAT}",
     script:
         "../scripts/score_images.py"

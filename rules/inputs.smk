@@ -268,14 +268,17 @@ def get_prompts(wildcards):
 
 
 def get_weights(wildcards):
-    """Manifest of the weights to evaluate; those of the base are what the experiment started from."""
+    """Manifest of the weights to evaluate, or files; those of the base are what the experiment started from."""
     step = EvaluatedStep.parse(wildcards.step)
-    require_step(wildcards.experiment, step)
+    if not step.baseline:
+        require_step(wildcards.experiment, step)
     if int(wildcards.part) >= get_benchmark(wildcards).parts:
         refuse(
             f"benchmark {wildcards.benchmark!r} has {get_benchmark(wildcards).parts} parts, from 0."
         )
     behind(PROJECT.loadable(wildcards.experiment, step))
+    if step.baseline:
+        return named(PROJECT.baseline_files, wildcards.benchmark, step.baseline)
     if step.number:
         return PROJECT.conversion(wildcards.experiment, step)
     return named(PROJECT.starting_files, wildcards.experiment)
@@ -283,6 +286,13 @@ def get_weights(wildcards):
 
 def get_starting_transformer(wildcards):
     return str(PROJECT.starts[wildcards.experiment].transformer)
+
+
+def get_transformer(wildcards):
+    """Of a baseline what is drawn with it; of other steps what the experiment started from."""
+    step = EvaluatedStep.parse(wildcards.step)
+    keys = wildcards.experiment, step, wildcards.benchmark
+    return str(named(PROJECT.transformer, *keys))
 
 
 def get_protocol(wildcards):
@@ -449,25 +459,14 @@ def all_converted():
 
 
 def all_scored(experiments):
-    """Each evaluation of these experiments, of which two may have one in common."""
-    evaluations = {
-        found for name in experiments for found in PROJECT.evaluations(name).values()
-    }
-    return [
-        PROJECT.scored(*found, name)
-        for found in sorted(evaluations)
-        for name in PROJECT.benchmarks
-    ]
+    """Each evaluation of these experiments."""
+    return [PROJECT.scored(*found) for found in PROJECT.evaluated(experiments)]
 
 
 def all_exported(experiments):
     """The official layout of each evaluation of these experiments, for benchmarks that ask for it."""
-    evaluations = {
-        found for name in experiments for found in PROJECT.evaluations(name).values()
-    }
     return [
         paths.OFFICIAL.format(experiment=owner, step=step, benchmark=name)
-        for owner, step in sorted(evaluations)
-        for name, benchmark in PROJECT.benchmarks.items()
-        if benchmark.export
+        for owner, step, name in PROJECT.evaluated(experiments)
+        if PROJECT.benchmarks[name].export
     ]

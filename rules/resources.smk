@@ -99,5 +99,6 @@ def get_training_runtime(wildcards):
 
 def get_generating_memory(wildcards):
     start = PROJECT.starts[wildcards.experiment]
-    folders = [start.transformer, start.base / "vae", start.base / "mllm"]
+    transformer = Path(get_transformer(wildcards))
+    folders = [transformer, start.base / "vae", start.base / "mllm"]
     return host_memory_mb(folders, 4)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.pipelines import build_pipeline
 from helpers.projects import changed, project, write
 from omnitune.config import ExperimentOptions, evaluation_folders
 from omnitune.errors import ConfigError
@@ -435,3 +436,62 @@ def test_adapters_are_evaluated_at_several_scales_and_converted_once(
         project(tmp_path, changed(name="first", val={"lora_scales": [0.5]}))
     with pytest.raises(ConfigError, match=r"val\.lora_scales\.0: 0\.123 is not allowed"):
         project(tmp_path, changed(name="first", train=keys, val={"lora_scales": [0.123]}))
+
+
+def test_baselines_are_drawn_once_for_all_experiments_of_a_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_pipeline().save_pretrained(tmp_path / "models/whole")
+    keys = {"prompts": "resources/demo/heldout/edit.jsonl"}
+    folders = {"whole": "models/whole", "part": "models/whole/transformer"}
+    files = [
+        str(write(tmp_path / "with.yml", {**keys, "baselines": folders})),
+        str(write(tmp_path / "without.yml", keys)),
+    ]
+    write(tmp_path / "mix.yml", {"data": [{"path": "resources/demo/edit.jsonl"}]})
+    other = changed(name="a", model={"pretrained_model_path": "models/whole"})
+    options = [str(write(tmp_path / f"{o['name']}.yml", o)) for o in (changed(name="c"), changed(name="b"), other)]
+    loaded = Project.load({"experiments": options, "benchmarks": files})
+    loaded.read_files()
+    whole, part = (EvaluatedStep(0, baseline=name) for name in folders)
+    assert EvaluatedStep.parse("baseline-whole") == whole and (str(whole), whole.label) == ("baseline-whole", "whole")
+    assert [loaded.evaluations(name)[whole] for name in "abc"] == [("a", whole), ("b", whole), ("b", whole)]
+    evaluated = loaded.evaluated("bc")
+    assert [found for found in evaluated if found[1].baseline] == [("b", part, "with"), ("b", whole, "with")]
+    assert len(evaluated) == len(set(evaluated)) == 2 * 3 + 2, "the base, two last checkpoints, two baselines"
+    assert loaded.scored("b", whole, "with")[-2] == Phase.of("prepare_pretrained", model="demo")
+    assert loaded.transformer("b", whole, "with") == loaded.transformer("b", part, "with") == Path(folders["part"])
+    assert loaded.transformer("b", BASE, "with") == Path("resources/pretrained/demo/transformer")
+    assert set(loaded.baseline_files("with", "whole")) > set(loaded.baseline_files("with", "part"))
+    for name, file, said in (
+        ("whole", "vae/config.json", "whole: .*models/whole/vae"),
+        ("part", "transformer/config.json", "part: models/whole/transformer is neither a pipeline's folder"),
+    ):
+        moved = (tmp_path / "models/whole" / file).rename(tmp_path / "moved.json")
+        with pytest.raises(ValueError, match=rf"benchmark 'with': baselines\.{said}"):
+            loaded.baseline_files("with", name)
+        moved.rename(tmp_path / "models/whole" / file)
+    with pytest.raises(ConfigError, match="benchmark 'without': baselines: none is called 'part'"):
+        loaded.transformer("b", part, "without")
+
+
+@pytest.mark.parametrize(
+    ("baselines", "said"),
+    [
+        ({"base": "m"}, "baselines: 'base' is not allowed as a name"),
+        ({"../x": "m"}, r"baselines: '\.\./x' is not allowed as a name"),
+        (
+            {"x": "experiments/x/checkpoint-4000/transformer"},
+            "which this config trains. Compare experiments by `reports`",
+        ),
+    ],
+)
+def test_baselines_that_cannot_be_are_refused(
+    baselines: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "b.yml", {"prompts": "p.jsonl", "baselines": baselines})
+    write(tmp_path / "mix.yml", {"data": [{"path": "a.jsonl"}]})
+    with pytest.raises(ConfigError, match=said):
+        Project.load({"experiments": [str(write(tmp_path / "x.yml", changed()))], "benchmarks": [str(file)]})

@@ -79,5 +79,5 @@ def test_a_base_that_another_experiment_has_evaluated_is_found(experiment: Exper
         write(Path(f"experiments/{name}/options.yml"), content)
         write(Path(f"experiments/{name}/evaluation/0/bench/scores.json"), "{}")
     alone = Experiment.alone(write(Path("c.yml"), changed(name="c")))
-    assert alone._evaluated_base() == Path("experiments/b/evaluation/0")
-    assert experiment._evaluated_base() is None
+    assert alone._evaluated_elsewhere(BASE) == Path("experiments/b/evaluation/0")
+    assert experiment._evaluated_elsewhere(BASE) is None

@@ -1,6 +1,7 @@
 """A tiny pipeline generates, is killed, and goes on."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from omnitune.evaluation.loss import heldout_losses, loss_times
 from omnitune.evaluation.prompts import Prompt, open_image, prompt_seed, read_prompts
 from omnitune.evaluation.results import read_generations
 from omnitune.evaluation.scoring import score
-from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
+from omnitune.evaluation.weights import EvaluatedWeights, baseline_weights, describe_weights, evaluated_weights
 from omnitune.io.files import is_whole, sha256_of
 from omnitune.models import OmniGen2Pipeline, OmniGen2Transformer2DModel
 from omnitune.paths import BASE
@@ -315,7 +316,7 @@ def test_other_weights_are_loaded_and_described(base: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):
         described(base, tmp_path / "empty")
-    assert plain["pipeline_sha256"] is None, "the base has no manifest"
+    assert len(plain["pipeline_sha256"]) == 64, "also of a pipeline without a manifest"
 
 
 def test_weights_are_known_by_the_manifests_beside_them(tmp_path: Path) -> None:
@@ -353,3 +354,14 @@ def test_which_weights_a_converted_checkpoint_means() -> None:
         assert evaluated_weights(base, start, full) == EvaluatedWeights(base, full, None)
         assert evaluated_weights(base, start, lora) == EvaluatedWeights(base, start, lora)
         assert evaluated_weights(base, start, lora, 0.5) == EvaluatedWeights(base, start, lora, 0.5)
+
+
+def test_a_baseline_is_a_pipeline_or_a_transformer(base: Path, tmp_path: Path) -> None:
+    assert baseline_weights(Path("b"), base) == EvaluatedWeights(base, None, None)
+    assert baseline_weights(Path("b"), base / "transformer") == EvaluatedWeights(Path("b"), base / "transformer", None)
+    copy = shutil.copytree(base, tmp_path / "copy")
+    first = describe_weights(baseline_weights(Path("b"), copy))
+    config = copy / "vae/config.json"
+    config.write_text(config.read_text() + " ")
+    then = describe_weights(baseline_weights(Path("b"), copy))
+    assert then["sha256"] == first["sha256"] and then["pipeline_sha256"] != first["pipeline_sha256"]

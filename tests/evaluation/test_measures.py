@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from scipy.linalg import sqrtm
 
 from helpers.pictures import moved, scene
 from omnitune.config import Benchmark
 from omnitune.config.base import check_config
+from omnitune.config.measure import MeasureEntry
 from omnitune.errors import ConfigError
 from omnitune.evaluation.encoders import load_image, load_models
 from omnitune.evaluation.measures import Case, measure
+from omnitune.evaluation.measures_of_sets import fid, kid, measure_sets
 from omnitune.evaluation.model_files import NotThereError, find_model, local_model_files, models_read
 from omnitune.evaluation.prompts import Prompt
 
@@ -194,3 +197,41 @@ def test_scores_depend_on_the_models_that_are_there(models: Path, tmp_path: Path
 def test_wrong_measures_are_named(measures: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_config({"prompts": "p.jsonl", "measures": measures}, Benchmark, "b.yml")
+
+
+def test_sets_agree_with_their_definition() -> None:
+    """FID by scipy's root of a matrix; KID by the kernel of every pair, one by one."""
+    rng = np.random.default_rng(0)
+    images, targets = rng.normal(size=(120, 4)), rng.normal(0.3, 1.2, size=(150, 4))
+    means, covariances = zip(*((one.mean(0), np.cov(one.T)) for one in (images, targets)), strict=True)
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    wanted = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert fid(torch.tensor(images), torch.tensor(targets)) == pytest.approx(wanted, rel=1e-6)
+    assert fid(torch.tensor(images), torch.tensor(images)) == pytest.approx(0, abs=1e-4)
+    kernel = [[[(a @ b / 4 + 1) ** 3 for b in right] for a in left] for left, right in pairs_of(images, targets[:120])]
+    same = [sum(sum(row) for row in k) - sum(k[i][i] for i in range(120)) for k in kernel[:2]]
+    wanted = 1000 * (sum(same) / (120 * 119) - 2 * np.mean(kernel[2]))
+    assert kid(torch.tensor(images), torch.tensor(targets[:120])) == pytest.approx(wanted, rel=1e-6)
+
+
+def pairs_of(one: Any, other: Any) -> list[tuple[Any, Any]]:
+    return [(one, one), (other, other), (one, other)]
+
+
+def test_sets_need_a_hundred_images(models: Path, tmp_path: Path) -> None:
+    benchmark = with_models(models, "fid", "kid")
+    loaded = {name: load_image(models / "dino") for name in ("fid", "kid")}
+    entries = [MeasureEntry(name=name, model=str(models / "dino")) for name in ("fid", "kid")]
+    for number in range(100):
+        scene((40, 40), seed=number).save(tmp_path / f"{number}.png")
+    paths = [tmp_path / f"{number}.png" for number in range(100)]
+    pairs = list(zip(paths, paths[1:] + paths[:1], strict=True))
+    found, absent = measure_sets(entries, loaded, pairs)
+    assert not absent and found["fid"]["n"] == 100
+    assert abs(found["fid"]["value"]) < 1e-3, "the same set in another order"
+    assert found["kid"]["value"] < 0, "as it is without bias, and these are nearer than two draws are"
+    assert measure_sets(entries, loaded, pairs[1:])[1] == dict.fromkeys(
+        ("fid", "kid"), "99 images with a target; a figure of a set needs 100"
+    )
+    with pytest.raises(ConfigError, match="primary: 'fid' is of all images together, and has no interval"):
+        check_config({**benchmark.model_dump(exclude_none=True), "primary": "fid"}, Benchmark, "b.yml")

@@ -100,7 +100,7 @@ def test_how_much_is_held_together_changes_no_interval(monkeypatch: pytest.Monke
 
 
 def test_a_choice_among_many_is_seldom_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 20 checkpoints that are all alike, one is shown better in a third of the trials, and with their number in few."""
+    """Of 20 checkpoints that are all alike, one is shown better in a third of the trials; few are with their number."""
     rng = np.random.default_rng(0)
     rows, among = rng.normal(size=(100, 20, 60)), 20
     own = compare(rows[0], np.zeros(60), asked(rows), higher_is_better=True, among=among)

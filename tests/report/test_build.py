@@ -283,7 +283,7 @@ def test_averaged_weights_have_a_column_of_their_own(tmp_path: Path) -> None:
     assert '<span class="word better">better</span>' in page  # though the average is worse than the base
     assert "scenes: held-out loss 1.8000 → 1.1000, -0.7000 [-0.7000, -0.7000] on 6 prompts, step 120." in text
     assert "step 120 (EMA) 6 1.9000 [1.9000, 1.9000] +0.1000 [+0.1000, +0.1000] worse" in text
-    assert "Take step 120:" in text and "It is the best checkpoint." in text
+    assert "Take step 120:" in text and "It is the best of 2 checkpoints." in text
     assert page.count('alt="image of step 120 (EMA) for') == 6
     assert ">step 120 (EMA)</text>" in page  # of the plot
     assert text.index("checkpoint-120/transformer/config.json") < text.index("checkpoint-120/transformer_ema/config")

@@ -5,7 +5,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers.runs import save_json, write_evaluation, write_options, write_prepared, write_prompts, write_training
+from helpers.runs import (
+    WEIGHTS,
+    save_json,
+    write_evaluation,
+    write_options,
+    write_prepared,
+    write_prompts,
+    write_training,
+)
 from omnitune.config import Benchmark
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.build import BenchmarkEntry
@@ -19,10 +27,12 @@ QUALITIES = {"mine-learning_rate-1e-05": 0.5, "mine-learning_rate-0.0001": 0.9, 
 
 def test_variants_stand_side_by_side(tmp_path: Path) -> None:
     entry = BenchmarkEntry(
-        "scenes", Benchmark(prompts="p.jsonl", check="demo_scene"), write_prompts(tmp_path / "p", 16)
+        "scenes",
+        Benchmark(prompts="p.jsonl", check="demo_scene", baselines={"other": "m"}),
+        write_prompts(tmp_path / "p", 16),
     )
     write_prepared(tmp_path / "prepared")
-    variants = []
+    variants, other = [], EvaluatedStep(0, baseline="other")
     for name, quality in QUALITIES.items():
         experiment = tmp_path / "experiments" / name
         write_options(experiment)
@@ -32,8 +42,9 @@ def test_variants_stand_side_by_side(tmp_path: Path) -> None:
         write_evaluation(experiment, entry, 120, quality)
         if not variants:
             write_evaluation(experiment, entry, 0, 0.1)
-            base = experiment / "evaluation/0"
-        folders = {BASE: base, EvaluatedStep(120): experiment / "evaluation/120"}
+            write_evaluation(experiment, entry, str(other), 0.3, weights={**WEIGHTS, "sha256": "cd" * 32})
+            base, baseline = (experiment / "evaluation" / str(step) for step in (BASE, other))
+        folders = {BASE: base, other: baseline, EvaluatedStep(120): experiment / "evaluation/120"}
         rate = float(name.partition("rate-")[2])
         run = collect(experiment, tmp_path / "prepared", [entry], folders)
         variants.append(Compared({"train.learning_rate": rate}, run, by_values=True))
@@ -49,6 +60,7 @@ def test_variants_stand_side_by_side(tmp_path: Path) -> None:
     worst = next(line for line in text.splitlines() if "learning_rate-0.001</th>" in line)
     assert 'class="number worse"' in worst and "93.8 %, best" in row
     assert text.count("<b>base</b>") == 12 and text.count("<b>0.0001</b>") == 12, "images of as many prompts"
+    assert text.count("<b>other</b>") == 12 and '<th scope="row">other</th>' in text, "a baseline, once"
     assert "+43.8 points [+18.8, +68.8], better</td>" in row, "against the first"
     assert text.count('class="plot"') == 1 and ">1e-05</text>" in text, "curves over each other"
     assert text.count("<script") == 1, "our own"

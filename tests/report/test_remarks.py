@@ -67,3 +67,14 @@ def test_votes_count_for_the_images_that_are_there() -> None:
         "People preferred step 20 to base in 2 of 2 decided votes (100 %, 95 % interval 34 to 100 %), 1 tie.",
         "People preferred step 20 to step 7 of other in 0 of 1 decided votes (0 %, 95 % interval 0 to 79 %), 0 ties.",
     ]
+
+
+def test_figures_of_a_set_have_neither_interval_nor_verdict() -> None:
+    sets = {"kid": {"value": 1.5, "n": 120, "model": "m"}, "fid": {"value": 7.0, "n": 120, "model": "m"}}
+    one = evaluation(sets=sets)
+    one.scores[BASE]["sets"] = {"fid": {"value": 9.25, "n": 118, "model": "m"}}
+    end = "lower is better. Of all images together: no interval, and no verdict."
+    assert remarks(one) == [
+        f"FID to the targets by m: base 9.25 (118 images), step 20 7.00 (120 images); {end}",
+        f"KID x 1000 to the targets by m: step 20 1.50 (120 images); {end}",
+    ]

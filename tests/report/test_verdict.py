@@ -11,20 +11,22 @@ from omnitune.config import Benchmark
 from omnitune.evaluation.prompts import Prompt
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import BenchmarkEntry, Evaluation
+from omnitune.report.commands import commands
+from omnitune.report.remarks import remarks
 from omnitune.report.scores import primary_of, score_lines
-from omnitune.report.verdict import answer, best_of, commands, forgetting, step_to_take, verdict
+from omnitune.report.verdict import answer, best_of, forgetting, step_to_take, verdict
 
 pytestmark = pytest.mark.unit
 
 NOISE, OTHER = np.random.default_rng(0).normal(size=(2, 60))
 
 
-def evaluated(rows: dict[int, Any], measure: str = "psnr", name: str = "scenes", **benchmark: Any) -> Evaluation:
+def evaluated(rows: dict[int | str, Any], measure: str = "psnr", name: str = "scenes", **benchmark: Any) -> Evaluation:
     """Of 60 prompts, half of them edits; values by step."""
     tasks = ["edit", "t2i"] * 30
     prompts = [Prompt(f"p{number:02d}", task, "x", target=Path("t.png")) for number, task in enumerate(tasks)]
     scores = {
-        EvaluatedStep(step): {
+        EvaluatedStep(0, baseline=step) if isinstance(step, str) else EvaluatedStep(step): {
             "per_prompt": [
                 {"key": prompt.key, "task_type": prompt.task_type, measure: value, "ssim": 0.5}
                 for prompt, value in zip(prompts, np.broadcast_to(values, 60).tolist(), strict=True)
@@ -67,6 +69,19 @@ def test_the_best_checkpoint_and_whether_the_last_is_worse(last: float | None, b
     assert chosen is not None and chosen.step == EvaluatedStep(best)
     assert (chosen.last.verdict if chosen.last else None) == word
     assert step_to_take([found]) == EvaluatedStep(50 if word == "worse" else 100), "the last, unless it is shown worse"
+
+
+def test_of_many_checkpoints_a_lucky_one_is_not_taken() -> None:
+    """What would do for one comparison does not for the best of twelve, and the sentence says so."""
+    last, lead = 20 + NOISE, 0.3 + OTHER - OTHER.mean()
+    few = evaluated({0: 19 + NOISE, 50: last + lead, 600: last})
+    assert step_to_take([few]) == EvaluatedStep(50)
+    others: dict[int | str, Any] = {50 * step: last - 0.1 for step in range(2, 12)}
+    many = evaluated({0: 19 + NOISE, 50: last + lead, **others, 600: last})
+    assert step_to_take([many]) == EvaluatedStep(600)
+    text = verdict(many, score_lines(many))["text"]
+    assert "The best of 12 is step 50; the last is not shown to be worse" in text
+    assert text.endswith("; the interval allows for a choice among 12).")
 
 
 def test_a_checkpoint_that_is_worse_elsewhere_is_not_taken() -> None:
@@ -123,3 +138,17 @@ def test_a_measure_that_failed_is_counted_and_no_score() -> None:
 def test_a_primary_that_cannot_be_measured_is_refused(content: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Benchmark(prompts="p.jsonl", **content)
+
+
+def test_baselines_are_rows_and_no_checkpoints() -> None:
+    rows: dict[int | str, Any] = {0: 20 + NOISE, "other": 30 + NOISE, 50: 25 + NOISE + 0.1 * OTHER}
+    found = evaluated(rows, baselines={"other": "models/other"})
+    assert [step.label for step in found.steps] == ["base", "other", "step 50"] and found.last == EvaluatedStep(50)
+    best = best_of(found)
+    assert best is not None and best.step == EvaluatedStep(50), "what others have trained is none to take"
+    assert step_to_take([found]) == EvaluatedStep(50)
+    verdicts = {line.row: line.against_base.verdict for line in score_lines(found) if line.measure == "psnr"}
+    assert verdicts == {"base": "no difference shown", "other": "better", "step 50": "better"}
+    found.generations.update({step: {} for step in found.steps})
+    [said] = [text for text in remarks(found) if "other" in text]
+    assert said.startswith("Step 50 against other: PSNR (dB) 30.") and said.endswith("on 60 prompts: worse.")

@@ -1,7 +1,9 @@
 """A published benchmark in the graph: imported, drawn, scored, laid out for its scorer, each again where it must be."""
 
 import json
+import shutil
 
+import pandas as pd
 import pytest
 
 from helpers.tiny import BENCHMARK
@@ -10,6 +12,7 @@ from helpers.workplace import Workplace
 pytestmark = pytest.mark.workflow
 
 ROW = {"tag": "counting", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"}
+OTHER = "models/other"
 OFFICIAL = "experiments/tiny/evaluation/12/mine/official/tiny-12"
 
 
@@ -17,10 +20,12 @@ def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workpl
     root = workplace.root
     metadata = root / "metadata.jsonl"
     metadata.write_text(json.dumps(ROW) + "\n")
+    shutil.copytree(root / "resources/pretrained/demo/transformer", root / OTHER)
     keys = {**BENCHMARK, "prompts": "metadata.jsonl", "format": "geneval", "export": "official", "check": None}
+    keys["baselines"] = {"other": OTHER}
     (root / "config/benchmarks/mine.yml").write_text(json.dumps(keys))
     workplace.edit("config/config.yaml", lambda config: config["benchmarks"].append("config/benchmarks/mine.yml"))
-    jobs = {"prepare_benchmark": 1, "generate_images": 2, "score_images": 2, "export_images": 2, "build_report": 1}
+    jobs = {"prepare_benchmark": 1, "generate_images": 3, "score_images": 3, "export_images": 3, "build_report": 1}
     assert workplace.ran() == {"import_prompts": 1, **jobs}
     assert {str(path.relative_to(root / OFFICIAL)) for path in (root / OFFICIAL).rglob("*") if path.is_file()} == {
         "00000/metadata.jsonl",
@@ -28,8 +33,19 @@ def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workpl
     }
     assert "Nothing to be done" in workplace.snakemake()
     metadata.write_text(json.dumps({**ROW, "include": []}) + "\n")
-    assert workplace.ran() == {"import_prompts": 1, "prepare_benchmark": 1, "export_images": 2}
+    assert workplace.ran() == {"import_prompts": 1, "prepare_benchmark": 1, "export_images": 3}
     assert json.loads((root / OFFICIAL / "00000/metadata.jsonl").read_text())["include"] == []
+    rows = pd.read_csv(root / "experiments/tiny/report/generations.csv").query("benchmark == 'mine'").set_index("row")
+    assert list(rows.index) == ["base", "other", "step 12"]
+    assert rows.sha256["other"] == rows.sha256["base"] != rows.sha256["step 12"], "equal weights draw equal images"
+    (root / OTHER).rename(root / "models/moved")
+    workplace.edit("config/benchmarks/mine.yml", lambda content: content.update(baselines={"other": "models/moved"}))
+    planned = workplace.planned()
+    assert planned == {"generate_images": 1, "score_images": 1, "export_images": 1, "build_report": 1}
+    (root / "models/moved/config.json").unlink()
+    refused = workplace.snakemake(ok=False)
+    assert "benchmark 'mine': baselines.other: models/moved is neither a pipeline's folder" in refused
+    workplace.edit("config/benchmarks/mine.yml", lambda content: content.pop("baselines"))
     metadata.write_text(json.dumps({"tag": "counting"}))
     refused = workplace.snakemake(ok=False)
     assert "benchmark 'mine': metadata.jsonl:1: prompt: needs a text, it is missing." in refused

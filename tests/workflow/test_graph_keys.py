@@ -108,6 +108,7 @@ NOT_HERE = {
     "val.evaluate_checkpoints",
     "val.lora_scales",
     "judges",
+    "baselines",
 }
 
 

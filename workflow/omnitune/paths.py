@@ -74,23 +74,29 @@ CONVERTED_PATH = re.compile(
     r"(?(lora)(/(pytorch_lora_weights\.safetensors)?)?|/?)"
 )
 
+BASELINE = "baseline-"  # of the folder of a baseline's evaluation
+
 
 class EvaluatedStep(NamedTuple):
-    """Weights to convert and evaluate; sorted, the base comes first and an average after the weights of its step.
+    """Weights to convert and evaluate; sorted: the base, baselines, checkpoints, an average after its step's weights.
 
     Attributes:
-        number: optimizer steps; 0 is what the experiment started from.
+        number: optimizer steps; 0 is what the experiment started from, or a baseline.
         ema: the average of the weights (train.ema_decay) in their place.
         lora_scale: by which their adapter is scaled.
+        baseline: name of other weights, which no experiment has trained (`baselines` of a benchmark).
     """
 
     number: int
     ema: bool = False
     lora_scale: float = 1.0
+    baseline: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The inverse of str(); ValueError for any other text."""
+        if text.startswith(BASELINE):
+            return cls(0, baseline=text.removeprefix(BASELINE))
         match = re.fullmatch(r"(\d+)(-ema)?(?:-x(\d+(?:\.\d+)?))?", text)
         if match is None:
             raise ValueError(f"step {text!r} is not allowed: needs a number of steps, as in 500, 500-ema or 500-x0.5.")
@@ -98,19 +104,21 @@ class EvaluatedStep(NamedTuple):
 
     def __str__(self) -> str:
         """Name of the folder in evaluation/."""
+        if self.baseline:
+            return f"{BASELINE}{self.baseline}"
         scale = "" if self.lora_scale == 1 else f"-x{self.lora_scale:g}"
         return f"{self.number}{'-ema' if self.ema else ''}{scale}"
 
     @property
     def is_plain(self) -> bool:
         """Whether these are the weights as they were trained."""
-        return not self.ema and self.lora_scale == 1
+        return not self.ema and self.lora_scale == 1 and not self.baseline
 
     @property
     def label(self) -> str:
         """For people."""
         if not self.number:
-            return "base"
+            return self.baseline or "base"
         scale = "" if self.lora_scale == 1 else f", LoRA x {self.lora_scale:g}"
         return f"step {self.number}{' (EMA)' if self.ema else ''}{scale}"
 

@@ -20,6 +20,7 @@ from omnitune.errors import ConfigError
 from omnitune.evaluation.foreign import as_imported, is_foreign, source_files
 from omnitune.evaluation.model_files import local_model_files
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
+from omnitune.evaluation.weights import baseline_files, baseline_weights
 from omnitune.io.storage import is_url
 from omnitune.io.weights import read_header
 from omnitune.paths import (
@@ -135,6 +136,7 @@ class Project:
         project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, workflow)
         project._check_names()
         project._check_reports(where)
+        project._check_baselines()
         project._check_models()
         project._check_datasets()
         for name in experiments:
@@ -163,6 +165,17 @@ class Project:
                     )
             if len(set(experiments)) < len(experiments):
                 raise ConfigError(f"{key}: an experiment stands there twice. Take one of the two out.")
+
+    def _check_baselines(self) -> None:
+        """What a run of this workflow makes is no baseline, which has to be there before."""
+        for benchmark, config in self.benchmarks.items():
+            for name, path in config.baselines.items():
+                parts = PurePosixPath(path).parts
+                if len(parts) > 1 and parts[0] == "experiments" and parts[1] in self.experiments:
+                    raise ConfigError(
+                        f"benchmark {benchmark!r}: baselines.{name}: {path} is of the experiment {parts[1]!r}, which "
+                        "this config trains. Compare experiments by `reports` of the workflow's config."
+                    )
 
     def _check_models(self) -> None:
         """Two base models must not come to one folder."""
@@ -243,6 +256,8 @@ class Project:
             elif not self.drawn([benchmark.prompts]):
                 self.prompts(name)
             self.labels(name)
+            for baseline in benchmark.baselines:
+                self.baseline_files(name, baseline)
 
     def _read_start(self, experiment: str) -> None:
         """The user's own files of an experiment: the adapter that it starts from, and its held-out samples."""
@@ -347,6 +362,27 @@ class Project:
             require_safe(path, f"benchmark {benchmark!r}: measures")
         return files
 
+    def baseline_files(self, benchmark: str, name: str) -> list[str]:
+        """The files of a benchmark's baseline; ValueError for what is not whole, or unsafe names."""
+        where = f"benchmark {benchmark!r}: baselines.{name}"
+        files = baseline_files(self._baseline(benchmark, name), where)
+        for path in files:
+            require_safe(path, where)
+        return [str(path) for path in files]
+
+    def _baseline(self, benchmark: str, name: str) -> Path:
+        known = self.benchmarks[benchmark].baselines
+        if name not in known:
+            raise ConfigError(f"benchmark {benchmark!r}: baselines: none is called {name!r}; {_known(name, known)}")
+        return Path(known[name])
+
+    def transformer(self, experiment: str, step: EvaluatedStep, benchmark: str) -> Path:
+        """Folder of the transformer that a baseline is drawn with; of other steps that of the experiment's start."""
+        start = self.starts[experiment]
+        if not step.baseline:
+            return start.transformer
+        return baseline_weights(start.base, self._baseline(benchmark, step.baseline)).folders[0]
+
     def labels(self, benchmark: str) -> list[str]:
         """Files of people's scores of a benchmark's judges; ValueError for one that is not there, or an unsafe name."""
         found = [judge.labels for judge in self.benchmarks[benchmark].judges if judge.labels]
@@ -371,8 +407,8 @@ class Project:
         """Whose evaluation of which step each of an experiment's is: its own, but for a base that is evaluated already.
 
         BASE is what the experiment started from: where that is an evaluated checkpoint of another configured one, no
-            second
-        evaluation is made. Of those that start from the same weights, the first by name evaluates them.
+        second evaluation is made. Of those that start from the same weights, the first by name evaluates them.
+        Baselines of the benchmarks are evaluated by the first of those that have the same base model.
         """
         found = {step: (experiment, step) for step in (BASE, *self.experiments[experiment].evaluated)}
         start = self.starts[experiment].transformer
@@ -380,7 +416,20 @@ class Project:
         upstream = self.starts[experiment].upstream
         if upstream and upstream[0] in self.experiments and upstream[1] in self.experiments[upstream[0]].evaluated:
             found[BASE] = upstream
-        return found
+        model = self.starts[experiment].model
+        owner = min(name for name in self.experiments if self.starts[name].model == model)
+        names = dict.fromkeys(name for benchmark in self.benchmarks.values() for name in benchmark.baselines)
+        return found | {step: (owner, step) for step in (EvaluatedStep(0, baseline=name) for name in names)}
+
+    def evaluated(self, experiments: Iterable[str]) -> list[tuple[str, EvaluatedStep, str]]:
+        """Owner, step and benchmark of each evaluation of some experiments, of which two may have one in common."""
+        found = {evaluation for name in experiments for evaluation in self.evaluations(name).values()}
+        return [
+            (owner, step, name)
+            for owner, step in sorted(found)
+            for name, benchmark in self.benchmarks.items()
+            if benchmark.evaluates(step)
+        ]
 
     def evaluated_folders(self, experiment: str) -> dict[EvaluatedStep, str]:
         """Where each of an experiment's evaluations lies."""
@@ -514,6 +563,8 @@ class Project:
 
     def loadable(self, experiment: str, step: EvaluatedStep) -> Phases:
         """Up to the weights that are evaluated, BASE being those that the experiment started from."""
+        if step.baseline:
+            return self.based(self.starts[experiment].model)
         return self.started(experiment, adapter=False) if step == BASE else self.converted(experiment, step)
 
     @cache  # noqa: B019  (a project lives as long as its process)

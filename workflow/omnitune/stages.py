@@ -13,7 +13,13 @@ import yaml
 from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, evaluation_folders, starting_weights
 from omnitune.config.affects import keys_affecting
 from omnitune.distributed.processes import Topology
-from omnitune.evaluation.weights import EvaluatedWeights, describe_weights, evaluated_weights
+from omnitune.evaluation.weights import (
+    EvaluatedWeights,
+    baseline_files,
+    baseline_weights,
+    describe_weights,
+    evaluated_weights,
+)
 from omnitune.io.files import write_text
 from omnitune.paths import (
     ANSWERS,
@@ -108,6 +114,13 @@ class Experiment:
     def evaluation(self, benchmark_name: str, benchmark: Benchmark, step: EvaluatedStep) -> "Evaluation":
         """That of a step with a benchmark; BASE is what the experiment starts from."""
         name, lora = self.options.name, self.options.train.lora_ft
+        if step.baseline:
+            if step.baseline not in benchmark.baselines:
+                known = ", ".join(benchmark.baselines) or "none"
+                raise ValueError(f"{benchmark_name}: baselines: {step.baseline!r} is not there; known: {known}.")
+            folder = Path(benchmark.baselines[step.baseline])
+            baseline_files(folder, f"benchmark {benchmark_name!r}: baselines.{step.baseline}")
+            return Evaluation(benchmark_name, benchmark, step, baseline_weights(self.start.base, folder), name)
         if step.lora_scale != 1 and not (lora and step.number):
             raise ValueError(
                 f"LoRA scale {step.lora_scale:g}: {name!r} has no adapter at step {step.number}. Leave it out."
@@ -137,16 +150,20 @@ class Experiment:
             shared = not (folder / "evaluation" / "0").is_dir()
             evaluations = evaluation_folders(folder, self.options, shared=shared)
             if not evaluations[BASE].is_dir():
-                evaluations[BASE] = self._evaluated_base() or evaluations[BASE]
+                evaluations[BASE] = self._evaluated_elsewhere(BASE) or evaluations[BASE]
+            for name in {name for benchmark in benchmarks.values() for name in benchmark.baselines}:
+                step = EvaluatedStep(0, baseline=name)
+                own = folder / "evaluation" / str(step)
+                evaluations[step] = own if own.is_dir() else self._evaluated_elsewhere(step) or own
         entries = [
             BenchmarkEntry(name, protocol, read_prompts(protocol, Path())) for name, protocol in benchmarks.items()
         ]
         return build_report(folder, self.path(PREPARED), entries, output or self.path(REPORT), evaluations=evaluations)
 
-    def _evaluated_base(self) -> Path | None:
-        """The evaluation of another experiment that starts from the same weights."""
+    def _evaluated_elsewhere(self, step: EvaluatedStep) -> Path | None:
+        """The evaluation of the base or a baseline by another experiment that starts from the same weights."""
         ours = keys_affecting(self.options.model, "base")
-        for found in sorted(self.path(EXPERIMENT).parent.glob(f"*/evaluation/{BASE}")):
+        for found in sorted(self.path(EXPERIMENT).parent.glob(f"*/evaluation/{step}")):
             options = found.parents[1] / "options.yml"
             if options.is_file() and keys_affecting(ExperimentOptions.load(options).model, "base") == ours:
                 return found

@@ -40,11 +40,10 @@ def lost_files(project: Project) -> list[str]:
         for step, format in project.exports(name):
             manifest = Path(project.conversion(name, step, format))
             lines += _readable(manifest, _of_manifest(manifest, lambda content: content["files"]))
-        for owner, step in project.evaluations(name).values():
-            for benchmark in project.benchmarks:
-                keys = {"experiment": owner, "step": step, "benchmark": benchmark}
-                generations = Path(GENERATIONS.format(**keys))
-                lines += _readable(generations, _lost_images(generations, PART.format(part="*", **keys)))
+    for owner, step, benchmark in project.evaluated(project.experiments):
+        keys = {"experiment": owner, "step": step, "benchmark": benchmark}
+        generations = Path(GENERATIONS.format(**keys))
+        lines += _readable(generations, _lost_images(generations, PART.format(part="*", **keys)))
     return list(dict.fromkeys(lines))
 
 

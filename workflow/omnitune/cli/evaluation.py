@@ -23,14 +23,20 @@ def evaluate(
     step: Annotated[int, option("step", "Checkpoint to evaluate; 0 is the base.", min=0)] = 0,
     ema: Ema = False,
     lora_scale: Annotated[float, option("lora_scale", "Scale of its adapter.", min=0.01, max=100)] = 1.0,
+    baseline: Annotated[
+        str | None, option("baseline", "One of the benchmark's `baselines`, by its name, in place of a step.")
+    ] = None,
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = CPUS,
 ) -> None:
-    """Generate, judge and score a benchmark's images with the base (step 0) or a converted checkpoint."""
+    """Generate, judge and score a benchmark's images with the base (step 0), a converted checkpoint or a baseline."""
+    if baseline and (step or ema):
+        raise ValueError("--baseline: it has no steps; take --step and --ema out.")
     if ema and not step:
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
     name = file_stem(benchmark)
     protocol = prepare_prompts(name, load_config(benchmark, Benchmark))
-    evaluation = Experiment.alone(config).evaluation(name, protocol, EvaluatedStep(step, ema, lora_scale))
+    row = EvaluatedStep(step, ema, lora_scale, baseline or "")
+    evaluation = Experiment.alone(config).evaluation(name, protocol, row)
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
     for judge in protocol.judges:

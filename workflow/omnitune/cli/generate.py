@@ -50,6 +50,13 @@ CfgRangeEnd = Annotated[float, option("cfg_range_end", "Last fraction of the ste
 NegativePrompt = Annotated[str | None, option("negative_prompt", "What to lead away from. Default: the published one.")]
 ImagesPerPrompt = Annotated[int, option("num_images_per_prompt", "Images to draw.", min=1)]
 MaxInputImagePixels = Annotated[int, option("max_input_image_pixels", "Limit of each input image in pixels.", min=256)]
+MaxInputSideLength = Annotated[
+    int, option("max_input_image_side_length", "Limit of an input image's longer side in pixels.", min=16)
+]
+MaxPixels = Annotated[int, option("max_pixels", "Limit of the image in pixels while it is made.", min=256)]
+DisableAlignRes = Annotated[
+    bool, flag("disable_align_res", "Height and width hold for an image of one input, too, not the input's size.")
+]
 
 # With which weights
 TransformerPath = Annotated[Path | None, option("transformer_path", "Fine-tuned transformer folder.")]
@@ -103,6 +110,9 @@ def generate(
     negative_prompt: NegativePrompt = None,
     num_images_per_prompt: ImagesPerPrompt = 1,
     max_input_image_pixels: MaxInputImagePixels = 1048576,
+    max_input_image_side_length: MaxInputSideLength = 1024,
+    max_pixels: MaxPixels = 1048576,
+    disable_align_res: DisableAlignRes = False,
     transformer_path:
     # With which weights
     TransformerPath = None,

@@ -1,5 +1,6 @@
 """Benchmark files: an evaluation protocol that is pinned, so that scores can be compared."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,6 +10,10 @@ from omnitune.config.base import Section, Seed
 from omnitune.config.choices import CHECKS, JUDGED, MEASURES, PROMPT_FORMATS, OneOf, judge_measure
 from omnitune.config.judge import Judge
 from omnitune.config.measure import NAMED, MeasureEntry
+from omnitune.paths import EvaluatedStep
+
+BASELINE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+OWN_NAMES = ("base", "input", "target")  # of other images in the report
 
 
 class Benchmark(Section):
@@ -164,6 +169,30 @@ class Benchmark(Section):
         ),
     ] = []
 
+    baselines: Annotated[
+        dict[str, str],
+        Field(
+            description="Rows beside the base and the checkpoints, by the name that they have in the report: folders "
+            "of other pipelines, or of transformers in the published layout, which take the place of the base's. "
+            "`published: models/OmniGen2`. Experiments from one base model share their images."
+        ),
+        Affects("evaluations"),
+    ] = {}
+
+    def evaluates(self, step: EvaluatedStep) -> bool:
+        """Whether these weights are a row of this benchmark: all are but for baselines of others."""
+        return not step.baseline or step.baseline in self.baselines
+
+    @model_validator(mode="after")
+    def _baselines_have_names(self) -> Self:
+        for name in self.baselines:
+            if not BASELINE_NAME.fullmatch(name) or name in OWN_NAMES:
+                raise ValueError(
+                    f"baselines: {name!r} is not allowed as a name: take letters, digits, `_`, `.` and `-`, a letter "
+                    f"first, and none of {', '.join(OWN_NAMES)}"
+                )
+        return self
+
     @property
     def measured(self) -> list[MeasureEntry]:
         """The measures that are asked for, in the order of their table."""
@@ -194,7 +223,12 @@ class Benchmark(Section):
         if self.primary in checked and self.check is None:
             raise ValueError(f"primary: {self.primary!r} is a figure of a check; set check, or take another measure")
         judged = [judge_measure(judge.name, score) for judge in self.judges for score in JUDGED]
-        known = [*(entry.name for entry in self.measured), *(checked if self.check else ()), *judged]
+        if self.primary in MEASURES and MEASURES[self.primary].of_set:
+            raise ValueError(
+                f"primary: {self.primary!r} is of all images together, and has no interval; take another measure"
+            )
+        single = [entry.name for entry in self.measured if not MEASURES[entry.name].of_set]
+        known = [*single, *(checked if self.check else ()), *judged]
         if self.primary not in known:
             raise ValueError(f"primary: {self.primary!r} is not measured here; what is: {', '.join(known)}")
         return self

@@ -127,6 +127,8 @@ class Measure:
         share: whether it is a share of 1, shown in percent.
         headline: its place among those that a verdict is about where the benchmark names none, from 1; 0: the last.
         model: `module:name` of a function of a folder to what `Case.models` has for it, where it needs a model.
+        of_set: whether it is of all images together: a function of features of images and targets, [N, D] each. It has
+            neither an interval nor a verdict.
     """
 
     function: str | None
@@ -136,6 +138,7 @@ class Measure:
     share: bool = False
     headline: int = 0
     model: str | None = None
+    of_set: bool = False
 
     def load(self) -> Any:
         """The function."""
@@ -209,6 +212,22 @@ MEASURES = Measures(
         "clip": Measure(f"{_MEASURES}_of_models:clip", "CLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
         "siglip": Measure(f"{_MEASURES}_of_models:siglip", "SigLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
         "dino": Measure(f"{_MEASURES}_of_models:dino", "DINO to inputs", digits=2, model=f"{_ENCODERS}:load_image"),
+        "fid": Measure(
+            f"{_MEASURES}_of_sets:fid",
+            "FID",
+            higher_is_better=False,
+            digits=2,
+            model=f"{_ENCODERS}:load_image",
+            of_set=True,
+        ),
+        "kid": Measure(
+            f"{_MEASURES}_of_sets:kid",
+            "KID x 1000",
+            higher_is_better=False,
+            digits=2,
+            model=f"{_ENCODERS}:load_image",
+            of_set=True,
+        ),
         "loss": Measure(f"{_MEASURES}:loss", "held-out loss", higher_is_better=False, headline=3),
         "check_shape": Measure(None, "shape right", share=True),
         "check_color": Measure(None, "colour right", share=True),

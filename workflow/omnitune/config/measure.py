@@ -19,8 +19,8 @@ class MeasureEntry(Section):
         str | None,
         Field(
             min_length=1,
-            description="Of clip, siglip and dino: folder of a model in the layout of transformers, or id on the hub. "
-            "Where there is none, the report says so in place of a figure.",
+            description="Of clip, siglip, dino, fid and kid: folder of a model in the layout of transformers, or id "
+            "on the hub. Where there is none, the report says so in place of a figure.",
         ),
     ] = None
 

@@ -9,6 +9,6 @@ IMAGES_FORMAT = 3
 # Raise it when equal inputs leave other judgements: the rule then makes them again, from the answers that are kept.
 JUDGEMENTS_FORMAT = 1
 # Raise it when equal inputs leave other scores: the rule then makes them again.
-SCORES_FORMAT = 6
+SCORES_FORMAT = 7
 # Raise it when equal images are laid out in another way for their scorer: the rule then writes them again.
 EXPORT_FORMAT = 1

@@ -36,11 +36,16 @@ class Encoder:
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors [N, D]: the projected features, or the state of the class token where there is no projection."""
+        """Unit vectors [N, D]: `features`, scaled."""
+        return _unit(self.features(images))
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Features [N, D], float32: projected ones, or the state of the class token where there is no projection."""
         pixels = self.processor(list(images), return_tensors="pt").to(self.model.device)
-        if self.tokenizer is None:
-            return _unit(self.model(**pixels).last_hidden_state[:, 0])
-        return _unit(_pooled(self.model.get_image_features(**pixels)))
+        if hasattr(self.model, "get_image_features"):
+            return _pooled(self.model.get_image_features(**pixels)).float().cpu()
+        return self.model(**pixels).last_hidden_state[:, 0].float().cpu()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:

@@ -60,6 +60,9 @@ class Asked:
     negative_prompt: str | None
     num_images_per_prompt: int
     max_input_image_pixels: int
+    max_pixels: int
+    max_input_image_side_length: int
+    disable_align_res: bool
     transformer_path: Path | None
     transformer_lora_path: Sequence[Path] | None
     transformer_lora_scale: Sequence[float] | None
@@ -220,7 +223,10 @@ def _settings(asked: Asked) -> Benchmark:
         "negative_prompt": asked.negative_prompt,
         "height": asked.height,
         "width": asked.width,
+        "align_res": not asked.disable_align_res,
+        "max_pixels": asked.max_pixels,
         "max_input_pixels": asked.max_input_image_pixels,
+        "max_side_length": asked.max_input_image_side_length,
         "dtype": asked.dtype,
         "batch_size": asked.batch_size,
         "loss_timesteps": 0,
@@ -255,7 +261,10 @@ def _draw(pipeline: OmniGen2Pipeline, asked: Asked, inputs: list[Image.Image]) -
         text_guidance_scale=asked.text_guidance_scale,
         image_guidance_scale=asked.image_guidance_scale,
         cfg_range=(asked.cfg_range_start, asked.cfg_range_end),
+        align_res=not asked.disable_align_res,
+        max_pixels=asked.max_pixels,
         max_input_image_pixels=asked.max_input_image_pixels,
+        max_input_image_side_length=asked.max_input_image_side_length,
         num_images_per_prompt=asked.num_images_per_prompt,
         generator=torch.Generator().manual_seed(asked.seed),
         output_type="pil",

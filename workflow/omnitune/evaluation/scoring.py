@@ -12,6 +12,7 @@ from omnitune.config.choices import MEASURES
 from omnitune.evaluation.encoders import load_models
 from omnitune.evaluation.judges import judged_measures, read_judgements, summed_up
 from omnitune.evaluation.measures import Case, measure
+from omnitune.evaluation.measures_of_sets import measure_sets
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_drawn
 from omnitune.io.files import is_whole, json_line, lock_folder, sealed, sha256_of, write_json, write_text
@@ -42,10 +43,11 @@ def score(
         judgements: by the name of a judge what `judge_images` has written, for each of the benchmark's judges.
 
     Returns:
-        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), missing (images
-        that failed, which no mean counts), means over images, loss_by_time ([time, loss] pairs), judges (of each what
-        `summed_up` says), not_measured (why, by measure, of those whose model is not there), per_prompt, the hash of
-        generations.jsonl, and a seal over all of it. A measure that no prompt can have is left out.
+        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), missing (images that
+        failed, which no mean counts), means over images, loss_by_time ([time, loss] pairs), judges (of each what
+        `summed_up` says), sets (figures of all images together, from `measure_sets`), not_measured (by measure why:
+        its model is not there, or there are too few images), per_prompt, the hash of generations.jsonl, and a seal over
+        all of it. A measure that no prompt can have is left out.
 
     Raises:
         ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other
@@ -62,10 +64,15 @@ def score(
     for judge, lines in judged:
         for row, line in zip(per_prompt, lines, strict=True):
             row.update(judged_measures(judge, line))
+    drawn = [
+        (output / row["image"], p.target) for p, row in zip(prompts, rows, strict=True) if row["image"] and p.target
+    ]
+    sets, too_few = measure_sets(benchmark.measured, models, drawn)
     scores = {
         "benchmark": name,
         "step": step.number,
         "ema": step.ema,
+        **({"baseline": step.baseline} if step.baseline else {}),
         "protocol": protocol,
         "weights": weights,
         "prompts": len(prompts),
@@ -73,7 +80,8 @@ def score(
         "means": _means(per_prompt),
         "loss_by_time": _loss_by_time(rows),
         "judges": {judge.name: summed_up(judge, lines) for judge, lines in judged},
-        "not_measured": absent,
+        "sets": sets,
+        "not_measured": {**absent, **too_few},
         "per_prompt": per_prompt,
     }
     generations = output / GENERATIONS_FILE
@@ -121,7 +129,7 @@ def _measured(
         return {**known, "failed": row["failed"]}
     target = open_image(prompt.target) if prompt.target else None
     case = Case(prompt, open_image(output / row["image"]), target, row["losses"] or (), benchmark.check, models)
-    found = measure(case, [entry.name for entry in benchmark.measured])
+    found = measure(case, [entry.name for entry in benchmark.measured if not MEASURES[entry.name].of_set])
     return {**known, **found}
 
 

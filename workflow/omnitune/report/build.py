@@ -16,6 +16,7 @@ from omnitune.config.choices import MEASURES
 from omnitune.io.files import lock_folder, write_text
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import SHOWN_REJECTED, BenchmarkEntry, Evaluation, Run, collect
+from omnitune.report.commands import commands, first_remade
 from omnitune.report.data import data_context, short, thousands
 from omnitune.report.examples import count_images, examples
 from omnitune.report.images import Thumbnails
@@ -24,8 +25,8 @@ from omnitune.report.remarks import remarks
 from omnitune.report.score_table import table_rows
 from omnitune.report.scores import Score, measures_of, primary_of, score_lines
 from omnitune.report.tables import write_tables
-from omnitune.report.training import count_samples, ran, training_context
-from omnitune.report.verdict import answer, commands, forgetting, step_to_take, taking, verdict
+from omnitune.report.training import count_samples, ran, restarts, training_context
+from omnitune.report.verdict import answer, forgetting, step_to_take, taking, verdict
 
 PACKAGES = ("omnitune", "torch", "diffusers", "transformers", "accelerate", "peft", "torchmetrics", "snakemake")
 
@@ -101,7 +102,7 @@ def _context(run: Run, lines: Sequence[Score], folder: Path) -> dict[str, Any]:
         "more_rejected": max(0, run.summary.get("rejected", 0) - SHOWN_REJECTED),
         "mixture": run.train.get("mixture", []),
         "training": training_context(run.train, run.metrics, run.samples, thumbnails),
-        "plots": [{**plot, "svg": Markup(plot["svg"])} for plot in training_plots(run.metrics)],
+        "plots": [{**plot, "svg": Markup(plot["svg"])} for plot in training_plots(run.metrics, restarts(run.starts))],
         "evaluations": [_evaluation(evaluation, by_name[evaluation.entry.name], thumbnails) for evaluation in found],
         "options": yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True),
         "conversions": run.conversions,
@@ -187,5 +188,6 @@ def _evaluation(evaluation: Evaluation, lines: Sequence[Score], thumbnails: Thum
         "examples": examples(evaluation, thumbnails),
         "remarks": remarks(evaluation),
         "protocol": evaluation.scores[BASE]["protocol"],
+        "remake": first_remade(evaluation),
         "weights": [(step.label, evaluation.scores[step]["weights"]) for step in evaluation.steps],
     }

@@ -56,9 +56,19 @@ class Evaluation:
 
     @property
     def shown(self) -> list[EvaluatedStep]:
-        """What is set side by side: all steps, or of many the base, the newest step and its average."""
-        few = (BASE, self.last, self.averaged)
+        """What is set side by side: all steps, or of many the base, the baselines, the newest step and its average."""
+        few = (BASE, *self.baselines, self.last, self.averaged)
         return [step for step in self.steps if len(self.steps) <= SIDE_BY_SIDE or step in few]
+
+    @property
+    def baselines(self) -> list[EvaluatedStep]:
+        """Other weights beside the base and the checkpoints."""
+        return [step for step in self.steps if step.baseline]
+
+    @property
+    def checkpoints(self) -> list[EvaluatedStep]:
+        """What the experiment has trained."""
+        return [step for step in self.steps if step.number]
 
     def image(self, step: EvaluatedStep, key: str) -> Path | None:
         """The file of a prompt's image; None where it failed."""
@@ -145,7 +155,8 @@ def _weights_of(names: Mapping[str, Any]) -> EvaluatedWeights:
 
 
 def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry) -> Evaluation:
-    folders = {step: folder / entry.name for step, folder in sorted(evaluations.items())}
+    own = (found for found in sorted(evaluations.items()) if entry.benchmark.evaluates(found[0]))
+    folders = {step: folder / entry.name for step, folder in own}
     scores = {step: read_scores(folder) for step, folder in folders.items()}
     protocols = {str(step): found["protocol"] for step, found in scores.items()}
     if len(set(protocols.values())) > 1:

@@ -1,17 +1,54 @@
 """What is said of a benchmark's measures beside its table: what was not measured, its judges, and people's votes."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from omnitune.config.choices import JUDGED, MEASURES
+from omnitune.evaluation.statistics import compare
 from omnitune.evaluation.votes import Vote, preference
+from omnitune.paths import BASE
 from omnitune.report.collect import Evaluation
+from omnitune.report.scores import ALL, Score, primary_of, show, values_of
+from omnitune.report.verdict import sentence
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
     """A sentence each."""
-    return list(dict.fromkeys([*_not_measured(evaluation), *_judges(evaluation), *_votes(evaluation)]))
+    found = (
+        _baselines(evaluation),
+        _sets(evaluation),
+        _not_measured(evaluation),
+        _judges(evaluation),
+        _votes(evaluation),
+    )
+    return list(dict.fromkeys(chain.from_iterable(found)))
+
+
+def _baselines(evaluation: Evaluation) -> Iterator[str]:
+    """The last checkpoint against each baseline, by the primary measure."""
+    last = evaluation.last
+    measure = primary_of(evaluation) if evaluation.baselines and last != BASE else None
+    for step in evaluation.baselines if measure else ():
+        assert measure
+        values, measured = values_of(evaluation, [step, last], measure)
+        [found] = compare(values[1:], values[0], measured, MEASURES[measure].higher_is_better)
+        if found.n:
+            line = Score(evaluation.entry.name, ALL, measure, last, found)
+            yield f"{last.label.capitalize()} against {step.label}: {sentence(line)}: {found.verdict}."
+
+
+def _sets(evaluation: Evaluation) -> Iterator[str]:
+    """Figures of all images together, of all rows in one sentence."""
+    rows = {step.label: evaluation.scores[step].get("sets", {}) for step in evaluation.steps}
+    for measure in MEASURES.among(name for found in rows.values() for name in found):
+        own = {label: found[measure] for label, found in rows.items() if measure in found}
+        values = ", ".join(
+            f"{label} {show(measure, facts['value'])} ({facts['n']} images)" for label, facts in own.items()
+        )
+        model = next(iter(own.values()))["model"]
+        label = f"{MEASURES[measure].label} to the targets by {model}"
+        yield f"{label}: {values}; lower is better. Of all images together: no interval, and no verdict."
 
 
 def _not_measured(evaluation: Evaluation) -> Iterator[str]:

@@ -11,13 +11,17 @@ from omnitune.config.choices import MEASURES
 from omnitune.io.files import write_text
 from omnitune.paths import BASE
 from omnitune.report.collect import Evaluation, Run
-from omnitune.report.scores import Score
+from omnitune.report.commands import command_of
+from omnitune.report.scores import ALL, Score
 
 COLUMNS = (
     *("benchmark", "task", "measure", "row", "n", "missing"),
     *("mean", "base_mean", "difference", "low", "high", "verdict"),
 )
-IMAGE_COLUMNS = ("benchmark", "row", "key", "task", "instruction", "image", "sha256", "seed", "width", "height")
+IMAGE_COLUMNS = (
+    *("benchmark", "row", "key", "task", "instruction", "image"),
+    *("sha256", "seed", "width", "height", "command"),
+)
 DIGITS = 6
 
 
@@ -29,7 +33,8 @@ def write_tables(run: Run, lines: Sequence[Score], folder: Path) -> None:
         lines: of all its benchmarks.
         folder: where the page is.
     """
-    scores = pd.DataFrame([_score(line) for line in lines], columns=list(COLUMNS)).round(DIGITS)
+    rows = [*map(_score, lines), *(row for evaluation in run.evaluations for row in _sets(evaluation))]
+    scores = pd.DataFrame(rows, columns=list(COLUMNS)).round(DIGITS)
     write_text(folder / "scores.csv", scores.to_csv(index=False))
     images = [row for evaluation in run.evaluations for row in _images(evaluation, folder)]
     measures = MEASURES.among(name for row in images for name in row)
@@ -52,6 +57,21 @@ def _score(line: Score) -> dict[str, Any]:
     return {**row, "difference": found.difference, **interval, "verdict": found.verdict}
 
 
+def _sets(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Rows of scores.csv of measures of all images together, which have neither an interval nor a verdict."""
+    own = {step: evaluation.scores[step].get("sets", {}) for step in evaluation.steps}
+    rows: list[dict[str, Any]] = []
+    for step, found in own.items():
+        for measure, facts in found.items():
+            known = {"benchmark": evaluation.entry.name, "task": ALL, "measure": measure, "row": step.label}
+            row = {**known, "n": facts["n"], "missing": evaluation.missing(step), "mean": facts["value"]}
+            if base := own[BASE].get(measure):
+                row["base_mean"] = base["value"]
+                row |= {} if step == BASE else {"difference": facts["value"] - base["value"]}
+            rows.append(row)
+    return rows
+
+
 def _images(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
     """Rows of generations.csv: where each image lies, seen from the table, what was asked, and what it reaches."""
     rows = []
@@ -70,6 +90,7 @@ def _images(evaluation: Evaluation, folder: Path) -> list[dict[str, Any]]:
                     "instruction": prompt.instruction,
                     "image": Path(os.path.relpath(image, folder)).as_posix() if image else None,
                     **{"sha256": drawn["sha256"], "seed": drawn.get("seed"), "width": width, "height": height},
+                    "command": command_of(evaluation, step, prompt),
                     **{name: measured[prompt.key][name] for name in MEASURES.among(measured[prompt.key])},
                 }
             )

@@ -1,10 +1,8 @@
 """What a report answers: did training help, by which interval, what was forgotten, and which checkpoint to take."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,16 +30,19 @@ class Best:
 
     Attributes:
         step: which; the newest of several that are equal.
-        last: the newest as it was trained, against it; None where it is the same.
+        last: the newest as it was trained, against it, by an interval for the choice among `count`; None where it is
+            the same.
+        count: how many checkpoints were compared.
     """
 
     step: EvaluatedStep
     last: Comparison | None
+    count: int
 
 
 def best_of(evaluation: Evaluation) -> Best | None:
     """The best checkpoint of a benchmark; None where there is nothing to choose from."""
-    steps, measure = [step for step in evaluation.steps if step != BASE], primary_of(evaluation)
+    steps, measure = evaluation.checkpoints, primary_of(evaluation)
     if not steps or measure is None:
         return None
     values, measured = values_of(evaluation, steps, measure)
@@ -52,17 +53,21 @@ def best_of(evaluation: Evaluation) -> Best | None:
     means = values[:, everywhere].mean(axis=1) * (1 if higher else -1)
     best = max(range(len(steps)), key=lambda number: (means[number], steps[number] == evaluation.last, number))
     if steps[best] == evaluation.last:
-        return Best(steps[best], None)
-    [last] = compare(values[[steps.index(evaluation.last)]], values[best], measured, higher)
-    return Best(steps[best], last)
+        return Best(steps[best], None, len(steps))
+    last = values[[steps.index(evaluation.last)]]
+    [against] = compare(last, values[best], measured, higher, among=len(steps) - 1)
+    return Best(steps[best], against, len(steps))
 
 
 def step_to_take(evaluations: Sequence[Evaluation]) -> EvaluatedStep | None:
-    """The last checkpoint, or one that is shown better than it on some benchmark and worse on none."""
+    """The last checkpoint, or one that is shown better than it on some benchmark and worse on none.
+
+    By intervals for the choice among all of them: of many checkpoints some seem better by chance.
+    """
     if not evaluations or evaluations[0].last == BASE:
         return None
     last = evaluations[0].last
-    others = [step for step in evaluations[0].steps if step not in (BASE, last)]
+    others = [step for step in evaluations[0].checkpoints if step != last]
     found = [_against(evaluation, others, last) for evaluation in evaluations] if others else []
     words = {step: [verdicts[step] for verdicts in found if verdicts] for step in others}
     wins = {step: said.count("better") for step, said in words.items() if "worse" not in said}
@@ -90,7 +95,7 @@ def _against(evaluation: Evaluation, steps: Sequence[EvaluatedStep], last: Evalu
     if measure is None:
         return {}
     values, measured = values_of(evaluation, [*steps, last], measure)
-    compared = compare(values[:-1], values[-1], measured, MEASURES[measure].higher_is_better)
+    compared = compare(values[:-1], values[-1], measured, MEASURES[measure].higher_is_better, among=len(steps))
     return {step: found.verdict for step, found in zip(steps, compared, strict=True)}
 
 
@@ -154,34 +159,8 @@ def forgetting(evaluations: Sequence[Evaluation], lines: Sequence[Score], traine
         if len(tasks) == 1 and new:
             new = {ALL}
         own = (line for line in lines if line.benchmark == evaluation.entry.name and line.measure == measure)
-        found += [line for line in own if line.task in new and line.step != BASE]
+        found += [line for line in own if line.task in new and line.step.number]
     return found
-
-
-def commands(evaluations: Sequence[Evaluation], step: EvaluatedStep | None) -> list[str]:
-    """What draws an image with a checkpoint, as a command to type."""
-    if step is None or not evaluations:
-        return []
-    names: Mapping[str, Any] = evaluations[0].scores[step]["weights"]
-    benchmark = evaluations[0].entry.benchmark
-    options = [
-        ("model_path", names["base"]),
-        ("transformer_path", names["transformer"]),
-        ("transformer_lora_path", names["lora"]),
-        ("transformer_lora_scale", names.get("lora_scale")),
-        ("height", benchmark.height),
-        ("width", benchmark.width),
-        ("num_inference_step", benchmark.num_inference_steps),
-        ("text_guidance_scale", benchmark.text_guidance_scale),
-        ("image_guidance_scale", benchmark.image_guidance_scale),
-        ("cfg_range_start", benchmark.cfg_range[0]),
-        ("cfg_range_end", benchmark.cfg_range[1]),
-        ("negative_prompt", benchmark.negative_prompt),
-        ("scheduler", benchmark.scheduler),
-        ("dtype", benchmark.dtype),
-    ]
-    given = [part for name, value in options if value is not None for part in (f"--{name}", str(value))]
-    return [f'omnitune generate {shlex.join(given)} --instruction "..."']
 
 
 def _line(lines: Sequence[Score], task: str, measure: str, step: EvaluatedStep) -> Score | None:
@@ -203,12 +182,13 @@ def _needed(found: Comparison) -> str:
 def _best_sentence(evaluation: Evaluation, measure: str) -> str:
     best = best_of(evaluation)
     if best is None or best.last is None:
-        return " It is the best checkpoint." if best and len(evaluation.steps) > 2 else ""
+        return f" It is the best of {best.count} checkpoints." if best and best.count > 1 else ""
     change = show_change(measure, best.last.difference)
     interval = show_interval(measure, best.last.interval, sign=True)
     told = {"worse": "worse than that", "better": "better than that", NO_DIFFERENCE: "not shown to be worse"}
     by = " ".join(filter(None, (change, interval)))
-    return f" The best is {best.step.label}; the last is {told[best.last.verdict]} ({by})."
+    wider = f"; the interval allows for a choice among {best.count}" if best.count > 2 and interval else ""
+    return f" The best of {best.count} is {best.step.label}; the last is {told[best.last.verdict]} ({by}{wider})."
 
 
 def _no_verdict(name: str, word: str, text: str) -> dict[str, str]:

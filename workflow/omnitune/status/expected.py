@@ -100,11 +100,11 @@ class Expected:
 
     def _evaluations(self, name: str) -> Iterator[str]:
         """Parts and scores."""
-        for owner, step in self.project.evaluations(name).values():
-            for benchmark, protocol in self.project.benchmarks.items():
-                keys = {"experiment": owner, "step": step, "benchmark": benchmark}
-                yield from (PART.format(part=part, **keys) for part in range(protocol.parts))
-                yield SCORES.format(**keys)
+        for owner, step, benchmark in self.project.evaluated([name]):
+            keys = {"experiment": owner, "step": step, "benchmark": benchmark}
+            parts = range(self.project.benchmarks[benchmark].parts)
+            yield from (PART.format(part=part, **keys) for part in parts)
+            yield SCORES.format(**keys)
 
 
 def trained_steps(experiment: str) -> int | None:
