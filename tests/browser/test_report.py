@@ -49,6 +49,11 @@ def test_sections_and_plots_are_there(opened: webdriver.Chrome) -> None:
         assert opened.find_elements(By.ID, target)
 
 
+def test_bars_of_a_histogram_lie_beside_their_labels(opened: webdriver.Chrome) -> None:
+    rows = opened.find_elements(By.CSS_SELECTOR, ".columns .bar")
+    assert len(rows) > 5 and {row.value_of_css_property("display") for row in rows} == {"grid"}
+
+
 def test_an_instruction_stays_text(opened: webdriver.Chrome) -> None:
     assert opened.title == "demo: Omnitune report"
     assert len(opened.find_elements(By.TAG_NAME, "script")) == 1, "our own"
