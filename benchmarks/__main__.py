@@ -23,6 +23,7 @@ TOPICS = (
     "mixed_batch",
     "step_loop",
     "saving",
+    "convert",
     "drawing",
     "step_caches",
 )

@@ -21,7 +21,7 @@ checkpoint convert_checkpoint:
         step=r"[1-9]\d*",
     conda:
         "../envs/train.yaml"
-    threads: 1
+    threads: 2  # one reads, computes and writes, one hashes
     resources:
         mem_mb=4000,  # for any size of model: tensors are converted one at a time
         runtime=limited(120),

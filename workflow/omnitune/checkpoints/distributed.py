@@ -1,5 +1,6 @@
 """torch's distributed checkpoints, read so that nothing in their files can run code."""
 
+import errno
 import io
 import itertools
 import math
@@ -16,7 +17,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import ReadItem
 
 from omnitune.errors import reason_of
@@ -54,6 +60,7 @@ OPCODES = {
     "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL",
     "NEWOBJ", "REDUCE", "BUILD", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
 }  # fmt: skip
+BLOCK = 8 << 20  # bytes that are read at once: memory that is used again costs less than new one
 PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}  # where the checkpoint was written
 
 
@@ -196,7 +203,8 @@ class TensorFolder:
         self.folder = folder
         with _faults(folder):
             self._reader = _Reader(folder)
-            entries = self._reader.read_metadata().state_dict_metadata
+            metadata = self._reader.read_metadata()
+        entries, self._places = metadata.state_dict_metadata, metadata.storage_data
         objects = sorted(name for name, entry in entries.items() if not isinstance(entry, TensorStorageMetadata))
         if objects:
             more = f" and {len(objects) - 10} more" if len(objects) > 10 else ""
@@ -206,14 +214,94 @@ class TensorFolder:
             )
         self.tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
-    def load(self, name: str) -> Tensor:
-        """One of them, on the CPU; raises ValueError where its file is missing or damaged."""
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """One of them, on the CPU, in flat parts whose numbers follow each other; each holds until the next is taken.
+
+        Raises ValueError where its file is missing or damaged.
+        """
+        entry = self.tensors[name]
+        if any(part.sizes[1:] != entry.size[1:] for part in entry.chunks):  # not cut by rows, as FSDP does
+            yield self._load(name)
+            return
+        for part in sorted(entry.chunks, key=lambda part: tuple(part.offsets)):
+            if math.prod(part.sizes):
+                with _faults(self.folder):
+                    yield from self._stored(name, part)
+
+    def _stored(self, name: str, part: ChunkStorageMetadata) -> Iterator[Tensor]:
+        """The numbers of a part as they lie in its file: a file of torch.save, inside of which they are not packed."""
+        place = self._places.get(MetadataIndex(name, part.offsets))
+        if place is None or getattr(place, "transform_descriptors", None):
+            raise ValueError(f"{self.folder}: a part of {name} is in no file, or is packed. Save it again.")
+        with open_regular(self.folder / place.relative_path) as file:
+            inside = _Inside(file, place.offset, place.length)
+            require_stored(inside, f"{self.folder / place.relative_path}, {name}")
+            found = _saved(inside, "meta", f"{self.folder}: a part of {name}")
+            if (found.shape, found.dtype) != (part.sizes, self.tensors[name].properties.dtype):
+                raise ValueError(f"{self.folder}: a part of {name} is {found.dtype} {list(found.shape)} in its file.")
+            start = found.untyped_storage()._checkpoint_offset
+            if start is None or not found.is_contiguous():  # of the old format, or transposed
+                inside.seek(0)
+                yield _saved(inside, "cpu", f"{self.folder}: a part of {name}").reshape(-1)
+                return
+            inside.seek(start + found.storage_offset() * found.dtype.itemsize)
+            yield from _blocks(inside, found.numel(), found.dtype)
+
+    def _load(self, name: str) -> Tensor:
         entry = self.tensors[name]
         with _faults(self.folder), warnings.catch_warnings():
             state: dict[str, Any] = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what is wanted here
             dcp.load(state, storage_reader=self._reader, planner=_Planner(), no_dist=True)
         return state[name]
+
+
+class _Inside(io.RawIOBase):
+    """A stretch of an open file, as a file of its own."""
+
+    def __init__(self, file: io.BufferedReader, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._place = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
+        if place < 0:
+            raise OSError(errno.EINVAL, "before its beginning")
+        self._place = place
+        return place
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._file.seek(self._start + self._place)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._length - self._place)])
+        self._place += count
+        return count
+
+
+def _saved(file: io.RawIOBase, device: str, name: str) -> Tensor:
+    """The tensor in a file of torch.save, on `meta` without its numbers; ValueError with its name for anything else."""
+    try:
+        found = torch.load(file, map_location=device, weights_only=True)  # type: ignore[arg-type]
+    except Exception:  # on damaged bytes it may raise anything
+        found = None
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{name} cannot be read: it is damaged, or no tensor.")
+    return found
+
+
+def _blocks(file: io.RawIOBase, numel: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """So many numbers from here on, each block in the same memory."""
+    memory = torch.empty(min(numel, BLOCK // dtype.itemsize), dtype=dtype)
+    view = memoryview(memory.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    for done in range(0, numel, memory.numel()):
+        count = min(memory.numel(), numel - done)
+        if file.readinto(view[: count * dtype.itemsize]) != count * dtype.itemsize:
+            raise OSError(errno.EIO, "it is cut off")
+        yield memory[:count]
 
 
 @contextmanager

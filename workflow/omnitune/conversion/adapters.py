@@ -63,7 +63,7 @@ def folded(adapter: Adapter) -> Adapter:
     for module in adapter.modules:
         scale, lazy = adapter.scale(module), tensors[module + FACTORS[1]]
         if scale != 1:
-            tensors[module + FACTORS[1]] = LazyTensor(lazy.shape, lazy.dtype, partial(_scaled, lazy, scale))
+            tensors[module + FACTORS[1]] = LazyTensor.computed(lazy.shape, lazy.dtype, partial(_scaled, lazy, scale))
     return Adapter(tensors, {module: adapter.rank(module) for module in adapter.modules})
 
 
@@ -82,7 +82,8 @@ def merged(base: State, adapters: Sequence[tuple[Adapter, float]]) -> State:
     for module in sorted({module for adapter, _ in adapters for module in adapter.modules}):
         name = f"{module}.weight"
         own = [(adapter, strength) for adapter, strength in adapters if module in adapter.modules]
-        state[name] = LazyTensor(base[name].shape, torch.float32, partial(_merged, base[name], module, own))
+        load = partial(_merged, base[name], module, own)
+        state[name] = LazyTensor.computed(base[name].shape, torch.float32, load)
     return state
 
 

@@ -1,6 +1,7 @@
 """Turn a training checkpoint into weights that others load, in one of several formats."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def convert(
 ) -> dict[str, Any]:
     """Writes a checkpoint's weights, reads them as the target program does, compares, and only then shows the folder.
 
-    Tensors are read, computed and written one at a time.
+    Tensors are read, computed and written one at a time, while a thread hashes the checkpoint.
 
     Args:
         options: the experiment: architecture, which parameters it trains, the adapter.
@@ -65,17 +66,24 @@ def convert(
     target = target or Target()
     require_replaceable(save_path, [transformer] if transformer else [])
     _require_adapter(options, target.format, scale)
-    config = architecture(options, transformer)
-    model = empty_transformer(config)
-    saved = check_checkpoint(model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
-    found = read_checkpoint(averaged_state(model_path) if ema else model_path)
-    state, counts = _checked_state(options, found, model, model_path, transformer)
-    _require_one_dtype(state, target.dtype, model_path)
-    weights = _weights(options, state, config, model, transformer, target.format, scale)
-    origin = {"source": portable(model_path), "checkpoint_sha256": saved, "ema": ema}
-    card = partial(model_card, options, model_path)
-    facts = origin | _describe(options, state, counts) | {"base_fingerprint": weights.base}
-    return write_weights(save_path, weights, target, facts, card)
+    with ThreadPoolExecutor(1) as thread:
+        checking = thread.submit(check_checkpoint, model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
+        try:
+            config = architecture(options, transformer)
+            model = empty_transformer(config)
+            found = read_checkpoint(averaged_state(model_path) if ema else model_path)
+            state, counts = _checked_state(options, found, model, model_path, transformer)
+            _require_one_dtype(state, target.dtype, model_path)
+            weights = _weights(options, state, config, model, transformer, target.format, scale)
+
+            def facts() -> dict[str, Any]:
+                origin = {"source": portable(model_path), "checkpoint_sha256": checking.result(), "ema": ema}
+                return origin | _describe(options, state, counts) | {"base_fingerprint": weights.base}
+
+            return write_weights(save_path, weights, target, facts, partial(model_card, options, model_path))
+        except ValueError:
+            checking.result()  # that a file is damaged says more than what came of it
+            raise
 
 
 def _require_adapter(options: ExperimentOptions, format: str, scale: float) -> None:

@@ -53,7 +53,7 @@ def merge(
         "keys": len(state),
         "parameters": sum(tensor.numel for tensor in state.values()),
     }
-    return write_weights(save_path, Weights(config, state, adapters), target, facts)
+    return write_weights(save_path, Weights(config, state, adapters), target, lambda: facts)
 
 
 def _strengths(loras: Sequence[Path], scales: Sequence[float]) -> list[float]:

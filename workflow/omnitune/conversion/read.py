@@ -109,7 +109,7 @@ def _read_distributed(folder: Path) -> State:
         raise ValueError(f"{folder}: a distributed checkpoint without {METADATA_FILE}: it was never finished.")
     found = TensorFolder(folder)
     return {
-        name: LazyTensor(tuple(entry.size), entry.properties.dtype, partial(found.load, name))
+        name: LazyTensor(tuple(entry.size), entry.properties.dtype, partial(found.pieces, name))
         for name, entry in found.tensors.items()
     }
 

@@ -3,7 +3,7 @@
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,22 +39,43 @@ class LazyTensor:
     """A tensor that lies in a file, or is computed from such ones.
 
     Attributes:
-        shape, dtype: of what `load` gives.
-        load: reads or computes it, anew each time.
+        shape, dtype: of the whole.
+        pieces: reads or computes it, anew each time, in parts of any shape whose numbers follow each other; each holds
+            until the next is asked for.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    load: Callable[[], torch.Tensor]
+    pieces: Callable[[], Iterator[torch.Tensor]]
+
+    @classmethod
+    def computed(cls, shape: tuple[int, ...], dtype: torch.dtype, load: Callable[[], torch.Tensor]) -> "LazyTensor":
+        """One that `load` makes in one piece."""
+        return cls(shape, dtype, lambda: iter([load()]))
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "LazyTensor":
         """One that is there already."""
-        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+        return cls.computed(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
     def to(self, dtype: torch.dtype) -> "LazyTensor":
         """The same in another precision."""
-        return self if dtype == self.dtype else LazyTensor(self.shape, dtype, lambda: self.load().to(dtype))
+        if dtype == self.dtype:
+            return self
+        return LazyTensor(self.shape, dtype, lambda: (piece.to(dtype) for piece in self.pieces()))
+
+    def load(self) -> torch.Tensor:
+        """All of it."""
+        whole: torch.Tensor | None = None
+        place = 0
+        for piece in self.pieces():
+            if piece.numel() == self.numel:
+                return piece.reshape(self.shape)
+            whole = torch.empty(self.numel, dtype=self.dtype) if whole is None else whole
+            whole[place : place + piece.numel()] = piece.reshape(-1)
+            place += piece.numel()
+        assert place == self.numel
+        return torch.empty(self.shape, dtype=self.dtype) if whole is None else whole.reshape(self.shape)
 
     @property
     def numel(self) -> int:
@@ -78,7 +99,7 @@ def open_safetensors(path: Path) -> State:
         raise ValueError(f"{path}: holds numbers of {', '.join(unknown)}, which are not known here.")
     file = safe_open(path, framework="pt")
     return {
-        name: LazyTensor(tuple(shape), DTYPES[dtypes[name]], partial(file.get_tensor, name))
+        name: LazyTensor.computed(tuple(shape), DTYPES[dtypes[name]], partial(file.get_tensor, name))
         for name, shape in shapes.items()
     }
 
@@ -94,7 +115,10 @@ class Digest:
     @classmethod
     def of(cls, lazy: LazyTensor) -> "Digest":
         """That of a tensor, which is read or computed for it."""
-        return cls(lazy.shape, lazy.dtype, zlib.crc32(_bytes(lazy)))
+        checksum = 0
+        for content in _contents(lazy):
+            checksum = zlib.crc32(content, checksum)
+        return cls(lazy.shape, lazy.dtype, checksum)
 
 
 def write_safetensors(
@@ -127,18 +151,24 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            content = _bytes(state[name], name)
-            file.write(content)
-            digests[name] = Digest(state[name].shape, state[name].dtype, zlib.crc32(content))
+            checksum = 0
+            for content in _contents(state[name], name):
+                file.write(content)
+                checksum = zlib.crc32(content, checksum)
+            digests[name] = Digest(state[name].shape, state[name].dtype, checksum)
     return digests
 
 
-def _bytes(lazy: LazyTensor, written_as: str | None = None) -> memoryview:
-    tensor = lazy.load()
-    if written_as and not is_finite(tensor):
-        kind = NAMES[lazy.dtype]
-        advice = "; its numbers may be too large for this type: take bf16 or fp32" if kind == "F16" else ""
-        raise ValueError(f"{written_as}: holds NaN or infinity as {kind}{advice}. Nothing was written.")
-    assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
-    plain: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(plain)
+def _contents(lazy: LazyTensor, written_as: str | None = None) -> Iterator[memoryview]:
+    """The bytes of a tensor, piece by piece; ValueError for one that is to be written and is not finite."""
+    count = 0
+    for tensor in lazy.pieces():
+        if written_as and not is_finite(tensor):
+            kind = NAMES[lazy.dtype]
+            advice = "; its numbers may be too large for this type: take bf16 or fp32" if kind == "F16" else ""
+            raise ValueError(f"{written_as}: holds NaN or infinity as {kind}{advice}. Nothing was written.")
+        assert tensor.dtype == lazy.dtype
+        count += tensor.numel()
+        plain: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield memoryview(plain)
+    assert count == lazy.numel

@@ -1,6 +1,7 @@
 """Write weights in one of the formats, and see that the programs that it is for read them as they should."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ OWN_FILES = (
     "comfyui_*.safetensors",
     ".snakemake*",
 )
+
+
+Verify = Callable[[], list[dict[str, Any]]]  # reads what was written; returns what it found, for each program
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def write_weights(
     save_path: Path,
     weights: Weights,
     target: Target,
-    facts: dict[str, Any],
+    facts: Callable[[], dict[str, Any]],
     card: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
     """Writes and verifies weights; nothing is left where they are not what they should be.
@@ -95,20 +99,26 @@ def write_weights(
         save_path: the folder, which is replaced.
         weights: what to write.
         target: how.
-        facts: what is known of them.
+        facts: tells, once they are written, what is known of them; raises ValueError where they were read from files
+            that have turned out to be none of training's.
         card: makes README.md of the content of conversion.json.
 
     Returns:
         `facts` with what was written and how it was verified: the content of conversion.json.
     """
-    with atomic_folder(save_path) as partial:
-        verified = _write(partial, weights, target)
+    with atomic_folder(save_path) as partial, ThreadPoolExecutor(1) as thread:
+        written, verify = _write(partial, weights, target)
+        hashing = [thread.submit(sha256_of, path) for path in partial.rglob("*.safetensors")]  # which keeps the hashes
+        verified = verify()
+        for hashed in hashing:
+            hashed.result()
         merges = weights.model is not None and len(weights.adapters) > 0
         report = {
-            **facts,
+            **facts(),
             "format": target.format,
             "merged": [strength for _, strength in weights.adapters] if merges else None,
-            **verified,
+            **written,
+            "verified": verified,
         }
         if card:
             (partial / CARD_FILE).write_text(card(report), encoding="utf-8")
@@ -122,8 +132,8 @@ def write_weights(
     return report
 
 
-def _write(folder: Path, weights: Weights, target: Target) -> dict[str, Any]:
-    """Writes the files; returns their dtype, and by which programs' reading they were verified."""
+def _write(folder: Path, weights: Weights, target: Target) -> tuple[dict[str, Any], Verify]:
+    """Writes the files; returns their dtype and the programs that load them, and what verifies them."""
     if weights.model is None:
         return _write_adapter(folder, weights, target)
     state = merged(weights.model, weights.adapters)
@@ -141,11 +151,12 @@ def _write(folder: Path, weights: Weights, target: Target) -> dict[str, Any]:
         written, programs = read_published(folder), ["omnitune", "published code"]
     if len(list(folder.glob("*.safetensors"))) == 1 and target.format != "comfyui":
         programs.append("ComfyUI")
-    result = verify_model(" and ".join(programs), written, asked, weights.model, weights.adapters)
-    return {"dtype": _name(state), "loads_in": programs, "verified": [result]}
+    facts = {"dtype": _name(state), "loads_in": programs}
+    names = " and ".join(programs)
+    return facts, lambda: [verify_model(names, written, asked, weights.model, weights.adapters)]
 
 
-def _write_adapter(folder: Path, weights: Weights, target: Target) -> dict[str, Any]:
+def _write_adapter(folder: Path, weights: Weights, target: Target) -> tuple[dict[str, Any], Verify]:
     [(trained, _)] = weights.adapters
     adapter = trained if target.format == "comfyui" else folded(trained)
     dtype = PRECISIONS[target.dtype] if target.dtype else next(iter(adapter.tensors.values())).dtype
@@ -158,8 +169,8 @@ def _write_adapter(folder: Path, weights: Weights, target: Target) -> dict[str, 
     else:
         diffusers.write_adapter(folder, adapter, weights.targets, facts)
         programs = ["published code", "diffusers", "peft"]
-    verified = verify_adapter(folder, trained, dtype, programs)
-    return {"dtype": _name(tensors), "loads_in": ["omnitune", *programs], "verified": verified}
+    written = {"dtype": _name(tensors), "loads_in": ["omnitune", *programs]}
+    return written, lambda: verify_adapter(folder, trained, dtype, programs)
 
 
 def _name(state: State) -> str:
