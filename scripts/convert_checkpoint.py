@@ -14,4 +14,5 @@ with job(snakemake.log[0]):
         base=Path(base).parent if base else None,
         dtype=keys["dtype"],
         max_shard_size=keys["max_shard_size"],
+        rank=keys["extracted_rank"],
     )

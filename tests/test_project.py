@@ -353,6 +353,7 @@ def test_steps_and_weights_that_no_training_leaves_are_refused(tmp_path: Path, m
     for name, step, weights in (
         ("first", "10", "transformer"),
         ("first", "10-ema", "transformer_ema"),
+        ("first", "10", "transformer_extracted"),
         ("first", "0", None),
     ):
         loaded.require_step(name, EvaluatedStep.parse(step), weights)

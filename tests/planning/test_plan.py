@@ -324,6 +324,7 @@ def test_disk_of_data_is_counted(project: Path) -> None:
     [
         (False, {}, None, 2 * 400),
         (False, {"formats": ["comfyui", "pipeline"], "dtype": "bf16"}, 1000, 2 * (200 + 200 + 1000)),
+        (False, {"formats": ["extracted"], "extracted_rank": 8}, None, 2 * (400 + 3 * 4 * 8 * 5)),
         (True, {}, None, 2 * 12),
         (True, {"formats": ["comfyui", "merged"]}, None, 2 * (12 + 12 + 400)),
         (True, {"formats": ["pipeline"]}, None, None),
@@ -336,7 +337,7 @@ def test_disk_of_conversions_is_that_of_all_formats(
     content = changed(train=train, val={"evaluate_checkpoints": "all"}, logger={"checkpointing_steps": 10})
     options = ExperimentOptions.model_validate({**content, "convert": convert})
     base = [DiskSpace("base model", pipeline, "")]
-    assert conversions_space(options, parameters=100, trained=3, base=base).size == size
+    assert conversions_space(options, parameters=100, trained=3, base=base, widths=5).size == size
 
 
 def test_published_weights_are_known_before_they_are_there(tmp_path: Path) -> None:

@@ -65,7 +65,13 @@ COMPARISON, COMPARISON_TABLE = (f"comparisons/{{comparison}}/{name}" for name in
 SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters
 SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>[^-/\s]+)-(?P<shard>{SHARD_NUMBER})")
-FORMATS = ("diffusers", "comfyui", "merged", "pipeline")  # of converted weights; what others build on is the first
+FORMATS = (
+    "diffusers",
+    "comfyui",
+    "merged",
+    "pipeline",
+    "extracted",
+)  # of converted weights; what others build on is the first
 PEFT_FILE, PEFT_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # the same adapter as peft names it
 COMFYUI_MODEL_FILE, COMFYUI_ADAPTER_FILE = "comfyui_model.safetensors", "comfyui_lora.safetensors"
 WEIGHTS_NAME = rf"transformer(_lora)?(_ema)?(_{'|_'.join(FORMATS[1:])})?"
@@ -189,6 +195,11 @@ def group_name(group: int) -> str:
 def weights_name(lora: bool, ema: bool = False, format: str = FORMATS[0]) -> str:
     """Folder of converted weights, or of their average's, inside a checkpoint."""
     return f"transformer{'_lora' if lora else ''}{'_ema' if ema else ''}{'' if format == FORMATS[0] else f'_{format}'}"
+
+
+def formats_of(lora: bool) -> list[str]:
+    """The formats that there are of an adapter, or of all weights: one is merged, of the other one is extracted."""
+    return [name for name in FORMATS if name != ("extracted" if lora else "merged")]
 
 
 def format_of(weights: str) -> str:

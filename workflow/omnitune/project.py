@@ -34,6 +34,7 @@ from omnitune.paths import (
     adapter_file,
     conversion_file,
     file_stem,
+    formats_of,
     group_name,
     names_folder,
     path_hint,
@@ -207,8 +208,7 @@ class Project:
     def require_step(self, experiment: str, step: EvaluatedStep, weights: str | None = None) -> None:
         """Raises ConfigError for a checkpoint, or a folder of converted weights, that an experiment will not leave."""
         options, known = self.experiments[experiment], self.experiments[experiment].checkpoint_steps
-        names = [weights_name(options.train.lora_ft, step.ema, format) for format in FORMATS]
-        names = [name for name in names if options.train.lora_ft or not name.endswith("_merged")]
+        names = [weights_name(options.train.lora_ft, step.ema, format) for format in formats_of(options.train.lora_ft)]
         if step.ema and not options.train.ema_decay:
             raise ConfigError(f"experiment {experiment!r} keeps no average of its weights (train.ema_decay).")
         if step.lora_scale != 1 and step not in options.evaluated:

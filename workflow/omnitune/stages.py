@@ -259,7 +259,7 @@ def prepare_base(project: Project, model: str, folder: Path) -> None:
 
 
 def convert_checkpoint(
-    output: Path, transformer: Path, *, base: Path | None, dtype: str | None, max_shard_size: str
+    output: Path, transformer: Path, *, base: Path | None, dtype: str | None, max_shard_size: str, rank: int
 ) -> None:
     """Converts the checkpoint in whose folder `output` lies, as it was trained, see omnitune.conversion.export.
 
@@ -268,13 +268,13 @@ def convert_checkpoint(
             format.
         transformer: folder of the transformer that training started from.
         base: folder of the base pipeline, for the format `pipeline`.
-        dtype, max_shard_size: as in the section `convert` of the options.
+        dtype, max_shard_size, rank: as in the section `convert` of the options.
     """
     from omnitune.conversion.export import convert
     from omnitune.conversion.write import Target
 
     options = ExperimentOptions.load(output.parents[1] / "options.yml")
-    target = Target(format_of(output.name), dtype, max_shard_size, base)
+    target = Target(format_of(output.name), dtype, max_shard_size, base, rank)
     convert(options, output.parent, output, transformer, ema="_ema" in output.name, target=target)
 
 

@@ -12,7 +12,7 @@ from omnitune.cli.shards import encode, shard
 from omnitune.cli.training import plan, train
 from omnitune.cli.upkeep import doctor, remove, rename, schema, status
 from omnitune.cli.validate import validate
-from omnitune.cli.weights import convert, inspect, merge
+from omnitune.cli.weights import convert, inspect, merge, publish
 from omnitune.console import job
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 for command in (
     *(validate, shard, encode, plan, train),
-    *(convert, merge, inspect, generate, evaluate, report),
+    *(convert, merge, inspect, publish, generate, evaluate, report),
     *(status, vote, doctor, rename, remove, schema),
 ):
     app.command()(command)

@@ -28,6 +28,7 @@ class Format(StrEnum):
     COMFYUI = "comfyui"
     MERGED = "merged"
     PIPELINE = "pipeline"
+    EXTRACTED = "extracted"
 
 
 class Dtype(StrEnum):

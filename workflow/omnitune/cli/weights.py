@@ -1,4 +1,4 @@
-"""`omnitune convert`, `merge` and `inspect`: weights, for other programs and of them."""
+"""`omnitune convert`, `merge`, `inspect` and `publish`: weights, for other programs and of them."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omnitune.cli.options import AsJson, Dtype, Ema, Format, option
+from omnitune.cli.options import AsJson, Dtype, Ema, Format, flag, option
 from omnitune.stages import Experiment
 
 logger = logging.getLogger("omnitune")
@@ -38,6 +38,10 @@ def convert(
         str | None, option("max_shard_size", "Of a weight file, as in 5GB. Default: convert.max_shard_size.")
     ] = None,
     scale: Annotated[float, option("scale", "Strength of an adapter that is merged.")] = 1.0,
+    rank: Annotated[
+        int | None,
+        option("rank", "Of the LoRA of --format extracted. Default: convert.extracted_rank of the options.", min=1),
+    ] = None,
 ) -> None:
     """Convert a training checkpoint for other programs, account for every key and verify what was written."""
     from omnitune.conversion.export import convert as convert_checkpoint
@@ -46,7 +50,8 @@ def convert(
     experiment = Experiment.alone(config_path)
     start, asked = transformer or experiment.start.transformer, experiment.options.convert
     precision, size = dtype.value if dtype else asked.dtype, max_shard_size or asked.max_shard_size
-    target = Target(weight_format.value, precision, size, base or experiment.start.base)
+    base, rank = base or experiment.start.base, rank or asked.extracted_rank
+    target = Target(weight_format.value, precision, size, base, rank)
     report = convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema, target=target, scale=scale)
     logger.info("wrote %s: %s, %d tensors, %s, verified", save_path, report["kind"], report["keys"], report["dtype"])
 
@@ -69,8 +74,8 @@ def merge(
     from omnitune.conversion.merge import merge as merge_adapters
     from omnitune.conversion.write import Target
 
-    if weight_format == Format.DIFFUSERS:
-        raise ValueError("--format: diffusers keeps an adapter apart; take merged, comfyui or pipeline.")
+    if weight_format in (Format.DIFFUSERS, Format.EXTRACTED):
+        raise ValueError(f"--format: {weight_format.value} is an adapter apart; take merged, comfyui or pipeline.")
     target = Target(weight_format.value, dtype.value if dtype else None, max_shard_size, base)
     merge_adapters(transformer, lora, scale or [], save_path, target)
     logger.info("wrote %s: verified", save_path)
@@ -91,3 +96,19 @@ def inspect(
         text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else text
         typer.echo(f"{name + ':':<18}{'none' if text is None else text}")
+
+
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Folder that `omnitune convert` has written.")],
+    repo: Annotated[str, typer.Argument(help="Repository of the hub, owner/name; made where there is none.")],
+    dry_run: Annotated[bool, flag("dry_run", "Say what would be uploaded, and ask nobody.")] = False,
+    private: Annotated[bool, flag("private", "Make a new repository private.")] = False,
+) -> None:
+    """Upload converted weights with their model card to the hub; the token is that of HF_TOKEN."""
+    from omnitune.conversion.publish import prepare_upload, upload
+
+    what = prepare_upload(folder, repo)
+    for name, size in what.files.items():
+        typer.echo(f"{size:>15,}  {name}")
+    typer.echo(f"{sum(what.files.values()):>15,}  bytes in {len(what.files)} files, for {repo}\n\n{what.card}\n")
+    typer.echo("Nothing was uploaded." if dry_run else upload(what, private=private))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from omnitune.config.affects import Affects
 from omnitune.config.base import Section
@@ -13,11 +13,12 @@ class ConvertOptions(Section):
     """In which forms the weights are written."""
 
     formats: Annotated[
-        list[Literal["diffusers", "comfyui", "merged", "pipeline"]],
+        list[Literal["diffusers", "comfyui", "merged", "pipeline", "extracted"]],
         Field(
             description="Each in a folder of its own beside the checkpoint: `diffusers`, `transformer` or "
             "`transformer_lora` in the published layout, which is made in any case, as evaluation loads it; `comfyui`, "
-            "one file for ComfyUI; `merged`, an adapter merged into the base; `pipeline`, a whole pipeline folder."
+            "one file for ComfyUI; `merged`, an adapter merged into the base; `pipeline`, a whole pipeline folder; "
+            "`extracted`, a LoRA that comes near to a training of all weights."
         ),
         Affects("evaluations"),
     ] = ["diffusers"]
@@ -34,6 +35,12 @@ class ConvertOptions(Section):
         ),
         Affects("conversions"),
     ] = "10GB"
+
+    extracted_rank: Annotated[
+        PositiveInt,
+        Field(description="Rank of the LoRA of the format `extracted`."),
+        Affects("conversions"),
+    ] = 64
 
     @field_validator("formats")
     @classmethod

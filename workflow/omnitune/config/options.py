@@ -535,10 +535,15 @@ class ExperimentOptions(Section):
         return self
 
     @model_validator(mode="after")
-    def _merges_are_of_adapters(self) -> Self:
+    def _formats_are_of_what_is_trained(self) -> Self:
         if "merged" in self.convert.formats and not self.train.lora_ft:
             raise ValueError(
                 "convert.formats: merged is for adapters, but train.lora_ft is false; all weights are in `diffusers`"
+            )
+        if "extracted" in self.convert.formats and self.train.lora_ft:
+            raise ValueError(
+                "convert.formats: extracted is for training of all weights, but train.lora_ft is true; the adapter is "
+                "in `diffusers`"
             )
         return self
 

@@ -40,6 +40,8 @@ LOADING = {
     ),
 }
 
+LOADING["extracted"] = LOADING["adapter"] + "\n" + LOADING["comfyui adapter"]
+
 
 def model_card(options: ExperimentOptions, model_path: Path, report: Mapping[str, Any]) -> str:
     """Text of the card: base and licence, data, options, how to load it.
@@ -51,7 +53,11 @@ def model_card(options: ExperimentOptions, model_path: Path, report: Mapping[str
     """
     known = model_path.is_dir() and (model_path / STATE_FILE).is_file()
     state = read_state(model_path) if known else None
-    parts = [_front(options), f"# {options.name}\n", f"{_sentence(options, report, state.step if state else None)}\n"]
+    parts = [
+        _front(options, report),
+        f"# {options.name}\n",
+        f"{_sentence(options, report, state.step if state else None)}\n",
+    ]
     if state:
         parts += ["## Data\n", _data(state.identity.get("data", {}))]
     parts += [
@@ -72,16 +78,20 @@ def _base(options: ExperimentOptions) -> str | None:
     return None if local else name
 
 
-def _front(options: ExperimentOptions) -> str:
+def _front(options: ExperimentOptions, report: Mapping[str, Any]) -> str:
     base = _base(options)
     content: dict[str, Any] = {"license": LICENCE, "library_name": "diffusers", "pipeline_tag": "image-to-image"}
     content |= {"base_model": base} if base else {}
-    content["tags"] = ["omnigen2", "text-to-image", *(["lora"] if options.train.lora_ft else [])]
+    adapter = options.train.lora_ft or report["format"] == "extracted"
+    content["tags"] = ["omnigen2", "text-to-image", *(["lora"] if adapter else [])]
     return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
 
 
 def _sentence(options: ExperimentOptions, report: Mapping[str, Any], step: int | None) -> str:
     kind = {"lora": "A LoRA adapter of", "full": "A fine-tune of"}[report["kind"]]
+    if report["format"] == "extracted":
+        found = report["extracted"]
+        kind = f"A LoRA of rank {found['rank']}, with {found['explained']:.1%} of what was changed by a fine-tune of"
     merged = ", merged into its base" if report["merged"] else ""
     steps = f" after {step} steps" if step is not None else ""
     average = ", the average of its weights" if report["ema"] else ""
@@ -101,6 +111,8 @@ def _options(options: ExperimentOptions) -> str:
 
 
 def _kind(report: Mapping[str, Any]) -> str:
+    if report["format"] == "extracted":
+        return "extracted"
     apart = report["kind"] == "lora" and not report["merged"]
     if report["format"] == "comfyui":
         return "comfyui adapter" if apart else "comfyui model"

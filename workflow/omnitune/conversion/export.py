@@ -26,7 +26,7 @@ from omnitune.conversion.write import Target, Weights, is_merged, require_replac
 from omnitune.io.files import portable
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.base_fingerprint import folder_fingerprint
-from omnitune.models.lora import FACTORS
+from omnitune.models.lora import FACTORS, linear_names
 from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
@@ -87,11 +87,13 @@ def convert(
 
 
 def _require_adapter(options: ExperimentOptions, format: str, scale: float) -> None:
-    """Raises ValueError for what only an adapter can be, and a scale that is no number."""
+    """Raises ValueError for what only an adapter can be, or only all weights, and a scale that is no number."""
     if not math.isfinite(scale):
         raise ValueError(f"scale: {scale} is no number.")
     if not options.train.lora_ft and (format == "merged" or scale != 1):
         raise ValueError("format merged and a scale are for adapters, but train.lora_ft is false in the options.")
+    if options.train.lora_ft and format == "extracted":
+        raise ValueError("format extracted is for all weights, but train.lora_ft is true in the options.")
 
 
 def architecture(options: ExperimentOptions, transformer: Path | None) -> dict[str, Any]:
@@ -125,6 +127,11 @@ def _weights(
 ) -> Weights:
     """The transformer's weights; of an adapter, it, and the weights under it where the format wants them merged."""
     train = options.train
+    if not train.lora_ft and format == "extracted":
+        trained = trained_names(full_shapes(model), train.parameter_groups)
+        modules = [name for name in linear_names(model) if f"{name}.weight" in trained]
+        start = starting_state(transformer, model)
+        return Weights(config, state, (), modules, folder_fingerprint(transformer) if transformer else None, start)
     if not train.lora_ft:
         return Weights(config, state)
     modules = [name.removesuffix(FACTORS[0]) for name in state if name.endswith(FACTORS[0])]

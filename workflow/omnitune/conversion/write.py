@@ -8,6 +8,7 @@ from typing import Any
 
 from omnitune.conversion.adapters import Adapter, folded, merged
 from omnitune.conversion.card import CARD_FILE, MARK
+from omnitune.conversion.extract import FILE, extract, verify_extraction
 from omnitune.conversion.formats import comfyui, diffusers, pipeline
 from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import PRECISIONS, State, open_safetensors
@@ -49,12 +50,14 @@ class Target:
         dtype: fp32, bf16 or fp16; None keeps that of the weights.
         max_shard_size: of a weight file, such as "10GB"; ComfyUI's is one file in any case.
         base: pipeline folder, whose other parts the format `pipeline` copies.
+        rank: of the adapter that the format `extracted` writes.
     """
 
     format: str = FORMATS[0]
     dtype: str | None = None
     max_shard_size: str = "10GB"
     base: Path | None = None
+    rank: int = 64
 
     def __post_init__(self) -> None:
         for key, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, (None, *PRECISIONS))):
@@ -72,6 +75,8 @@ class Weights:
         adapters: each with its strength.
         targets: names of the modules that an adapter of ours adapts, or their endings.
         base: fingerprint of the weights that an adapter was trained over; None where it is not known.
+        start: the weights that training started from, where what it has changed is to be extracted from `model`, in
+            the linear layers `targets`.
     """
 
     config: Mapping[str, Any]
@@ -79,6 +84,7 @@ class Weights:
     adapters: Sequence[tuple[Adapter, float]] = ()
     targets: Sequence[str] = ()
     base: str | None = None
+    start: State | None = None
 
 
 def is_merged(format: str, adapter: Adapter) -> bool:
@@ -136,6 +142,8 @@ def _write(folder: Path, weights: Weights, target: Target) -> tuple[dict[str, An
     """Writes the files; returns their dtype and the programs that load them, and what verifies them."""
     if weights.model is None:
         return _write_adapter(folder, weights, target)
+    if weights.start is not None:
+        return _write_extracted(folder, weights.model, weights.start, weights, target)
     state = merged(weights.model, weights.adapters)
     common = target.dtype and PRECISIONS[target.dtype]
     # a merge is computed in float32 and rounded to what the weights had
@@ -171,6 +179,21 @@ def _write_adapter(folder: Path, weights: Weights, target: Target) -> tuple[dict
         programs = ["published code", "diffusers", "peft"]
     written = {"dtype": _name(tensors), "loads_in": ["omnitune", *programs]}
     return written, lambda: verify_adapter(folder, trained, dtype, programs)
+
+
+def _write_extracted(
+    folder: Path, tuned: State, start: State, weights: Weights, target: Target
+) -> tuple[dict[str, Any], Verify]:
+    dtype = PRECISIONS[target.dtype or "fp32"]
+    adapter, explained = extract(folder, tuned, start, weights.targets, target.rank, dtype)
+    facts = {BASE_KEY: weights.base} if weights.base else {}
+    diffusers.write_adapter(folder, adapter, weights.targets, facts)
+    comfyui.write_adapter(folder, adapter, facts)
+    (folder / FILE).unlink()
+    programs = ["published code", "diffusers", "peft", "ComfyUI"]
+    written = {"dtype": _name(adapter.tensors), "loads_in": ["omnitune", *programs], "extracted": explained}
+    shares = explained["explained_by_module"]
+    return written, lambda: verify_extraction(folder, tuned, start, shares, programs)
 
 
 def _name(state: State) -> str:

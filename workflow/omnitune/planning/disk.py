@@ -44,7 +44,7 @@ def weights_space(start: StartingWeights) -> list[DiskSpace]:
 
 
 def conversions_space(
-    options: ExperimentOptions, parameters: int, trained: int, base: Sequence[DiskSpace] = ()
+    options: ExperimentOptions, parameters: int, trained: int, base: Sequence[DiskSpace] = (), widths: int = 0
 ) -> DiskSpace:
     """Of what is converted: each checkpoint, or average, that is evaluated, in each of its formats.
 
@@ -53,11 +53,14 @@ def conversions_space(
         parameters, trained: numbers of the transformer's.
         base: of the base model, from `weights_space`; a whole pipeline is about as large, and not known where that is
             not.
+        widths: of all linear layers, in and out, which a LoRA has so many numbers of for each rank.
     """
     width, number, formats = WIDTHS[options.convert.dtype], len(options.evaluated), options.convert.formats
     written = dict.fromkeys(formats, width * parameters)
     if options.train.lora_ft:
         written |= {name: width * trained for name in formats if name in ("diffusers", "comfyui")}
+    if "extracted" in formats:
+        written["extracted"] = width * widths * options.convert.extracted_rank * 3  # in three files
     sizes: list[int | None] = [number * size for name, size in written.items() if name != "pipeline"]
     if "pipeline" in formats:
         pipeline = next((space.size for space in base if space.purpose == BASE_MODEL), None)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from omnitune.config import ExperimentOptions, StartingWeights, starting_weights
 from omnitune.config.sources import sources_of
@@ -150,7 +151,7 @@ def plan_training(inputs: PlanInputs, rate: Rate | None) -> TrainingPlan:
             *inputs.weights,
             *data_space(options, inputs.config, inputs.samples, inputs.sources),
             DiskSpace("checkpoints", checkpoints * checkpoint_bytes, f"{checkpoints} kept"),
-            conversions_space(options, parameters, trained, inputs.weights),
+            conversions_space(options, parameters, trained, inputs.weights, _linear_widths(model)),
         ],
         assumed=inputs.samples.reason if isinstance(inputs.samples, AssumedSamples) else "",
         remedies=[] if fits else find_remedies(inputs, strategy, workload, memory.total),
@@ -200,6 +201,11 @@ def _published_encoders(options: ExperimentOptions, start: StartingWeights) -> i
     if options.data.encode or start.base.is_dir():
         return 0
     return encoder_bytes(start.source, 2 if options.train.mixed_precision == "bf16" else FLOAT)
+
+
+def _linear_widths(model: OmniGen2Transformer2DModel) -> int:
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return sum(layer.in_features + layer.out_features for layer in layers)
 
 
 def _checkpoint_bytes(model: OmniGen2Transformer2DModel, trained: int, options: ExperimentOptions) -> int:
