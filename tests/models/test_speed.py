@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,11 @@ def test_recomputing_some_blocks_changes_nothing(every: int, monkeypatch: pytest
 @pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "adapter"), [("per_sample", True), ("varlen", False)])
 def test_compiled_blocks(kernel: str, adapter: bool) -> None:
-    """Equal to eager, under recomputation, and other lengths compile nothing anew; in a process of its own."""
+    """Equal to eager, under recomputation, and other lengths compile nothing anew; in a process of its own.
+
+    Graphs and their backward passes are made as always and then run op by op: code that the CPU's compiler makes of
+    them is compared in a whole training (tests/workflow/test_training_features.py).
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     script = f"import test_speed as t; t.check_compiled({kernel!r}, {adapter})"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent, env=environment, timeout=300)
@@ -170,7 +175,7 @@ def check_compiled(kernel: str, adapter: bool) -> None:
     model.enable_gradient_checkpointing()
     model.gradient_checkpointing_every = 2
     names = list(model.state_dict())
-    model.compile_blocks()
+    compile_blocks(model, backend="aot_eager")
     settings = [layer.config for layer in model.modules() if isinstance(layer, Float8Linear)]
     assert all(config.emulate and config.pad_inner_dim for config in settings)
     assert list(model.state_dict()) == names
@@ -181,6 +186,13 @@ def check_compiled(kernel: str, adapter: bool) -> None:
             other = some_of(ragged_batch(1), samples)
             assert_close(learn(model, other), learn(eager, other))
     assert bool(counters["graph_break"]) == (kernel == "per_sample")
+
+
+def compile_blocks(model: OmniGen2Transformer2DModel, backend: str) -> None:
+    """`model.compile_blocks()` with another backend."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        model.compile_blocks()
 
 
 def emulate_varlen_on_cpu() -> None:

@@ -201,8 +201,8 @@ def test_what_does_not_fit_is_told_with_changes(project: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_gpu_shows_the_changes(project: Path) -> None:
-    write_options(project, global_batch_size=32, batch_size=32)
-    text = re.sub(r"[ \n│]+", " ", run("--gpu_memory_gb", "0.5").output)
+    write_options(project, global_batch_size=8, batch_size=8)
+    text = re.sub(r"[ \n│]+", " ", run("--gpu_memory_gb", "0.15").output)
     assert "does not fit: a process needs" in text
     assert re.search(r"train.gradient_checkpointing: true [\d.]+ MB yes", text)
 

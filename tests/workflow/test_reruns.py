@@ -165,9 +165,12 @@ def test_stages_can_be_forced_alone(workplace: Workplace) -> None:
             "encode",
             {"validate_source": 1, "validate_dataset": 1, "encode_dataset": 1},
         ),
-        (("index_dataset", "score_images"), "all", {"index_dataset": 1, "score_images": 2}),
         (("train_experiment",), "convert", {"train_experiment": 1}),
-        (("prepare_training", "convert_checkpoint"), "all", {"prepare_training": 1, "convert_checkpoint": 1}),
+        (
+            ("index_dataset", "prepare_training", "convert_checkpoint", "score_images"),
+            "all",
+            {"index_dataset": 1, "prepare_training": 1, "convert_checkpoint": 1, "score_images": 2},
+        ),
         (("build_report",), "report", {"build_report": 1}),
     ):
         assert workplace.ran(target, "--forcerun", *rules) == expected, rules

@@ -34,7 +34,12 @@ LAYOUTS = {
     "auto4": {"batch_size": 2, "parallelism": "auto"},  # which takes ddp
 }
 KILLED = {"max_train_steps": 45, "batch_size": 4, "ema_decay": 0.9, "lr_scheduler": "cosine", "max_restarts": 100}
-KILLS = int(os.environ.get("OMNITUNE_KILLS", "4"))  # of which each four have one of each kind
+KILLS = int(os.environ.get("OMNITUNE_KILLS", "2"))
+# (while a checkpoint is written or at a random moment, one process or all), as often as KILLS says, in turn
+KINDS = {
+    "foreground": [(True, "one"), (False, "all")],
+    "background": [(True, "all"), (False, "one")],
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +100,18 @@ def is_saving(folder: Path) -> bool:
     return any(int(path.stem.split("-")[1]) > newest(folder) for path in folder.glob("checkpoint-*.tmp"))
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_killed_again_and_again(mixed: Workplace, uninterrupted: Path, background: bool) -> None:
+@pytest.mark.parametrize("saves", KINDS)
+def test_killed_again_and_again(mixed: Workplace, uninterrupted: Path, saves: str) -> None:
     """At random moments and while a checkpoint is written: one process, which restarts by itself, or all."""
-    name = f"killed{int(background)}"
-    keys = {**KILLED, "async_checkpoint": background}
+    name = f"killed_{saves}"
+    keys = {**KILLED, "async_checkpoint": saves == "background"}
     write_options(mixed, name, train=keys, logger={"checkpointing_steps": 3})
     folder = mixed.root / f"experiments/{name}"
     chance = random.Random(name)
     process = start_training(mixed, name)
     kills = 0
     for number in range(KILLS):
-        inside = number % 2 == 0  # while a checkpoint is being written
+        inside, victims = KINDS[saves][number % 2]
         before = newest(folder)
         alive = wait_for(lambda before=before: newest(folder) > before, process)
         if not (alive and (not inside or wait_for(lambda: is_saving(folder), process))):
@@ -114,7 +119,7 @@ def test_killed_again_and_again(mixed: Workplace, uninterrupted: Path, backgroun
         time.sleep(chance.uniform(0, 0.05 if inside else 0.5))
         found = ranks(mixed, name)
         kills += bool(found)
-        if number % 4 < 2 and found:
+        if victims == "one" and found:
             kill(chance.choice(found))
             began = time.monotonic()
             wait_for(lambda found=found: not set(found) & set(ranks(mixed, name)), process)
@@ -139,20 +144,20 @@ class Endless:
         """Nothing, as it runs."""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_asked_to_stop(mixed: Workplace, uninterrupted: Path, number: signal.Signals) -> None:
-    """Saves after its step, leaves with a code of its own, and goes on from there as if nothing had been."""
-    name = f"asked{int(number)}"
+def test_asked_to_stop(mixed: Workplace, uninterrupted: Path) -> None:
+    """By either signal: saves after its step, leaves with a code of its own, and goes on as if nothing had been."""
+    name, step = "asked", 0
     write_options(mixed, name, train=KILLED)
-    process = start_training(mixed, name)
-    assert wait_for(lambda: len(rows(mixed, name)) >= 13, process)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 75
-    step = len(rows(mixed, name))
-    assert 13 <= step < 45
-    assert (mixed.root / f"experiments/{name}/checkpoint-{step}/trainer_state.json").is_file()
-    assert not (mixed.root / f"experiments/{name}/train.json").exists()
-    assert "was asked to stop and has saved" in log_of(mixed, name)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = start_training(mixed, name)
+        assert wait_for(lambda before=step: len(rows(mixed, name)) >= before + 9, process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 75
+        step = len(rows(mixed, name))
+        assert step < 45
+        assert (mixed.root / f"experiments/{name}/checkpoint-{step}/trainer_state.json").is_file()
+        assert not (mixed.root / f"experiments/{name}/train.json").exists()
+    assert log_of(mixed, name).count("was asked to stop and has saved") == 2
     assert start_training(mixed, name).wait(timeout=240) == 0
     assert f"going on from experiments/{name}/checkpoint-{step}" in log_of(mixed, name)
     assert largest_difference(mixed.root / f"experiments/{name}/checkpoint-45", uninterrupted) == 0
