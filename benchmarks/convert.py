@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,13 +26,17 @@ LAYERS = {"": 8, "full": 32}  # joint layers: 1.45 billion parameters, or all 3.
 ARCHITECTURE = {"hidden_size": 2520, "num_attention_heads": 21, "num_kv_heads": 7, "axes_dim_rope": [40, 40, 40]}
 FILES = 2  # of the checkpoint, as two processes write them
 ROUNDS = 2
-COMMAND = "import sys; from omnitune.cli import main; main()"
+COMMAND = "from omnitune.cli import main; main()"
 
 
-def write_checkpoint(folder: Path, layers: int) -> int:
-    """A checkpoint of random weights, as training leaves it, with its options; returns its size in bytes."""
-    config = {**ARCHITECTURE, "num_layers": layers}
-    shapes = {name: tensor.shape for name, tensor in empty_transformer(config).state_dict().items()}
+def shapes_of(layers: int) -> dict[str, torch.Size]:
+    """Of all parameters, by name."""
+    model = empty_transformer({**ARCHITECTURE, "num_layers": layers})
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def write_checkpoint(folder: Path, layers: int, shapes: dict[str, torch.Size]) -> None:
+    """A checkpoint of random weights, as training leaves it, with its options."""
     numbers = torch.randn(max(shape.numel() for shape in shapes.values()) + len(shapes))
     # parts of one memory, so that the benchmark itself takes little
     state = {name: numbers[i : i + shape.numel()].view(shape) for i, (name, shape) in enumerate(shapes.items())}
@@ -41,9 +46,8 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     content = vars(TrainerState(1, {"options": {}, "data": {}}, None, files=hashes))
     (folder / "checkpoint-1" / STATE_FILE).write_text(json.dumps(content))
     options = {"name": "bench", "data": {"data_path": "mix.yml"}, "model": {"pretrained_model_path": "demo"}}
-    options["model"] |= {"arch_opt": config}
+    options["model"] |= {"arch_opt": {**ARCHITECTURE, "num_layers": layers}}
     (folder / "options.yml").write_text(yaml.safe_dump(options))
-    return sum(path.stat().st_size for path in model.iterdir())
 
 
 def run(command: list[str]) -> tuple[float, float, float]:
@@ -87,9 +91,16 @@ def tables(size: str = "") -> list[Table]:
     if size not in LAYERS:
         raise SystemExit(f"convert.{size}: there is convert, and convert.full.")
     measured: dict[str, list[tuple[float, float, float]]] = {"cp": [], "convert": []}
+    shapes = shapes_of(LAYERS[size])
+    total = 4 * sum(shape.numel() for shape in shapes.values())
+    title = f"A checkpoint of {total / 4e9:.2f} billion parameters in fp32 ({total / 1e9:.1f} GB), converted to bf16"
+    result = Table("", "seconds", "times cp", "of processors", "peak anonymous memory, GB", title=title)
+    if shutil.disk_usage(tempfile.gettempdir()).free < 2.1 * total:
+        result.add_row(f"not run: {tempfile.gettempdir()} has no room for two of these", "", "", "", "")
+        return [result]
     with tempfile.TemporaryDirectory(prefix="omnitune-benchmark-") as name:
         folder = Path(name)
-        total = write_checkpoint(folder, LAYERS[size])
+        write_checkpoint(folder, LAYERS[size], shapes)
         source, copy, converted = folder / "checkpoint-1", folder / "copy", folder / "converted"
         options = ["--config_path", str(folder / "options.yml"), "--model_path", str(source), "--dtype", "bf16"]
         convert = [sys.executable, "-c", COMMAND, "convert", *options, "--save_path", str(converted)]
@@ -101,8 +112,6 @@ def tables(size: str = "") -> list[Table]:
                 measured[what].append(run(command))
                 subprocess.run(["rm", "-r", str(made)], check=True)
     best = {what: min(found) for what, found in measured.items()}
-    title = f"A checkpoint of {total / 4e9:.2f} billion parameters in fp32 ({total / 1e9:.1f} GB), converted to bf16"
-    result = Table("", "seconds", "times cp", "of processors", "peak anonymous memory, GB", title=title)
     for what, (seconds, processors, memory) in best.items():
         row = f"{seconds:.1f}", f"{seconds / best['cp'][0]:.2f}x", f"{processors:.1f}", f"{memory:.2f}"
         result.add_row(what, *row)
