@@ -131,8 +131,9 @@ def _written(folder: Path) -> dict[str, str]:
         raise ValueError(f"{manifest}: says of no verification. Convert again.")
     if CARD_FILE not in files:
         raise ValueError(f"{manifest}: names no model card ({CARD_FILE}): `omnitune convert` writes one.")
-    hashes = {name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in files.items()}
-    if not all(isinstance(sha256, str) for sha256 in hashes.values()):
+    entries = {name: entry for name, entry in files.items() if isinstance(entry, dict)}
+    hashes = {name: str(entry["sha256"]) for name, entry in entries.items() if "sha256" in entry}
+    if hashes.keys() != files.keys():
         raise ValueError(f"{manifest}: has no SHA-256 of a file. {FETCH}")
     return hashes
 
