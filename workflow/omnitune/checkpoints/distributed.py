@@ -235,7 +235,7 @@ class TensorFolder:
             raise ValueError(f"{self.folder}: a part of {name} is in no file, or is packed. Save it again.")
         with open_regular(self.folder / place.relative_path) as file:
             inside = _Inside(file, place.offset, place.length)
-            require_stored(inside, f"{self.folder / place.relative_path}, {name}")
+            require_stored(inside, f"{self.folder / place.relative_path}, {name}")  # type: ignore[arg-type]
             found = _saved(inside, "meta", f"{self.folder}: a part of {name}")
             if (found.shape, found.dtype) != (part.sizes, self.tensors[name].properties.dtype):
                 raise ValueError(f"{self.folder}: a part of {name} is {found.dtype} {list(found.shape)} in its file.")
@@ -244,7 +244,7 @@ class TensorFolder:
                 inside.seek(0)
                 yield _saved(inside, "cpu", f"{self.folder}: a part of {name}").reshape(-1)
                 return
-            inside.seek(start + found.storage_offset() * found.dtype.itemsize)
+            inside.seek(start + int(found.storage_offset()) * found.dtype.itemsize)
             yield from _blocks(inside, found.numel(), found.dtype)
 
     def _load(self, name: str) -> Tensor:

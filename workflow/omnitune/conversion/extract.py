@@ -110,7 +110,9 @@ def verify_extraction(
     Raises:
         ValueError: for modules that are missing, too many, or that explain another share of the change than they did.
     """
-    found = {name: {"read_as": name, "modules": 0, "difference": 0.0, "error": 0.0} for name in programs}
+    found: dict[str, dict[str, Any]] = {
+        name: {"read_as": name, "modules": 0, "difference": 0.0, "error": 0.0} for name in programs
+    }
     for module, parts in _side_by_side(folder, programs, sorted(shares)):
         change = change_of(tuned, base, f"{module}.weight")
         for program, part in zip(programs, parts, strict=True):
@@ -130,7 +132,8 @@ def verify_extraction(
 def _side_by_side(folder: Path, programs: Sequence[str], expected: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
     """Each module with its factors as each program reads them, so that its change is computed once."""
     readers = [READERS[program](folder) for program in programs]
-    for module, *pairs in zip_longest(expected, *readers):
+    rows: Iterator[tuple[Any, ...]] = zip_longest(expected, *readers)
+    for module, *pairs in rows:
         names = [pair and pair[0] for pair in pairs]
         if set(names) != {module}:
             raise ValueError(
