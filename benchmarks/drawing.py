@@ -23,7 +23,7 @@ from omnitune.models import OmniGen2Pipeline
 
 THREADS = 2
 ROUNDS = 2  # in turn; the faster counts, as other work on the machine only ever slows one down
-EVERY = 9  # of the prompts, whose tasks take turns
+EVERY = 4  # of the prompts, whose tasks take turns
 BATCHES = (1, 10)
 DEMO = Path(__file__).parents[1] / "config" / "benchmarks" / "demo_known.yml"
 
