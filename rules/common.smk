@@ -47,7 +47,7 @@ try:
         PROJECT.check_cluster()
     if workflow.is_main_process:
         PROJECT.read_files()
-except ValueError as error:  # ConfigError among them
+except (ValueError, OSError) as error:  # ConfigError among them; a disk that fails
     raise WorkflowError(str(error))
 
 

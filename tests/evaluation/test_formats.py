@@ -202,6 +202,15 @@ def test_omnicontext_has_several_images_a_row(form: Any) -> None:
     assert [path.suffix for path in several.input_images] == [".png", ".webp"]
 
 
+def nested(levels: int) -> list[Any]:
+    """Lists inside each other."""
+    return [nested(levels - 1)] if levels > 0 else []
+
+
+def test_the_deepest_line_of_geneval_is_one_of_ours() -> None:
+    assert imported(geneval({**COUNTING, "include": nested(29)}))[0].official == {**COUNTING, "include": nested(29)}
+
+
 def test_what_is_wrong_is_named_with_file_and_place() -> None:
     rows = gedit_rows()
 
@@ -215,6 +224,7 @@ def test_what_is_wrong_is_named_with_file_and_place() -> None:
         (lambda: geneval(COUNTING, {"prompt": 3, "tag": "x"}), r":2: prompt: needs a text, found a number"),
         (lambda: geneval(COUNTING, {"prompt": "x", "tag": "../up"}), r":2: 1 problem\n  - category: '\.\./up'"),
         (lambda: geneval(COUNTING, {"prompt": "x" * 20_001, "tag": "x"}), r":2: instruction of '00001': has 20001"),
+        (lambda: geneval({**COUNTING, "include": nested(30)}), r":1: nested more than 31 levels deep"),
         (lambda: geneval(""), "holds no prompts"),
         (lambda: imgedit(x=3), r"basic_edit\.json: entry 'x': needs an object, found a number"),
         (

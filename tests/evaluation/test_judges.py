@@ -214,6 +214,27 @@ def test_an_endpoint_that_stops_answering_is_left_alone(tmp_path: Path) -> None:
     assert [line["missing"] for line in lines[-1:]] == [["not asked: the endpoint had stopped answering"]]
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_an_endpoint_that_refuses_all_is_not_asked_on(
+    tmp_path: Path, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All are missing, and counted; one that is refused among others costs itself alone."""
+    place = Place(tmp_path, number=8)
+    with judge_server(lambda handler, body, number: handler.send("no such model", status)) as server:
+        judge = place.judge(server.url, concurrency=1)
+        lines = place.ask(judge)
+        assert len(server.requests) == 3
+        reasons = {f"status {status}": 3, "not asked: the endpoint had refused others like it": 5}
+        assert summed_up(judge, lines)["missing"] == reasons
+        assert caplog.text.count(f"answers {status} (no such model): no more is asked. Check model") == 1
+        assert "8 of 8 answers are missing" in caplog.text
+        server.answering = lambda handler, body, number: (
+            handler.send("too large", status) if number % 2 else handler.score(1, 1)
+        )
+        place.ask(judge)
+        assert len(server.requests) == 3 + 8
+
+
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.build import BenchmarkEntry, build_report
 from omnitune.report.collect import Evaluation
 from omnitune.report.examples import choose_examples
+from omnitune.report.remarks import remarks
 from omnitune.report.scores import score_lines, tasks_of, values_of
 from omnitune.report.verdict import forgetting
 
@@ -48,6 +49,32 @@ def test_images_of_a_prompt_are_one_value_and_those_that_failed_none() -> None:
     assert measured.tolist() == [True, True]
     assert tasks_of(found) == ["colour", "hats"]
     np.testing.assert_equal(values_of(found, [BASE], "psnr", "hats")[0], [[6]])
+
+
+def test_a_prompt_that_fails_in_all_rows_is_missing_in_the_tables_too() -> None:
+    found = evaluated([1, 3, None, None], [2, 4, None, None])
+    assert {(line.against_base.n, line.against_base.missing) for line in score_lines(found) if line.task == "all"} == {
+        (1, 1)
+    }
+    assert not values_of(found, [BASE, LAST], "ssim")[1].any(), "of a measure that none has, none is missing"
+
+
+def test_the_report_says_what_the_official_images_lack() -> None:
+    found = evaluated([1, 3, None, 4], [2, 4, 5, 6])
+    images = {prompt.key: {"image": None if prompt.key == "b-0" else "x.png", "sha256": None} for prompt in PROMPTS}
+    whole = {key: {"image": "x.png", "sha256": None} for key in images}
+    exported = found.entry.benchmark.model_copy(update={"export": "official", "format": "dpg"})
+    for benchmark, wanted in ((exported, ["base: 1 of 2 prompts lack some that failed"]), (found.entry.benchmark, [])):
+        shown = replace(
+            found,
+            entry=replace(found.entry, benchmark=benchmark),
+            generations={BASE: images, LAST: whole},
+            folders={BASE: Path(), LAST: Path()},
+        )
+        assert [text for text in remarks(shown) if "official" in text] == [
+            f"Images for the official scorer, {text}. Where it takes those of a prompt as one, the prompt is left out."
+            for text in wanted
+        ]
 
 
 def test_a_category_is_trained_where_its_task_is() -> None:

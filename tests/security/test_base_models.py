@@ -106,7 +106,11 @@ def test_what_a_library_says_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"/vae: cannot be loaded \(ValueError: activation function x not found"):
         load_vae(tmp_path)
     (tmp_path / "processor").mkdir()
-    (tmp_path / "processor/tokenizer_config.json").write_text('{"tokenizer_class": "NoSuchTokenizer"}')
+    (tmp_path / "processor/tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"/processor: holds no tokenizer: neither tokenizer\.json nor vocab\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "processor/vocab.json").write_text('{"a": 0}')
+    (tmp_path / "processor/merges.txt").write_text("a b\n")
     with pytest.raises(ValueError, match=r"/processor: its tokenizer cannot be loaded \("):
         load_tokenizer(tmp_path)
 

@@ -2,12 +2,16 @@
 
 import json
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from omnitune.cli import app
 from omnitune.config import Benchmark
 from omnitune.evaluation import prompts as module
 from omnitune.evaluation.prompts import MAX_INSTRUCTION, Prompt, read_instructions, read_prompts
@@ -72,14 +76,14 @@ def test_prompts_without_end_are_refused(project: Path, monkeypatch: pytest.Monk
     ("values", "problem"),
     [
         ({"instruction": "a\ud800"}, r"instruction: .*holds half of a character"),
-        ({"input_images": ["n" * 300], "task_type": "edit"}, r"input_images: 'n+': does not exist"),
+        ({"input_images": ["n" * 300], "task_type": "edit"}, r"input_images\.0: 'n+\.\. is not allowed: is too long"),
     ],
 )
 def test_texts_and_names_that_nothing_can_hold_are_refused(project: Path, values: dict[str, Any], problem: str) -> None:
     write(**values)
     with pytest.raises(ValueError, match=rf"(?s)prompts\.jsonl:1: .*{problem}"):
         read_prompts(Benchmark(prompts="prompts.jsonl"), Path())
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="is too long"):
         read_prompts(Benchmark(prompts="n" * 300), Path())
 
 
@@ -135,3 +139,20 @@ def test_generate_reads_urls_as_data_sets_are_read(place: str, message: str) -> 
     with fetching(USUAL), pytest.raises(ValueError, match=message) as error:
         _input_image(place)
     assert "hunter2" not in str(error.value)
+
+
+def test_generate_reads_from_private_networks_that_its_option_names(project: Path) -> None:
+    """As other commands; an option that names none is a sentence."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(project))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        arguments = ["generate", "--model_path", "nowhere", "--input_image_path"]
+        arguments.append(f"http://127.0.0.1:{server.server_port}/private.png")
+        for network, message in (
+            ((), "which is not public; allow it in data.urls.private_networks, or by --private_network"),
+            (("--private_network", "files.lab"), "--private_network: 1 problem\n  - private_networks: "),
+            (("--private_network", "127.0.0.0/8"), "--model_path: 'nowhere' is neither a path that exists"),
+        ):
+            done = CliRunner().invoke(app, [*arguments, *network])
+            assert message in str(done.exception)
+        server.shutdown()

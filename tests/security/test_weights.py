@@ -153,12 +153,11 @@ def test_code_of_a_tokenizer_is_neither_run_nor_asked_for(tmp_path: Path, monkey
     folder = tmp_path / "processor"
     folder.mkdir()
     (folder / "own.py").write_text(f"open({str(tmp_path / 'appeared')!r}, 'w')\nclass Own: pass\n")
-    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json: `auto_map` names code in this folder, which is never"
-    ):
-        prompts.load_tokenizer(tmp_path)
+    for name in ("Own", "Qwen2Tokenizer"):
+        config = {"tokenizer_class": name, "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json: (tokenizer_class|auto_map): .* is not allowed"):
+            prompts.load_tokenizer(tmp_path)
     assert not (tmp_path / "appeared").exists()
 
 

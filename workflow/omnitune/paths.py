@@ -1,5 +1,6 @@
 """Where everything lies, relative to the project: templates with the workflow's wildcards, names made and parsed."""
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -63,6 +64,8 @@ REPORT_TABLES = [f"{EXPERIMENT}/report/{name}.csv" for name in ("scores", "gener
 COMPARISON, COMPARISON_TABLE = (f"comparisons/{{comparison}}/{name}" for name in ("index.html", "scores.csv"))
 
 SAFE_SIGNS = "_ .,:=+@%~()[]/-"  # of paths that reach a job, beside letters
+MAX_NAME_BYTES = 160  # of what names folders and files: file systems allow MAX_FILE_BYTES with what is put around it
+MAX_FILE_BYTES, MAX_PATH = 255, 2000  # of a name in a path, and characters of a path that is put behind others
 SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>[^-/\s]+)-(?P<shard>{SHARD_NUMBER})")
 FORMATS = (
@@ -143,9 +146,22 @@ def file_stem(path: Path | str) -> str:
 
 
 def names_folder(name: str) -> bool:
-    """Whether it may name folders and wildcards: letters and digits of any script, `_`, `-` and `.`."""
-    first = name[:1]
-    return (first == "_" or first.isalnum()) and all(is_letter(sign) or sign in "_.-" for sign in name)
+    """Whether it may name folders and wildcards: letters and digits of any script, `_`, `-` and `.`, not too many."""
+    first, signs = name[:1], all(is_letter(sign) or sign in "_.-" for sign in name)
+    return (first == "_" or first.isalnum()) and signs and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def path_problem(path: str) -> str | None:
+    """Why no file can have this path, which the methods of Path raise for; None where one can. For URLs only NUL is."""
+    if "\0" in path:
+        return "holds a NUL byte, which no path does"
+    try:
+        longest = 0 if "://" in path else max(map(len, os.fsencode(path).split(b"/")))
+    except UnicodeEncodeError:
+        return "holds half of a character (\\ud800 to \\udfff), which no path does"
+    if longest > MAX_FILE_BYTES or len(path) > MAX_PATH:
+        return f"is too long: at most {MAX_FILE_BYTES} bytes between two `/`, and {MAX_PATH} characters in all"
+    return None
 
 
 def require_safe(path: Path | str, where: str) -> None:

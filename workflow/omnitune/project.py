@@ -30,6 +30,7 @@ from omnitune.paths import (
     EVALUATIONS,
     FORMATS,
     MANIFESTS,
+    MAX_NAME_BYTES,
     EvaluatedStep,
     adapter_file,
     conversion_file,
@@ -149,14 +150,17 @@ class Project:
         for name in self.benchmarks:
             if not names_folder(name):
                 raise ConfigError(
-                    f"benchmark {name}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone."
+                    f"benchmark {name}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone, at most "
+                    f"{MAX_NAME_BYTES} bytes."
                 )
 
     def _check_reports(self, where: str) -> None:
         for name, experiments in self.reports.items():
             key = f"{where}: reports.{name}"
             if not names_folder(name):
-                raise ConfigError(f"{key}: {name!r} names a folder; take letters, digits, `_`, `-` and `.` alone.")
+                raise ConfigError(
+                    f"{key}: {name!r} names a folder; take letters, digits, `_`, `-` and `.`, at most {MAX_NAME_BYTES} bytes."
+                )
             if name in (self.swept, *self.experiments):
                 raise ConfigError(f"{key}: an experiment or the sweep has this name already. Take another.")
             for experiment in experiments:

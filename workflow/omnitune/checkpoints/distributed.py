@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from omnitune.errors import reason_of
 from omnitune.io.files import open_regular
 from omnitune.io.weights import require_stored
-from omnitune.paths import METADATA_FILE
+from omnitune.paths import METADATA_FILE, path_problem
 
 METADATA = "torch.distributed.checkpoint.metadata"
 # What `.metadata` is made of: plain records, sizes and names. None of them does anything when it is made.
@@ -139,7 +139,7 @@ def _check_opcodes(content: bytes) -> None:
 def _require_sound(folder: Path, metadata: Metadata) -> None:
     path, names = folder / METADATA_FILE, {info.relative_path for info in metadata.storage_data.values()}
     for name in sorted(names):
-        if Path(name).name != name:
+        if Path(name).name != name or path_problem(name):
             raise ValueError(f"{path}: names {name!r}, which is no file of this folder.")
         if not (folder / name).is_file():
             problem = "is no regular file" if (folder / name).exists() else f"is missing, which {path} names"

@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from omnitune.cli.options import Dtype, flag, option
+from omnitune.cli.options import Dtype, PrivateNetworks, flag, option
 from omnitune.config.base import MAX_SEED
 
 
@@ -129,6 +129,7 @@ def generate(
     enable_teacache: Teacache = False,
     teacache_rel_l1_thresh: TeacacheThreshold = 0.05,
     enable_taylorseer: Taylorseer = False,
+    private_network: PrivateNetworks = None,
 ) -> None:
     """Draw or edit an image, or a list of them, with the base model or with fine-tuned weights."""
     settings: dict[str, Any] = dict(locals())

@@ -38,7 +38,7 @@ def shard(
     workers: Annotated[int, option("workers", "Processes.", min=1)] = CPUS,
 ) -> None:
     """Write validated samples into WebDataset tars under the pixel limits, and index them."""
-    from omnitune.config.urls import UrlOptions
+    from omnitune.config.urls import with_networks
     from omnitune.sharding.shard import ImageLimits, shard_dataset
 
     try:
@@ -51,7 +51,7 @@ def shard(
             "give numbers of at least 256, as in 1048576,589824."
         )
     limits = ImageLimits(max_output_pixels, inputs, max_side_length, image_format, image_quality)
-    urls = UrlOptions(private_networks=private_network or []).limits
+    urls = with_networks(private_network)
     shard_dataset(validated, output, limits, workers=workers, tars=tars, urls=urls, image_root=image_root)
 
 

@@ -65,7 +65,7 @@ def validate(
     """
     from rich.console import Console
 
-    from omnitune.config.urls import UrlOptions
+    from omnitune.config.urls import with_networks
     from omnitune.validation.dataset import RejectedTooMany
     from omnitune.validation.source import Checks, validate_mixture
     from omnitune.validation.summary import summary_tables
@@ -76,7 +76,7 @@ def validate(
         image_root,
         maximum_text_tokens,
         tokenizer=_tokenizer(tokenizer),
-        urls=UrlOptions(private_networks=private_network or []).limits,
+        urls=with_networks(private_network),
         source_roots=tuple(source_root or ()),
     )
     limits: dict[str, Any] = {"max_reject_fraction": max_reject_fraction, "samples_per_shard": samples_per_shard}

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from omnitune.config.yaml_file import read_yaml
 from omnitune.errors import ConfigError
+from omnitune.paths import path_problem
 
 
 class Section(BaseModel):
@@ -23,9 +24,20 @@ class Section(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 PositiveInt = Annotated[int, Field(ge=1)]
 SECRET = "secret"  # type of an error whose value is not repeated
+SHOWN = 200  # characters of a value in a message
 MAX_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]  # as torch takes them
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _require_possible(path: str) -> str:
+    problem = path_problem(path)
+    if problem:
+        raise ValueError(problem)
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_require_possible)]  # a path, a URL, or what may be one
 
 
 def load_config(path: Path | str, model: type[ModelT]) -> ModelT:
@@ -73,7 +85,9 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return message
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of a section's keys against each other
         return f"{key}.{message}."
-    return f"{key}: {detail['input']!r} is not allowed: {message[0].lower()}{message[1:]}."
+    value = repr(detail["input"])
+    value = value if len(value) <= SHOWN else f"{value[:SHOWN]}.."
+    return f"{key}: {value} is not allowed: {message[0].lower()}{message[1:]}."
 
 
 def _location(detail: ErrorDetails) -> list[int | str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
-from omnitune.config.base import Section, Seed
+from omnitune.config.base import PathText, Section, Seed
 from omnitune.config.choices import CHECKS, JUDGED, MEASURES, PROMPT_FORMATS, OneOf, judge_measure
 from omnitune.config.judge import Judge
 from omnitune.config.measure import NAMED, MeasureEntry
@@ -20,7 +20,7 @@ class Benchmark(Section):
     """An evaluation protocol: prompts, sampling settings and measures."""
 
     prompts: Annotated[
-        str,
+        PathText,
         Field(
             description="A .jsonl file, one prompt a line: `key` (unique), `task_type`, `instruction`, optional "
             "`input_images`, `output_image` (the target), `category` (by which scores are told apart in place of the "
@@ -46,7 +46,7 @@ class Benchmark(Section):
         NAMES,
     ] = None
     image_root: Annotated[
-        str | None,
+        PathText | None,
         Field(
             description="Folder below which alone the prompts' images may lie, links followed. null: below the working "
             "directory and the prompts' own folder. Of `imgedit`: the folder of the originals; null: that of the .json."

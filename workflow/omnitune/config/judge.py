@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from omnitune.config.base import SECRET, PositiveInt, Section
+from omnitune.config.base import SECRET, PathText, PositiveInt, Section
 
 
 class Judge(Section):
@@ -48,7 +48,7 @@ class Judge(Section):
         Field(ge=0, le=20, description="How often a request is made again that was not answered, with growing pauses."),
     ] = 4
     labels: Annotated[
-        str | None,
+        PathText | None,
         Field(
             description="A .jsonl of people's scores, with which the judge's are compared: `image` (a path), "
             "`instruction` and `quality` (numbers of any scale)."

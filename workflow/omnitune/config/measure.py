@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from omnitune.config.base import Section
+from omnitune.config.base import PathText, Section
 from omnitune.config.choices import MEASURES, OneOf
 
 NAMED = [name for name, entry in MEASURES.items() if entry.function]  # those that a benchmark can name
@@ -16,7 +16,7 @@ class MeasureEntry(Section):
 
     name: Annotated[Annotated[str, OneOf(NAMED)], Field(description="Which measure.")]
     model: Annotated[
-        str | None,
+        PathText | None,
         Field(
             min_length=1,
             description="Of clip, siglip, dino, fid and kid: folder of a model in the layout of transformers, or id "

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
-from omnitune.config.base import PositiveInt, Probability, Section, Seed
+from omnitune.config.base import PathText, PositiveInt, Probability, Section, Seed
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.convert import ConvertOptions
 from omnitune.config.sources import count_rows, sources_of
@@ -17,7 +17,7 @@ from omnitune.config.training import TrainOptions, TransportOptions
 from omnitune.config.urls import UrlOptions
 from omnitune.config.variants import check_layers, read_layers
 from omnitune.errors import ConfigError
-from omnitune.paths import EvaluatedStep, file_stem, names_folder, parse_converted
+from omnitune.paths import MAX_NAME_BYTES, EvaluatedStep, file_stem, names_folder, parse_converted
 
 
 def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None:
@@ -35,7 +35,9 @@ class DataOptions(Section):
     """Data: what is trained on and how large it may be."""
 
     data_path: Annotated[
-        str, Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}."), NAMES
+        PathText,
+        Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}."),
+        NAMES,
     ]
     instruction_keys: Annotated[
         list[Annotated[str, Field(min_length=1)]],
@@ -109,12 +111,12 @@ class DataOptions(Section):
         PositiveInt, Field(description="Images of more pixels are rejected as decompression bombs."), Affects("samples")
     ] = 178_956_970
     image_root: Annotated[
-        str | None,
+        PathText | None,
         Field(description="Reject images that do not lie below this folder or URL. null: they may lie anywhere."),
         Affects("samples"),
     ] = None
     source_root: Annotated[
-        str | list[str] | None,
+        PathText | list[PathText] | None,
         Field(
             description="One or several folders or URLs, below which alone all that the mixture names may lie, links "
             "followed. null: below the working directory and the mixture's own folder, and at any URL."
@@ -165,8 +167,8 @@ class DataOptions(Section):
     def _stem_names_a_folder(cls, path: str) -> str:
         if not names_folder(file_stem(path)):  # `...yml` has the stem `..`
             raise ValueError(
-                f"its stem {Path(path).stem!r} names folders; take letters, digits, `_`, `-` and `.` alone, "
-                "and one of the first three at its beginning"
+                f"its stem {Path(path).stem!r} names folders; take letters, digits, `_`, `-` and `.` alone, one of the "
+                f"first three at its beginning, and at most {MAX_NAME_BYTES} bytes"
             )
         return path
 
@@ -236,7 +238,7 @@ class ModelOptions(Section):
     """Weights to start from."""
 
     pretrained_model_path: Annotated[
-        str,
+        PathText,
         Field(
             description="What training starts from: a repository id (`OmniGen2/OmniGen2`), a local pipeline folder, "
             "`demo` (the tiny built-in model), or another experiment's converted checkpoint "
@@ -246,7 +248,7 @@ class ModelOptions(Section):
         Affects("base", "weights"),
     ]
     transformer_path: Annotated[
-        str | None,
+        PathText | None,
         Field(
             description="Train from the transformer in this folder (config.json, diffusion_pytorch_model*.safetensors) "
             "in place of the pipeline's own, as the published script takes `--transformer_path`. null: the pipeline's."
@@ -259,7 +261,7 @@ class ModelOptions(Section):
         Affects("base", "weights"),
     ] = None
     pretrained_vae_model_name_or_path: Annotated[
-        str | None,
+        PathText | None,
         Field(description="Take the VAE from this repository or folder. null: the pipeline's own."),
         Affects("base", "weights"),
     ] = None
@@ -269,7 +271,7 @@ class ModelOptions(Section):
         Affects("base", "weights"),
     ] = "vae"
     pretrained_text_encoder_model_name_or_path: Annotated[
-        str | None,
+        PathText | None,
         Field(description="Take text encoder and tokenizer from here. null: the pipeline's own."),
         Affects("base", "weights"),
     ] = None
@@ -359,7 +361,7 @@ class ValOptions(Section):
         Affects("evaluations"),
     ] = []
     data_path: Annotated[
-        str | None,
+        PathText | None,
         Field(
             description="Held-out samples (.jsonl, in the format of training samples). null: no validation while "
             "training."
@@ -459,6 +461,7 @@ class ExperimentOptions(Section):
         str,
         Field(
             pattern=NAME,
+            max_length=MAX_NAME_BYTES,
             description="Name of the experiment: experiments/{name}. Letters, digits, `_`, `.`, `-`.",
         ),
         NAMES,
@@ -490,7 +493,7 @@ class ExperimentOptions(Section):
     convert: ConvertOptions = Field(ConvertOptions(), description="In which forms the weights are written.")
     logger: LoggerOptions = Field(LoggerOptions(), description="Logs and checkpoints.")
     cache_dir: Annotated[
-        str | None, Field(description="Folder where downloaded weights are cached. null: the library's."), NOTHING
+        PathText | None, Field(description="Folder where downloaded weights are cached. null: the library's."), NOTHING
     ] = None
     resume_from_checkpoint: Annotated[
         Annotated[str, Field(pattern=r"^(latest|(.*/)?checkpoint-\d+)$")] | None,

@@ -20,7 +20,7 @@ from omnitune.errors import ConfigError, Refused
 from omnitune.io.jsonl import count_lines
 from omnitune.io.places import check_url, require_below
 from omnitune.io.storage import is_url, redact
-from omnitune.paths import is_letter
+from omnitune.paths import MAX_NAME_BYTES, is_letter
 
 if TYPE_CHECKING:
     from omnitune.config.options import DataOptions
@@ -38,7 +38,6 @@ REMEDIES = {
 MAX_ENTRIES = 10_000  # of all mixtures together, each counted as often as it is named
 MAX_DEPTH = 32  # mixtures that name each other in a row
 MAX_SEARCHED = 1000  # folders below a mixture's, for a file that it names by another path
-MAX_NAME_BYTES = 160  # of a source's name: file systems allow 255 with what is appended to it
 
 
 @dataclass(frozen=True)

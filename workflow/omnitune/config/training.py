@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from omnitune.config.affects import NOTHING, Affects
-from omnitune.config.base import PositiveInt, Section
+from omnitune.config.base import PathText, PositiveInt, Section
 from omnitune.config.choices import OPTIMIZERS, SCHEDULES, OneOf
 
 WHOLE_TENSORS = ("adamw_8bit", "adafactor", "prodigy")  # optimizers over whole parameters, which FSDP cuts
@@ -345,7 +345,7 @@ class TrainOptions(Section):
         bool, Field(description="rsLoRA: scale by alpha / sqrt(rank) instead of alpha / rank."), Affects("weights")
     ] = False
     lora_path: Annotated[
-        str | None,
+        PathText | None,
         Field(
             description="Start from this adapter (pytorch_lora_weights.safetensors or its folder), of equal rank and "
             "targets."

@@ -1,12 +1,13 @@
 """What may be read from URLs that a data set names, and how much of it."""
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from omnitune.config.affects import Affects
-from omnitune.config.base import PositiveInt, Section
+from omnitune.config.base import PositiveInt, Section, check_config
 from omnitune.io.url_limits import UrlLimits
 
 VERDICTS = Affects("samples")
@@ -53,3 +54,8 @@ class UrlOptions(Section):
     def limits(self) -> UrlLimits:
         """The same for what reads."""
         return UrlLimits.from_keys(self.model_dump())
+
+
+def with_networks(networks: Sequence[str] | None) -> UrlLimits:
+    """The usual limits, with private networks that a command's option names; ConfigError for what is none."""
+    return check_config({"private_networks": list(networks or ())}, UrlOptions, "--private_network").limits

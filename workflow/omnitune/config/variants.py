@@ -15,6 +15,7 @@ from omnitune.config.base import ModelT, check_config
 from omnitune.config.workflow import Sweep
 from omnitune.config.yaml_file import read_yaml
 from omnitune.errors import ConfigError
+from omnitune.io.files import is_plain_file
 
 EXTENDS = "extends"
 OWN = ("name", EXTENDS)  # keys that a file does not take from the one that it extends, and no sweep sets
@@ -64,7 +65,7 @@ def read_layers(path: Path) -> list[Layer]:
         if not isinstance(base, str) or not base:
             raise ConfigError(f"{path}: extends: {base!r} is not allowed: needs the path of one options file.")
         following = path.parent / base
-        if not following.is_file():
+        if not is_plain_file(following):
             raise ConfigError(f"{path}: extends: {base!r} leads to {following}, which is no file.")
         if following.resolve() in [file.resolve() for file in seen]:
             circle = " -> ".join(map(str, [*seen, following]))

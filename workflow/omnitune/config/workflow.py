@@ -5,13 +5,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
-from omnitune.config.base import PositiveInt, Section
+from omnitune.config.base import PathText, PositiveInt, Section
 
 
 class Sweep(Section):
     """Variants of one experiment, and a comparison of them."""
 
-    options: Annotated[str, Field(description="Options file that the variants are of; alone, it is not run."), NAMES]
+    options: Annotated[
+        PathText, Field(description="Options file that the variants are of; alone, it is not run."), NAMES
+    ]
     set: Annotated[
         dict[str, Annotated[list[Any], Field(min_length=1)]],
         Field(
@@ -94,7 +96,7 @@ class WorkflowConfig(Cluster):
     """What to run. Each key can be replaced on the command line: `snakemake --config 'experiments=[..]' sweep=`."""
 
     experiments: Annotated[
-        list[str],
+        list[PathText],
         Field(
             description="Options files, one per experiment, relative to the project or absolute. "
             "An experiment's name is the `name` in its file.",
@@ -102,7 +104,7 @@ class WorkflowConfig(Cluster):
         NAMES,
     ] = []
     benchmarks: Annotated[
-        list[str],
+        list[PathText],
         Field(
             description="Benchmark files that every experiment is evaluated on, relative to the project or absolute. "
             "A benchmark's name is the stem of its file. Empty: no evaluation."

@@ -66,7 +66,8 @@ def load_text_image(folder: Path) -> Encoder:
     encoder = load_image(folder)
     if not hasattr(encoder.model, "get_text_features"):
         raise NotThereError(f"{folder} holds a {type(encoder.model).__name__}, which takes no texts")
-    return Encoder(encoder.model, encoder.processor, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Encoder(encoder.model, encoder.processor, tokenizer)
 
 
 def load_image(folder: Path) -> Encoder:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,9 +13,12 @@ import httpx
 from omnitune.config.judge import Judge
 from omnitune.evaluation.judge_prompt import Answer, read_answer
 
+logger = logging.getLogger("omnitune")
+
 MAX_BYTES = 1 << 20  # of a response
 LONGEST_PAUSE = 60.0  # seconds, also where the server asks for more
 FAILURES = 10  # times the number of requests at a time: so many in a row without an answer, and no more are made
+REFUSALS = 3  # so many requests in a row that are wrong for the endpoint, and none that it took: all are alike
 SHOWN = 200  # characters of a server's words in a message
 
 
@@ -50,8 +54,8 @@ class Endpoint:
             )
         self.slots, self.turn = asyncio.Semaphore(judge.concurrency), asyncio.Lock()
         self.next_start = 0.0
-        self.answered = False
-        self.failures = 0
+        self.answered = self.accepted = False
+        self.failures = self.refusals = 0
 
     async def ask(self, client: httpx.AsyncClient, messages: Callable[[], list[dict[str, Any]]]) -> Answer:
         """The scores that the model gives; `messages` are made when it is their turn.
@@ -63,6 +67,8 @@ class Endpoint:
         async with self.slots:
             if self.failures >= FAILURES * self.judge.concurrency:
                 raise MissingError("not asked: the endpoint had stopped answering")
+            if self.refusals >= self._most_refusals:
+                raise MissingError("not asked: the endpoint had refused others like it")
             request = {**self.judge.parameters, "model": self.judge.model, "messages": messages()}
             for attempt in range(self.judge.retries + 1):
                 try:
@@ -107,12 +113,28 @@ class Endpoint:
         self.failures = self.failures + 1 if status >= 500 else 0
         self.answered = True
         if status != 200:
-            again = status in {408, 409, 429} or status >= 500
-            raise MissingError(f"status {status}", again=again, after=_seconds(headers.get("retry-after")))
+            raise self._refused(status, headers, body)
+        self.accepted, self.refusals = True, 0
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
             raise MissingError("the response is not JSON", again=True) from None
+
+    @property
+    def _most_refusals(self) -> int:
+        """In a row; where some images were taken, others may be refused for what they show."""
+        return FAILURES * self.judge.concurrency if self.accepted else REFUSALS
+
+    def _refused(self, status: int, headers: httpx.Headers, body: str) -> MissingError:
+        """What another status than 200 means; says once that no more is asked."""
+        again = status in {408, 409, 429} or status >= 500
+        self.refusals = 0 if again else self.refusals + 1
+        if self.refusals == self._most_refusals:
+            logger.warning(
+                "judge %s: %s answers %d (%s): no more is asked. Check model and parameters.",
+                *(self.judge.name, self.url, status, self._clean(body)),
+            )
+        return MissingError(f"status {status}", again=again, after=_seconds(headers.get("retry-after")))
 
     async def _read(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}

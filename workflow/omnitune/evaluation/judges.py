@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from omnitune.config.base import Section, check_config
+from omnitune.config.base import PathText, Section, check_config
 from omnitune.config.choices import JUDGED, judge_measure
 from omnitune.config.judge import Judge
 from omnitune.console import Progress
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 class Label(Section):
     """A line of a judge's `labels`: what a person gave an image."""
 
-    image: Annotated[str, Field(min_length=1)]
+    image: Annotated[PathText, Field(min_length=1)]
     instruction: float | None = None
     quality: float | None = None
 

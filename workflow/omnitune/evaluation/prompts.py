@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from omnitune.config import Benchmark
 from omnitune.config.affects import keys_affecting
-from omnitune.config.base import Section, check_config
+from omnitune.config.base import PathText, Section, check_config
 from omnitune.config.choices import CHECKS, OneOf
 from omnitune.errors import Refused
 from omnitune.images.prepare import read_rgb
@@ -24,7 +24,7 @@ from omnitune.io.storage import is_url, redact
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
-ImagePath = Annotated[str, Field(min_length=1)]
+ImagePath = Annotated[PathText, Field(min_length=1)]
 MAX_PROMPTS = 100_000
 MAX_PROMPTS_BYTES = 256_000_000
 MAX_INSTRUCTION = 20_000  # characters; the text encoder reads about a thousand tokens

@@ -11,6 +11,7 @@ from PIL import Image
 
 from omnitune.config import Benchmark
 from omnitune.config.base import check_config
+from omnitune.config.urls import with_networks
 from omnitune.errors import Refused
 from omnitune.evaluation.generate import generate, load_pipeline
 from omnitune.evaluation.placement import Offload, place
@@ -18,7 +19,7 @@ from omnitune.evaluation.prompts import open_image, read_instructions
 from omnitune.io.files import atomic_path, portable, sha256_of
 from omnitune.io.places import check_url, is_local
 from omnitune.io.storage import is_url
-from omnitune.io.url_limits import USUAL, fetching
+from omnitune.io.url_limits import fetching
 from omnitune.io.weights import read_header, require_weights
 from omnitune.models import DEFAULT_NEGATIVE_PROMPT, MAX_REFERENCE_IMAGES, OmniGen2Pipeline
 from omnitune.models.base_fingerprint import model_fingerprint
@@ -75,6 +76,7 @@ class Asked:
     enable_teacache: bool
     teacache_rel_l1_thresh: float
     enable_taylorseer: bool
+    private_network: Sequence[str] | None
 
     @property
     def adapters(self) -> list[tuple[Path, float]]:
@@ -112,7 +114,7 @@ def generate_images(asked: Asked) -> list[Path]:
     """
     output = _output(asked)
     prompts = read_instructions(asked.prompts, asked.num_images_per_prompt) if asked.prompts else []
-    with fetching(USUAL):
+    with fetching(with_networks(asked.private_network)):
         inputs = [_input_image(place) for place in _input_places(asked.input_image_path or ())]
     _check_weights(asked)
     pipeline = load_pipeline(

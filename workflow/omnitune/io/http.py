@@ -85,7 +85,8 @@ def _socket(networks: tuple[str, ...], found: tuple[Any, ...]) -> socket.socket:
     address = ipaddress.ip_address(host)
     if not _is_public(address) and not any(address in ipaddress.ip_network(network) for network in networks):
         raise PrivateAddress(
-            "private_address", f"leads to {address}, which is not public; allow it in data.urls.private_networks"
+            "private_address",
+            f"leads to {address}, which is not public; allow it in data.urls.private_networks, or by --private_network",
         )
     return socket.socket(family, kind, protocol)
 

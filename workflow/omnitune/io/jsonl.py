@@ -177,7 +177,7 @@ def decode_line(line: Line, name: str = "a line") -> dict[str, Any]:
         raise Refused("bad_json", f"not valid JSON at {place}: {error.msg}{hint}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise Refused("bad_json", f"not readable as JSON: {error}") from None
-    if _is_deeper(content, MAX_NESTING):
+    if is_deeper(content, MAX_NESTING):
         raise Refused("bad_json", f"nested more than {MAX_NESTING} levels deep")
     if not isinstance(content, dict):
         raise Refused("not_an_object", f"{name} must be a JSON object, found {json_kind(content)}{_json_hint(text)}")
@@ -191,12 +191,12 @@ def _json_hint(text: str) -> str:
     return "; a comma stands behind the object" if text.rstrip().endswith("},") else ""
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
     """Whether lists and objects stand inside each other more than so many levels deep."""
     if not isinstance(value, list | dict):
         return False
     inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in inner)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from omnitune.io.weights import read_json
 
@@ -119,7 +119,12 @@ class _Scheduler(_Part):
 
 
 class _Tokenizer(_Part):
-    tokenizer_class: str | None = None
+    """Of the classes that are named here the first is loaded; the last two are any tokenizer that its files describe."""
+
+    tokenizer_class: (
+        Literal["Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"] | None
+    ) = None
+    auto_map: None = None
     chat_template: str | list[dict[str, str]] | dict[str, str] | None = None
     model_max_length: Annotated[float, Field(gt=0)] | None = None
     padding_side: str | None = None
@@ -131,12 +136,69 @@ class _Tokenizer(_Part):
     unk_token: str | dict[str, Any] | None = None
 
 
-TOKENIZER_FILE = "tokenizer_config.json"
+# How text is split before pairs are merged. An expression of somebody else's may take for ever.
+SPLITTING = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class _Pattern(_Part):
+    Regex: Literal[SPLITTING]  # type: ignore[valid-type]  # noqa: N815
+
+
+class _Split(_Part):
+    type: Literal["Split"]
+    pattern: _Pattern
+    behavior: Literal["Isolated"]
+    invert: Literal[False] = False
+
+
+class _Bytes(_Part):
+    type: Literal["ByteLevel"]
+
+
+class _BytesOfWords(_Bytes):
+    add_prefix_space: Literal[False]
+    use_regex: Literal[False]
+
+
+class _Splitting(_Part):
+    type: Literal["Sequence"]
+    pretokenizers: Annotated[tuple[_Split, _BytesOfWords], Strict(False)]
+
+
+class _NothingAround(_Part):
+    """A text's tokens as they are; others put more before and behind them, in any number."""
+
+    type: Literal["TemplateProcessing"]
+    single: Annotated[list[dict[Literal["Sequence"], Any]], Field(max_length=1)]
+
+
+class _Normal(_Part):
+    type: Literal["NFC"]
+
+
+class _Merging(_Part):
+    type: Literal["BPE"] = "BPE"
+
+
+class _TokenizerSteps(_Part):
+    """What Qwen2Tokenizer does whatever stands here; of anything else that is asked for it would do nothing, unsaid."""
+
+    normalizer: _Normal
+    pre_tokenizer: _Splitting
+    model: _Merging
+    post_processor: Annotated[_Bytes | _NothingAround, Field(discriminator="type")] | None = None
+    decoder: _Bytes | None = None
+
+
+TOKENIZER_FILE, STEPS_FILE = "tokenizer_config.json", "tokenizer.json"
 PARTS: Mapping[str, tuple[str, type[_Part]]] = {
     "transformer": ("config.json", _Transformer),
     "vae": ("config.json", _Vae),
     "mllm": ("config.json", _TextEncoder),
     "processor": (TOKENIZER_FILE, _Tokenizer),
+    "tokenizer": (STEPS_FILE, _TokenizerSteps),
     "scheduler": ("scheduler_config.json", _Scheduler),
 }
 
@@ -162,3 +224,17 @@ def read_part(folder: Path, part: str) -> dict[str, Any]:
         said = f"{key}: {json.dumps(first['input'])[:80]} is not allowed: {message}" if key else message
         raise ValueError(f"{folder / name}: {said}. Take the file from where the weights are from.") from None
     return content
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Reads what the files of a tokenizer say of it, but for its words.
+
+    Raises:
+        ValueError: as read_part does, and where there are no words: the library would make a tokenizer without any.
+    """
+    if (folder / TOKENIZER_FILE).is_file():
+        read_part(folder, "processor")
+    if (folder / STEPS_FILE).is_file():
+        read_part(folder, "tokenizer")
+    elif not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise ValueError(f"{folder}: holds no tokenizer: neither {STEPS_FILE} nor vocab.json and merges.txt.")

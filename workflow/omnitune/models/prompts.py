@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.errors import reason_of
-from omnitune.io.part_configs import TOKENIZER_FILE, read_part
+from omnitune.io.part_configs import TOKENIZER_FILE, check_tokenizer
 from omnitune.io.weights import read_json, require_json
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
@@ -37,32 +37,17 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def _tokenizer(source: Path) -> Any:
-    """The tokenizer of a folder; ValueError for one that needs code of its own, which is neither run nor asked for."""
-    library = _tokenizer_class(source)
+    """The tokenizer of a folder: of the published class, whose steps are its own; no code of the folder runs."""
+    check_tokenizer(source)
+    from transformers import Qwen2Tokenizer
+
     try:
-        return library.from_pretrained(source, trust_remote_code=False)
+        return Qwen2Tokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the library raises anything where files are missing or do not fit
-        if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"{source / TOKENIZER_FILE}: `auto_map` names code in this folder, which is never run. "
-                "Take a tokenizer of a class that the library has."
-            ) from None
         raise ValueError(
             f"{source}: its tokenizer cannot be loaded ({type(error).__name__}: {reason_of(error)[:300]}). "
             "Name a pipeline folder with processor/."
         ) from error
-
-
-def _tokenizer_class(source: Path) -> Any:
-    """The class that the folder names; the published one is taken directly, as AutoTokenizer imports torch."""
-    name = read_part(source, "processor").get("tokenizer_class") if (source / TOKENIZER_FILE).is_file() else None
-    if name in {"Qwen2Tokenizer", "Qwen2TokenizerFast"}:
-        from transformers import Qwen2Tokenizer
-
-        return Qwen2Tokenizer
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
 
 
 def tokenizer_of(processor: Any) -> Any:

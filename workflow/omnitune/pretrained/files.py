@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omnitune.config.options import ModelOptions
-from omnitune.io.part_configs import TOKENIZER_FILE, read_part
+from omnitune.io.part_configs import TOKENIZER_FILE, check_tokenizer, read_part
 from omnitune.io.places import is_local
 from omnitune.io.weights import require_json, require_weights
 from omnitune.paths import require_safe
@@ -107,7 +107,7 @@ def _read_configs(folder: Path, part: str) -> None:
     if part != "processor":
         read_part(folder, part)
     if part in {"processor", "mllm"} and (folder / TOKENIZER_FILE).is_file():
-        read_part(folder, "processor")
+        check_tokenizer(folder)
 
 
 def local_files(name: str) -> list[Path]:

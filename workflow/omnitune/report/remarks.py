@@ -19,6 +19,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
         _baselines(evaluation),
         _sets(evaluation),
         _not_measured(evaluation),
+        _left_out(evaluation),
         _judges(evaluation),
         _votes(evaluation),
     )
@@ -55,6 +56,19 @@ def _not_measured(evaluation: Evaluation) -> Iterator[str]:
     for step in evaluation.steps:
         for measure, reason in evaluation.scores[step].get("not_measured", {}).items():
             yield f"Not measured: {MEASURES[measure].label} ({reason})."
+
+
+def _left_out(evaluation: Evaluation) -> Iterator[str]:
+    """What the layout for the format's own scorer lacks."""
+    prompts = evaluation.entry.prompts if evaluation.entry.benchmark.export else ()
+    for step in evaluation.steps if prompts else ():
+        lost = {prompt.line_key for prompt in prompts if evaluation.image(step, prompt.key) is None}
+        if lost:
+            total = len({prompt.line_key for prompt in prompts})
+            yield (
+                f"Images for the official scorer, {step.label}: {len(lost)} of {total} prompts lack some that failed. Where it "
+                "takes those of a prompt as one, the prompt is left out."
+            )
 
 
 def _judges(evaluation: Evaluation) -> Iterator[str]:

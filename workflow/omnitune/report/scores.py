@@ -75,18 +75,25 @@ def values_of(
     """(values, measured): [steps, prompts], NaN where one is missing, and which prompts are asked for the measure.
 
     Of a prompt with several images it is their mean: they are no prompts of their own, which would narrow intervals.
+    One whose images all failed is asked for what others of its task type are.
     """
     keys: dict[str, list[str]] = {}
+    kinds: dict[str, str] = {}
     for prompt in evaluation.entry.prompts:
         if task in (ALL, prompt.task):
             keys.setdefault(prompt.line_key, []).append(prompt.key)
+            kinds[prompt.line_key] = prompt.task_type
     by_key = [{row["key"]: row for row in evaluation.scores[step]["per_prompt"]} for step in steps]
     found = [
         [[rows[key][measure] for key in own if measure in rows.get(key, ())] for own in keys.values()]
         for rows in by_key
     ]
     values = np.array([[_mean(own) for own in row] for row in found], dtype=float)
-    return values, np.array([any(own) for own in zip(*found, strict=True)], dtype=bool)
+    measured = [any(own) for own in zip(*found, strict=True)]
+    asked = {kind for kind, known in zip(kinds.values(), measured, strict=True) if known}
+    failed = [all("failed" in rows.get(key, ()) for rows in by_key for key in own) for own in keys.values()]
+    lost = [gone and kind in asked for gone, kind in zip(failed, kinds.values(), strict=True)]
+    return values, np.array(measured, dtype=bool) | np.array(lost, dtype=bool)
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -6,8 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from omnitune.errors import Refused
-from omnitune.io.jsonl import read_objects
+from omnitune.io.jsonl import read_objects, shown
 from omnitune.io.storage import is_url, redact
+from omnitune.paths import path_problem
 from omnitune.validation.row import check_row
 
 
@@ -57,6 +58,8 @@ def _place(name: str, folder: Path, where: str) -> Path:
         raise ValueError(
             f"{where}: the image {redact(name)!r} is a URL, which is not read here. Fetch it and name the file."
         )
+    if problem := path_problem(name):
+        raise ValueError(f"{where}: the image {shown(name)} {problem}.")
     tried = list(dict.fromkeys((folder / name, Path(name))))
     for path in tried:
         if path.exists():

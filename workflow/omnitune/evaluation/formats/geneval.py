@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from omnitune.config import Benchmark
 from omnitune.evaluation.formats.source import LaidOut, Layout, SourcePrompt, prompts_file, text_of
-from omnitune.io.jsonl import read_objects
+from omnitune.io.jsonl import MAX_NESTING, is_deeper, read_objects
 
 
 def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
@@ -16,6 +16,8 @@ def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:
     path = prompts_file(benchmark)
     for number, (line, content) in enumerate(read_objects(path)):
         where = f"{path}:{line}"
+        if is_deeper(content, MAX_NESTING - 1):  # it becomes a part of our own line
+            raise ValueError(f"{where}: nested more than {MAX_NESTING - 1} levels deep.")
         instruction, tag = text_of(content, "prompt", where), text_of(content, "tag", where)
         yield SourcePrompt(where, path, f"{number:05d}", "t2i", instruction, tag, official=content)
 
