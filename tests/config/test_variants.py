@@ -57,6 +57,7 @@ def test_a_section_may_be_set_to_null() -> None:
         ({"extends": "missing.yml"}, r"v\.yml: extends: 'missing\.yml' leads to missing\.yml, which is no file"),
         ({"extends": ["base.yml"]}, r"v\.yml: extends: \['base\.yml'\] is not allowed: needs the path of one"),
         ({"extends": "./v.yml"}, r"v\.yml: extends: files extend each other in a circle: v\.yml -> v\.yml\. Take one"),
+        ({"extends": "0.yml"}, r"v\.yml: extends: leads through more than 32 files"),
         ({"extends": "back.yml"}, r"back\.yml: extends: .*circle: v\.yml -> back\.yml -> v\.yml"),
         ({"extends": "base.yml"}, r"v\.yml: 1 problem\n  - name: is required and missing"),
         ({"extends": "wrong.yml", "name": "v"}, r"train\.lerning_rate: unknown key\. .* It stands in wrong\.yml"),
@@ -67,6 +68,8 @@ def test_mistakes_name_the_file_that_they_stand_in(content: dict[str, Any], mess
     options("base.yml", changed())
     options("wrong.yml", changed(train={"lerning_rate": 0.5}))
     options("back.yml", {"extends": "v.yml"})
+    for number in range(33):
+        options(f"{number}.yml", {"extends": f"{number + 1}.yml"})
     with pytest.raises(ConfigError, match=message):
         ExperimentOptions.load(options("v.yml", content))
 

@@ -1,6 +1,7 @@
 """`omnitune generate`: one instruction or a list, adapters with strengths, options that do not go together."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from helpers.pipelines import build_pipeline
 from omnitune.cli import app
 from omnitune.evaluation.prompts import read_instructions
+from omnitune.io.files import sha256_of
 from omnitune.models import lora_config, lora_state_dict, save_lora
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -51,6 +53,35 @@ def test_several_images_lie_side_by_side_and_inputs_may_be_a_folder(base: Path, 
         Image.new("RGB", (32, 32)).save(tmp_path / "inputs" / f"{number}.png")
     with pytest.raises(ValueError, match="--input_image_path: 6 images; the model takes at most 5"):
         drawn(base, tmp_path, *options)
+
+
+def test_numbers_that_are_not_finite_are_no_picture(base: Path, tmp_path: Path) -> None:
+    """Of weights that are finite themselves: such pictures would be black, and look like success."""
+    model = build_pipeline().transformer
+    model.add_adapter(lora_config(2))
+    huge = {name: torch.full_like(value, 1e30) for name, value in lora_state_dict(model).items()}
+    save_lora(tmp_path / "huge", huge, None)
+    options = ["--transformer_lora_path", tmp_path / "huge"]
+    with pytest.raises(ValueError, match="no image was drawn: their numbers are not finite"):
+        drawn(base, tmp_path, *options)
+    (tmp_path / "list.txt").write_text("a cat\na dog\n")
+    with pytest.raises(ValueError, match=r"2 of 2 images were not drawn \(00001, 00002\): their numbers are not"):
+        drawn(base, tmp_path, *options, "--prompts", tmp_path / "list.txt", "--output_image_path", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_weights_are_what_their_manifest_says(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "transformer"
+    shutil.copytree(base / "transformer", folder)
+    hashes = {path.name: {"sha256": sha256_of(path)} for path in folder.iterdir()}
+    (folder / "conversion.json").write_text(json.dumps({"files": hashes}))
+    drawn(base, tmp_path, "--transformer_path", folder)
+    weights = next(folder.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-64:] = bytes(64)
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"\.safetensors: is not what was written \(its SHA-256 differs from .*conv"):
+        drawn(base, tmp_path, "--transformer_path", folder)
 
 
 def test_adapters_have_strengths(base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.projects import sha256, write
+from omnitune.errors import ConfigError
 from omnitune.pretrained.weights import check_weights, weights_hash
 from omnitune.sharding.digests import index_metadata, update_digest
+from omnitune.sharding.index import ShardIndex
+from omnitune.sharding.index_row import INDEX_SCHEMA
+from omnitune.sharding.write_index import write_index
 
 pytestmark = pytest.mark.unit
 
@@ -58,3 +63,26 @@ def test_the_hash_over_samples_is_the_same_however_rows_are_cut(tmp_path: Path) 
     for batch in rows.to_batches(max_chunksize=2):
         update_digest(digest, batch)
     assert digest.hexdigest() == written["sha256"]
+
+
+def test_whatever_an_index_says_of_its_columns_is_a_sentence(tmp_path: Path) -> None:
+    """Each byte of what describes the columns, one after the other: types that the library does not have, too."""
+    part, index = tmp_path / "a-00000.parquet", tmp_path / "index.parquet"
+    row = {
+        "source": "a",
+        "shard": 0,
+        "key": "a_1",
+        "task_type": "t2i",
+        "instruction": "x",
+        "tar": "a-00000.tar",
+        "tar_sha256": "h",
+        "sha256": "1",
+    }
+    pq.write_table(pa.Table.from_pylist([row], INDEX_SCHEMA), part)
+    write_index([part], index)
+    mapped = index.with_suffix(".arrow")
+    whole = mapped.read_bytes()
+    for place in range(len(whole) // 2, len(whole)):
+        mapped.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+        with suppress(ConfigError):
+            ShardIndex(index)

@@ -52,6 +52,7 @@ def written(folder: Path, config: object = None, tensors: dict[str, torch.Tensor
         ({"use_rslora": "yes"}, "use_rslora: 'yes'"),
         ({"layer_replication": [[0, 10**9]]}, "layer_replication: .* not supported"),
         ({"modules_to_save": ["x"]}, "modules_to_save: .* not supported"),
+        ({"peft_type": "XLORA"}, "peft_type: XLORA, which is not supported"),
         ("[" * 100_000, "are no JSON"),
         ("[]", "are no object"),
         ("{", "are no JSON"),
@@ -65,7 +66,7 @@ def test_metadata_of_an_adapter_are_refused(tmp_path: Path, config: object, mess
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
 def test_a_regular_expression_of_an_adapter_is_not_run(tmp_path: Path, key: str) -> None:
     """Which modules are adapted is said by the tensors; against these names, this expression never ends."""
-    config = read_lora(written(tmp_path, {key: r"((\w|\.)+)+!", "lora_alpha": 8}))[1]
+    config = read_lora(written(tmp_path, {key: r"((\w|\.)+)+!", "lora_alpha": 8, "peft_type": "LORA"}))[1]
     assert config is not None
     assert config["lora_alpha"] == 8
     assert config["target_modules"] == sorted({name.rpartition(".lora_")[0] for name in TENSORS})

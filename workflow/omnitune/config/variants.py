@@ -21,6 +21,7 @@ EXTENDS = "extends"
 OWN = ("name", EXTENDS)  # keys that a file does not take from the one that it extends, and no sweep sets
 MAX_NAME = 150  # letters of a variant's name, which names folders and files
 MAX_VARIANTS = 1000
+MAX_LAYERS = 32  # options files that extend each other in a row
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def read_layers(path: Path) -> list[Layer]:
         if following.resolve() in [file.resolve() for file in seen]:
             circle = " -> ".join(map(str, [*seen, following]))
             raise ConfigError(f"{path}: extends: files extend each other in a circle: {circle}. Take one out.")
+        if len(seen) == MAX_LAYERS:
+            raise ConfigError(f"{seen[0]}: extends: leads through more than {MAX_LAYERS} files. Write some into one.")
         path = following
 
 

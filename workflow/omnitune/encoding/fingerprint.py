@@ -43,7 +43,7 @@ def stored_fingerprint(path: Path) -> dict[str, Any] | None:
             with safetensors.safe_open(path, "np") as file:
                 text = (file.metadata() or {}).get(FINGERPRINT, "null")
         found: dict[str, Any] | None = json.loads(text)
-    except (OSError, pa.ArrowInvalid, safetensors.SafetensorError):
+    except (OSError, ValueError, pa.ArrowException, safetensors.SafetensorError):
         return None
     return found
 

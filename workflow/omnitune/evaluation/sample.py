@@ -16,7 +16,9 @@ from omnitune.errors import Refused
 from omnitune.evaluation.generate import generate, load_pipeline
 from omnitune.evaluation.placement import Offload, place
 from omnitune.evaluation.prompts import open_image, read_instructions
+from omnitune.images.resize import to_pil
 from omnitune.io.files import atomic_path, portable, sha256_of
+from omnitune.io.jsonl import read_objects
 from omnitune.io.places import check_url, is_local
 from omnitune.io.storage import is_url
 from omnitune.io.url_limits import fetching
@@ -25,11 +27,15 @@ from omnitune.models import DEFAULT_NEGATIVE_PROMPT, MAX_REFERENCE_IMAGES, OmniG
 from omnitune.models.base_fingerprint import model_fingerprint
 from omnitune.paths import adapter_file
 from omnitune.pretrained.files import PARTS, check_parts
+from omnitune.pretrained.weights import check_weights
 
 logger = logging.getLogger("omnitune")
 
 INSTRUCTION = "A dog running in the park"
 OUTPUT, OUTPUT_FOLDER = Path("output.png"), Path("output")
+NOT_FINITE = (
+    "their numbers are not finite. The weights, or an adapter at this strength, are broken, or --dtype is too narrow."
+)
 WRITTEN = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -110,7 +116,7 @@ def generate_images(asked: Asked) -> list[Path]:
 
     Raises:
         ValueError, OSError: naming the option, for what does not go together or cannot be read; as far as it can be
-            known before weights are loaded.
+            known before weights are loaded. For images whose numbers are not finite, which are not written.
     """
     output = _output(asked)
     prompts = read_instructions(asked.prompts, asked.num_images_per_prompt) if asked.prompts else []
@@ -128,8 +134,18 @@ def generate_images(asked: Asked) -> list[Path]:
     weights = _described(asked, pipeline) if prompts else {}
     _prepare(pipeline, asked)
     if prompts:
-        generate(_settings(asked), prompts, pipeline, output, weights=weights, name=output.name)
-        return [output / "images" / f"{prompt.key}.png" for prompt in prompts]
+        rows = [
+            row
+            for _, row in read_objects(
+                generate(_settings(asked), prompts, pipeline, output, weights=weights, name=output.name)
+            )
+        ]
+        failed = [row["key"] for row in rows if row["image"] is None]
+        if failed:
+            raise ValueError(
+                f"{len(failed)} of {len(rows)} images were not drawn ({', '.join(failed[:10])}): {NOT_FINITE}"
+            )
+        return [output / row["image"] for row in rows]
     return _save(_draw(pipeline, asked, inputs), output)
 
 
@@ -179,18 +195,24 @@ def _input_places(places: Sequence[str]) -> list[str]:
 
 
 def _check_weights(asked: Asked) -> None:
-    """Raises ValueError, naming the option, for weights that are not there or damaged, before any are loaded."""
+    """Raises ValueError, naming the option, for weights that are not there or damaged, before any are loaded; naming the
+    file, for what is not what its manifest says."""
+    folders: list[Path] = []
     if is_local(asked.model_path, "--model_path"):
         parts = [part for part in PARTS if part != "transformer" or asked.transformer_path is None]
         check_parts(Path(asked.model_path), parts, "--model_path")
+        folders += [Path(asked.model_path) / part for part in parts]
     if asked.transformer_path is not None:
         try:
             require_weights(asked.transformer_path)
         except ValueError as error:
             raise ValueError(f"--transformer_path: {error}") from None
+        folders.append(asked.transformer_path)
     for lora, _ in asked.adapters:
         if is_local(str(lora), "--transformer_lora_path"):
             read_header(adapter_file(str(lora)))
+            folders.append(adapter_file(str(lora)).parent)
+    check_weights(folders)
 
 
 def _prepare(pipeline: OmniGen2Pipeline, asked: Asked) -> None:
@@ -269,9 +291,11 @@ def _draw(pipeline: OmniGen2Pipeline, asked: Asked, inputs: list[Image.Image]) -
         max_input_image_side_length=asked.max_input_image_side_length,
         num_images_per_prompt=asked.num_images_per_prompt,
         generator=torch.Generator().manual_seed(asked.seed),
-        output_type="pil",
+        output_type="pt",
     )
-    return list(output.images)
+    if not all(image.isfinite().all() for image in output.images):
+        raise ValueError(f"no image was drawn: {NOT_FINITE}")
+    return [to_pil(2 * image - 1) for image in output.images]
 
 
 def _save(images: Sequence[Image.Image], path: Path) -> list[Path]:

@@ -143,7 +143,7 @@ SPLITTING = (
 
 
 class _Pattern(_Part):
-    Regex: Literal[SPLITTING]  # type: ignore[valid-type]  # noqa: N815
+    Regex: Literal[SPLITTING]  # type: ignore[valid-type]
 
 
 class _Split(_Part):

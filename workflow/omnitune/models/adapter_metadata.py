@@ -16,7 +16,7 @@ NUMBERS = ("lora_alpha", "alpha_pattern", "use_rslora")
 # What changes nothing in an adapter that is loaded, or is read from the tensors.
 UNUSED = {
     "r", "rank_pattern", "target_modules", "use_dora", "exclude_modules", "lora_dropout", "init_lora_weights",
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
 }  # fmt: skip
 MODULE_END = re.compile(r"\^?[A-Za-z0-9_.]+")
 

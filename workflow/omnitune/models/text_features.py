@@ -39,7 +39,8 @@ def encode_text(
         features [B, L, D] in the model's dtype and mask [B, L] (int64, 1 at tokens), padded right to the longest.
 
     Raises:
-        ValueError: when instructions are empty or drop has another length.
+        ValueError: when instructions are empty or drop has another length; for a tokenizer with words that the model does
+            not know.
     """
     tokenizer = tokenizer_of(tokenizer)
     drops = [drop] * len(instructions) if isinstance(drop, bool) else list(drop)
@@ -56,6 +57,12 @@ def encode_text(
         chats, padding="longest", padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
     )
     model = text_model_of(mllm)
+    known = model.get_input_embeddings().num_embeddings
+    if int(tokens.input_ids.max()) >= known:
+        raise ValueError(
+            f"the tokenizer has words that the text encoder, of {known}, does not know: they are of two models. Take "
+            "processor/ and mllm/ from one."
+        )
     device = next(model.parameters()).device if device is None else device
     mask = tokens.attention_mask.to(device)
     output = model(input_ids=tokens.input_ids.to(device), attention_mask=mask, use_cache=False)

@@ -51,7 +51,7 @@ class ShardIndex:
         try:
             self._batch, number = _open(self.path)
             self._first_rows, self._sources = _layout(self._batch(k) for k in range(number))
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ConfigError(f"{self.path}: cannot be read as an index ({error}). {REBUILD}.") from None
 
     @classmethod
@@ -183,7 +183,7 @@ class ShardIndex:
         """The same; ValueError for rows whose texts and lists lie outside of the file, which would end the process."""
         try:
             rows.validate(full=True)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise ValueError(f"{self.path}: is damaged ({error}). {REBUILD}.") from None
         return rows
 
