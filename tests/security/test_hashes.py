@@ -66,7 +66,7 @@ def test_the_hash_over_samples_is_the_same_however_rows_are_cut(tmp_path: Path) 
 
 
 def test_whatever_an_index_says_of_its_columns_is_a_sentence(tmp_path: Path) -> None:
-    """Each byte of what describes the columns, one after the other: types that the library does not have, too."""
+    """Each byte of what describes a column, one after the other: types that the library does not have, too."""
     part, index = tmp_path / "a-00000.parquet", tmp_path / "index.parquet"
     row = {
         "source": "a",
@@ -82,7 +82,7 @@ def test_whatever_an_index_says_of_its_columns_is_a_sentence(tmp_path: Path) -> 
     write_index([part], index)
     mapped = index.with_suffix(".arrow")
     whole = mapped.read_bytes()
-    for place in range(len(whole) // 2, len(whole)):
+    for place in range(len(whole) - 130, len(whole)):
         mapped.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
         with suppress(ConfigError):
             ShardIndex(index)
