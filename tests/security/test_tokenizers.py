@@ -1,4 +1,4 @@
-"""Tokenizers of strangers: steps that never end, or make text of any size, are refused before a library compiles them."""
+"""Tokenizers of strangers: steps that never end, or make text of any size, are refused before they are compiled."""
 
 import json
 import time

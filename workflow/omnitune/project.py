@@ -159,7 +159,8 @@ class Project:
             key = f"{where}: reports.{name}"
             if not names_folder(name):
                 raise ConfigError(
-                    f"{key}: {name!r} names a folder; take letters, digits, `_`, `-` and `.`, at most {MAX_NAME_BYTES} bytes."
+                    f"{key}: {name!r} names a folder; take letters, digits, `_`, `-` and `.`, at most "
+                    f"{MAX_NAME_BYTES} bytes."
                 )
             if name in (self.swept, *self.experiments):
                 raise ConfigError(f"{key}: an experiment or the sweep has this name already. Take another.")

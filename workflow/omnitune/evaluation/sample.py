@@ -195,8 +195,10 @@ def _input_places(places: Sequence[str]) -> list[str]:
 
 
 def _check_weights(asked: Asked) -> None:
-    """Raises ValueError, naming the option, for weights that are not there or damaged, before any are loaded; naming the
-    file, for what is not what its manifest says."""
+    """Raises ValueError, naming the option, for weights that are not there or damaged, before any are loaded.
+
+    Naming the file, for what is not what its manifest says.
+    """
     folders: list[Path] = []
     if is_local(asked.model_path, "--model_path"):
         parts = [part for part in PARTS if part != "transformer" or asked.transformer_path is None]

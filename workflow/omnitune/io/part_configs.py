@@ -119,7 +119,7 @@ class _Scheduler(_Part):
 
 
 class _Tokenizer(_Part):
-    """Of the classes that are named here the first is loaded; the last two are any tokenizer that its files describe."""
+    """Of these classes the first is loaded; the last two are any tokenizer that its files describe."""
 
     tokenizer_class: (
         Literal["Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"] | None

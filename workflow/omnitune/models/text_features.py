@@ -39,8 +39,8 @@ def encode_text(
         features [B, L, D] in the model's dtype and mask [B, L] (int64, 1 at tokens), padded right to the longest.
 
     Raises:
-        ValueError: when instructions are empty or drop has another length; for a tokenizer with words that the model does
-            not know.
+        ValueError: when instructions are empty or drop has another length; for a tokenizer with words that the model
+            does not know.
     """
     tokenizer = tokenizer_of(tokenizer)
     drops = [drop] * len(instructions) if isinstance(drop, bool) else list(drop)

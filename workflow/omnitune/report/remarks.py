@@ -66,8 +66,8 @@ def _left_out(evaluation: Evaluation) -> Iterator[str]:
         if lost:
             total = len({prompt.line_key for prompt in prompts})
             yield (
-                f"Images for the official scorer, {step.label}: {len(lost)} of {total} prompts lack some that failed. Where it "
-                "takes those of a prompt as one, the prompt is left out."
+                f"Images for the official scorer, {step.label}: {len(lost)} of {total} prompts lack some that failed. "
+                "Where it takes those of a prompt as one, the prompt is left out."
             )
 
 
