@@ -237,4 +237,7 @@ def check_tokenizer(folder: Path) -> None:
     if (folder / STEPS_FILE).is_file():
         read_part(folder, "tokenizer")
     elif not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        raise ValueError(f"{folder}: holds no tokenizer: neither {STEPS_FILE} nor vocab.json and merges.txt.")
+        raise ValueError(
+            f"{folder}: holds no tokenizer: neither {STEPS_FILE} nor vocab.json and merges.txt. Name a pipeline folder "
+            "with processor/."
+        )
