@@ -80,6 +80,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "pattern": pattern,
     "mixture in a mixture": inner,
     "benchmark": lambda name: load_config(written("b.yml", {"prompts": name}), Benchmark),
+    "baseline": lambda name: load_config(written("b.yml", {"prompts": "p.jsonl", "baselines": {"a": name}}), Benchmark),
     "extends": extends,
     "experiments": partial(workflow, "experiments"),
     "benchmarks": partial(workflow, "benchmarks"),

@@ -170,7 +170,7 @@ class Benchmark(Section):
     ] = []
 
     baselines: Annotated[
-        dict[str, str],
+        dict[str, PathText],
         Field(
             description="Rows beside the base and the checkpoints, by the name that they have in the report: folders "
             "of other pipelines, or of transformers in the published layout, which take the place of the base's. "
