@@ -77,6 +77,22 @@ def judge_images(
         ValueError: see Endpoint.
     """
     questions = _questions(judge, prompts, rows, folder, answers)
+    found = _answered(judge, questions, pause)
+    by_key: dict[str, list[Answer | MissingError]] = {row["key"]: [] for row in rows}  # nothing of an image that failed
+    for question in questions:
+        by_key[question.key].append(found[question.name])
+    lines = [_line(judge, row, by_key[row["key"]]) for row in rows]
+    write_text(output, "".join(map(json_line, lines)))
+    missing = sum(len(line["missing"]) for line in lines)
+    if missing:
+        logger.warning(
+            "judge %s: %d of %d answers are missing. To ask for them again: snakemake --cores 2 --force %s",
+            *(judge.name, missing, len(questions), output),
+        )
+
+
+def _answered(judge: Judge, questions: Sequence[_Question], pause: float) -> dict[str, Answer | MissingError]:
+    """The answer to each question, by its name: the kept one, or the judge's, which is then kept."""
     found: dict[str, Answer | MissingError] = {
         question.name: answer for question in questions if (answer := _kept(question.place)) is not None
     }
@@ -92,17 +108,7 @@ def judge_images(
         if left:
             asked = {name: question.messages for name, question in left.items()}
             asyncio.run(ask_all(Endpoint(judge, pause), asked, take))
-    by_key: dict[str, list[Answer | MissingError]] = {row["key"]: [] for row in rows}  # nothing of an image that failed
-    for question in questions:
-        by_key[question.key].append(found[question.name])
-    lines = [_line(judge, row, by_key[row["key"]]) for row in rows]
-    write_text(output, "".join(map(json_line, lines)))
-    missing = sum(len(line["missing"]) for line in lines)
-    if missing:
-        logger.warning(
-            "judge %s: %d of %d answers are missing. To ask for them again: snakemake --cores 2 --force %s",
-            *(judge.name, missing, len(questions), output),
-        )
+    return found
 
 
 def read_judgements(judge: Judge, path: Path, rows: Sequence[Row]) -> list[Row]:

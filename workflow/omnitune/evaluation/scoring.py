@@ -43,21 +43,44 @@ def score(
         judgements: by the name of a judge what `judge_images` has written, for each of the benchmark's judges.
 
     Returns:
-        The content of scores.json: benchmark, step, ema, protocol, weights, prompts (number), missing (images that
-        failed, which no mean counts), means over images, loss_by_time ([time, loss] pairs), judges (of each what
-        `summed_up` says), sets (figures of all images together, from `measure_sets`), not_measured (by measure why:
-        its model is not there, or there are too few images), per_prompt, the hash of generations.jsonl, and a seal over
-        all of it. A measure that no prompt can have is left out.
+        The content of scores.json: benchmark, step, ema, baseline (where it is one), protocol, weights, what `_scores`
+        gives, the hash of generations.jsonl, and a seal over all of it.
 
     Raises:
         ValueError: for prompts without generation, missing or changed images, or parts of another protocol or other
-        weights.
+            weights.
     """
     protocol = protocol_fingerprint(benchmark, prompts)
     rows = read_parts(parts, prompts, protocol, weights)
     for row in rows:
         require_drawn(output, row)
-    judged = [(judge, read_judgements(judge, (judgements or {})[judge.name], rows)) for judge in benchmark.judges]
+    baseline = {"baseline": step.baseline} if step.baseline else {}
+    whose = {"benchmark": name, "step": step.number, "ema": step.ema, **baseline}
+    made = {"protocol": protocol, "weights": weights}
+    scores = {**whose, **made, **_scores(benchmark, prompts, rows, output, judgements or {})}
+    generations = output / GENERATIONS_FILE
+    with lock_folder(output):
+        write_text(generations, "".join(map(json_line, rows)))
+        content = sealed({**scores, "generations_sha256": sha256_of(generations)})
+        write_json(output / SCORES_FILE, content)
+    return content
+
+
+def _scores(
+    benchmark: Benchmark,
+    prompts: Sequence[Prompt],
+    rows: Sequence[dict[str, Any]],
+    output: Path,
+    judgements: Mapping[str, Path],
+) -> dict[str, Any]:
+    """What images reach.
+
+    prompts (number), missing (images that failed, which no mean counts), means over images, loss_by_time ([time, loss]
+    pairs), judges (of each what `summed_up` says), sets (figures of all images together, from `measure_sets`),
+    not_measured (by measure why: its model is not there, or there are too few images), and per_prompt. A measure that
+    no prompt can have is left out.
+    """
+    judged = [(judge, read_judgements(judge, judgements[judge.name], rows)) for judge in benchmark.judges]
     models, absent = load_models(benchmark)
     measured = partial(_measured, benchmark, output, models)
     per_prompt = [measured(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
@@ -68,13 +91,7 @@ def score(
         (output / row["image"], p.target) for p, row in zip(prompts, rows, strict=True) if row["image"] and p.target
     ]
     sets, too_few = measure_sets(benchmark.measured, models, drawn)
-    scores = {
-        "benchmark": name,
-        "step": step.number,
-        "ema": step.ema,
-        **({"baseline": step.baseline} if step.baseline else {}),
-        "protocol": protocol,
-        "weights": weights,
+    return {
         "prompts": len(prompts),
         "missing": sum("failed" in row for row in per_prompt),
         "means": _means(per_prompt),
@@ -84,12 +101,6 @@ def score(
         "not_measured": {**absent, **too_few},
         "per_prompt": per_prompt,
     }
-    generations = output / GENERATIONS_FILE
-    with lock_folder(output):
-        write_text(generations, "".join(map(json_line, rows)))
-        content = sealed({**scores, "generations_sha256": sha256_of(generations)})
-        write_json(output / SCORES_FILE, content)
-    return content
 
 
 def read_parts(

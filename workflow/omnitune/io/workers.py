@@ -58,21 +58,28 @@ def ordered_map(
     if workers == 1 and not may_fork:
         yield from ([function(item) for item in items] for items in portions)
         return
-    source, waiting = iter(portions), deque[_Portion[ItemT, ResultT]]()
     with _pool(function, workers, may_fork) as pool:
-        while True:
-            while len(waiting) <= workers * WAITING_PER_WORKER and pool.has_idle():
-                items = next(source, None)
-                if items is None:
-                    break
-                waiting.append(_Portion(items))
-                pool.give(waiting[-1])
-            if not waiting:
-                return
-            if waiting[0].is_done():
-                yield waiting.popleft().results
-            else:
-                pool.advance(died)
+        yield from _in_order(pool, iter(portions), died)
+
+
+def _in_order(
+    pool: "_Pool", source: Iterator[Sequence[ItemT]], died: Callable[[ItemT, int], ResultT]
+) -> Iterator[list[ResultT]]:
+    """Keeps the workers of a pool at work, and yields the results of each portion in its turn."""
+    waiting = deque[_Portion[ItemT, ResultT]]()
+    while True:
+        while len(waiting) <= pool.size * WAITING_PER_WORKER and pool.has_idle():
+            items = next(source, None)
+            if items is None:
+                break
+            waiting.append(_Portion(items))
+            pool.give(waiting[-1])
+        if not waiting:
+            return
+        if waiting[0].is_done():
+            yield waiting.popleft().results
+        else:
+            pool.advance(died)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,11 +69,8 @@ def write_shard(
         OSError: where a disk or a service fails.
     """
     source, shard = parse_shard(tar)
-    with Path(manifest).open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    note = limits.note(max((len(row["input_images"]) for row in rows), default=0))
-    if note:
-        logger.warning("%s: %s", manifest, note)
+    name = str(tar) if storage.is_url(tar) else Path(tar).name
+    rows = _read_rows(manifest, limits)
     held = lock(
         Path(index).with_name(f".{Path(index).stem}.lock"),
         f"{tar}: another process is writing this shard. Wait for it or stop it.",
@@ -83,14 +80,27 @@ def write_shard(
             with MemberWriter(temporary) as members:
                 prepare = partial(prepared_images, limits=limits, urls=urls, image_root=image_root)
                 samples = _add_samples(members, rows, prepare, workers)
-            name = str(tar) if storage.is_url(tar) else Path(tar).name
-            facts = {"source": source, "shard": shard, "tar": name}
-            facts |= {"tar_bytes": temporary.stat().st_size, "tar_sha256": sha256_of(temporary)}
-        schema = INDEX_SCHEMA.with_metadata({LIMITS: json.dumps(asdict(limits))})
-        with atomic_path(Path(index)) as temporary, ParquetRows(temporary, schema) as index_rows:
-            for sample in samples:
-                index_rows.append({**sample, **facts})
+            size, digest = temporary.stat().st_size, sha256_of(temporary)
+        facts = {"source": source, "shard": shard, "tar": name, "tar_bytes": size, "tar_sha256": digest}
+        _write_rows(index, limits, ({**sample, **facts} for sample in samples))
     return len(rows)
+
+
+def _read_rows(manifest: Path, limits: ImageLimits) -> list[dict[str, Any]]:
+    """The rows of a manifest; says in the log what the limits will do to their images."""
+    with Path(manifest).open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    note = limits.note(max((len(row["input_images"]) for row in rows), default=0))
+    if note:
+        logger.warning("%s: %s", manifest, note)
+    return rows
+
+
+def _write_rows(index: Path, limits: ImageLimits, rows: Iterable[dict[str, Any]]) -> None:
+    schema = INDEX_SCHEMA.with_metadata({LIMITS: json.dumps(asdict(limits))})
+    with atomic_path(Path(index)) as temporary, ParquetRows(temporary, schema) as written:
+        for row in rows:
+            written.append(row)
 
 
 def _add_samples(
