@@ -73,7 +73,7 @@ def padded_forward(
     parts = [[tokens[:length]] for tokens, length in zip(text, lengths, strict=True)]
     if "reference" in packings:
         owners = [sample for sample, refs in enumerate(references) for _ in refs]
-        tokens = model._embed_references([latent for refs in references for latent in refs], references)
+        tokens = model._embed_references(references)
         tokens = padded(tokens, packings["reference"].lengths)
         tokens = run(model.ref_image_refiner, tokens, layouts["reference"], temb[owners])
         for owner, sequence, length in zip(owners, tokens, packings["reference"].lengths, strict=True):

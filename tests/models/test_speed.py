@@ -20,8 +20,8 @@ from helpers.tiny import TRANSFORMER
 from omnitune.models import OmniGen2Transformer2DModel, attention
 from omnitune.models.float8 import convert_to_float8
 from omnitune.models.lora import TARGET_MODULES
-from omnitune.models.packing import Packing
-from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock, scaled_by_rows
+from omnitune.models.packing import Packing, scaled_by_rows
+from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,6 @@ their guidance predictions, share one transformer call per step.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +23,16 @@ from omnitune.io.files import write_json
 from omnitune.io.places import is_local
 
 from .components import COMPONENTS, LOADERS, model_index
+from .guidance import Branches, Sample
 from .lora import OmniGen2LoraLoaderMixin
+from .pipeline_inputs import Features, ImageList, Reference, check_outputs, count_prompts, images_per_prompt, one_each
 from .scheduler import OmniGen2FlowMatchScheduler
-from .step_cache import Branch, OmniGen2StepCacheMixin
-from .text_features import encode_text
-from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel
+from .step_cache import OmniGen2StepCacheMixin
+from .text_features import encode_text, unpadded
+from .transformer_omnigen2 import OmniGen2Transformer2DModel
 
 DEFAULT_LATENT_SIDE = 128
-OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-
-Reference = Image.Image | DiagonalGaussianDistribution
-ImageList = list[Reference]
-Features = torch.Tensor
 Callback = Callable[[Any, int, list[float], dict[str, Any]], dict[str, Any] | None]
-
-
-@dataclass
-class _Sample:
-    """One image on its way: what conditions it, where it stands, and the size it was asked in (width, height)."""
-
-    prompt: Features
-    negative: Features
-    references: list[torch.Tensor]
-    latent: torch.Tensor
-    size: tuple[int, int]
-    scheduler: Any
-
-
-@dataclass
-class _Branches:
-    """The predictions of one step, as one ragged batch: (sample and name, text features, references) each."""
-
-    keys: list[Branch] = field(default_factory=list)
-    texts: list[Features] = field(default_factory=list)
-    references: list[list[torch.Tensor]] = field(default_factory=list)
-
-    @property
-    def samples(self) -> list[int]:
-        return [sample for sample, _ in self.keys]
-
-    def add(self, sample: int, name: str, text: Features, references: list[torch.Tensor]) -> None:
-        self.keys.append((sample, name))
-        self.texts.append(text)
-        self.references.append(references)
 
 
 class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepCacheMixin):
@@ -172,7 +138,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
         features, mask = encode_text(
             self.mllm, self.processor, prompt, max_length=max_sequence_length, device=self._execution_device
         )
-        return _unpad(features, mask)
+        return unpadded(features, mask)
 
     def encode_posterior(
         self, image: Image.Image, max_pixels: int = 1024 * 1024, max_side_length: int = 1024
@@ -282,13 +248,10 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             ValueError: naming the argument, its value and what would fit.
         """
         # 1. Check inputs, and bring them to one entry per prompt
-        count = _count_prompts(prompt, prompt_embeds)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type = {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt = {num_images_per_prompt} must be at least 1")
-        images = _images_per_prompt(input_images, count, single=isinstance(prompt, str))
-        generators = _one_each(generator, count * num_images_per_prompt, "generator")
+        count = count_prompts(prompt, prompt_embeds)
+        check_outputs(output_type, num_images_per_prompt)
+        images = images_per_prompt(input_images, count, single=isinstance(prompt, str))
+        generators = one_each(generator, count * num_images_per_prompt, "generator")
         limits = (max_pixels if max_input_image_pixels is None else max_input_image_pixels, max_input_image_side_length)
 
         # 2. Encode texts
@@ -301,13 +264,13 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
         # 3. Sizes, noise, references and a scheduler for each image
         sizes = self._sizes(images, height, width, align_res, max_pixels, limits)
         noises = self._noises(latents, [inner for _, inner in sizes], generators, num_images_per_prompt)
-        samples: list[_Sample] = []
-        for i in range(count):
-            own = slice(i * num_images_per_prompt, (i + 1) * num_images_per_prompt)
-            references = self._references(images[i], generators[own], limits)
-            for noise, drawn in zip(noises[own], references, strict=True):
-                scheduler = self._scheduler_for(noise, None if timesteps else num_inference_steps, timesteps)
-                samples.append(_Sample(texts[i], negatives[i], drawn, noise, sizes[i][0], scheduler))
+        references = self._references(images, generators, limits)
+        schedulers = self._schedulers(noises, num_inference_steps, timesteps)
+        own = [i for i in range(count) for _ in range(num_images_per_prompt)]  # the prompt of each image
+        samples = [
+            Sample(texts[i], negatives[i], references[k], noises[k], sizes[i][0], schedulers[k])
+            for k, i in enumerate(own)
+        ]
 
         # 4. Steps, and decoding
         scales = (text_guidance_scale, image_guidance_scale)
@@ -318,7 +281,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
 
     def _denoise(
         self,
-        samples: list[_Sample],
+        samples: list[Sample],
         scales: tuple[float, float],
         cfg_range: tuple[float, float],
         attention_kwargs: dict[str, Any] | None,
@@ -341,24 +304,15 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
 
     def _predict(
         self,
-        samples: list[_Sample],
+        samples: list[Sample],
         times: list[float],
         scales: tuple[float, float],
         exact: bool,
         attention_kwargs: dict[str, Any] | None,
     ) -> list[torch.Tensor]:
         """Guided velocity of every sample, from one transformer call; with `exact` no cache stands in for layers."""
-        text_scale, image_scale = scales
-        branches = _Branches()
-        for i, sample in enumerate(samples):
-            branches.add(i, "full", sample.prompt, sample.references)
-        for i, sample in enumerate(samples):
-            if text_scale > 1:
-                branches.add(i, "none", sample.negative, [])
-        for i, sample in enumerate(samples):
-            if sample.references and text_scale > 1 and image_scale > 1:
-                branches.add(i, "references", sample.negative, sample.references)
-        features, mask = _pad(branches.texts)
+        branches = Branches.of(samples, *scales)
+        features, mask = branches.padded_texts()
         with self._step(branches.keys, exact):
             outputs = self.transformer(
                 [samples[i].latent for i in branches.samples],
@@ -368,10 +322,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
                 branches.references,
                 attention_kwargs=attention_kwargs,
             ).sample
-        predictions: list[list[torch.Tensor]] = [[] for _ in samples]
-        for i, output in zip(branches.samples, outputs, strict=True):
-            predictions[i].append(output)
-        return [_guide(parts, text_scale, image_scale) for parts in predictions]
+        return branches.guided(outputs, *scales)
 
     def _features(
         self,
@@ -383,7 +334,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
     ) -> list[Features]:
         """Features of one text for all, or of one each, encoding equal texts once; or the given embeddings."""
         if isinstance(embeds, list):
-            return [features.to(self._execution_device) for features in _one_each(embeds, count, "embeddings")]
+            return [features.to(self._execution_device) for features in one_each(embeds, count, "embeddings")]
         if embeds is not None:
             if len(embeds) != count or (mask is not None and mask.shape != embeds.shape[:2]):
                 shape = None if mask is None else tuple(mask.shape)
@@ -391,8 +342,8 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
                     f"embeddings {tuple(embeds.shape)} with mask {shape}: give [{count}, L, D] and [{count}, L]"
                 )
             mask = torch.ones(embeds.shape[:2]) if mask is None else mask
-            return _unpad(embeds.to(self._execution_device), mask)
-        texts = _one_each(text, count, "negative_prompt")
+            return unpadded(embeds.to(self._execution_device), mask)
+        texts = one_each(text, count, "negative_prompt")
         unique = list(dict.fromkeys(texts))
         features = dict(zip(unique, self.encode_prompt(unique, max_length), strict=True))
         return [features[entry] for entry in texts]
@@ -408,8 +359,8 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
     ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """For each prompt the asked and the generated size, (width, height) in pixels; limits are of references."""
         default, count = DEFAULT_LATENT_SIDE * self.vae_scale_factor, len(images)
-        heights = _one_each(default if height is None else height, count, "height")
-        widths = _one_each(default if width is None else width, count, "width")
+        heights = one_each(default if height is None else height, count, "height")
+        widths = one_each(default if width is None else width, count, "width")
         sizes = []
         for own, w, h in zip(images, widths, heights, strict=True):
             if align_res and len(own) == 1:
@@ -427,11 +378,15 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
         return width * self.vae_scale_factor, height * self.vae_scale_factor
 
     def _references(
-        self, images: ImageList, generators: list[torch.Generator | None], limits: tuple[int, int]
+        self, images: list[ImageList], generators: list[torch.Generator | None], limits: tuple[int, int]
     ) -> list[list[torch.Tensor]]:
-        """For each generator, and so for each image of a prompt, latents of all references of the prompt."""
-        draws = [self.encode_image(image, generators, *limits) for image in images]
-        return [[drawn[k] for drawn in draws] for k in range(len(generators))]
+        """For each generator, and so for each image of each prompt, latents of all references of its prompt."""
+        references, each = [], len(generators) // len(images)
+        for i, own in enumerate(images):
+            drawing = generators[i * each : (i + 1) * each]
+            draws = [self.encode_image(image, drawing, *limits) for image in own]
+            references += [[drawn[k] for drawn in draws] for k in range(each)]
+        return references
 
     def _noises(
         self,
@@ -453,13 +408,14 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             raise ValueError(f"latents have the shapes {given}, the images to generate {shapes}: they must be equal")
         return [latent.to(self._execution_device, torch.float32) for latent in latents]
 
-    def _scheduler_for(self, noise: torch.Tensor, steps: int | None, timesteps: list[float] | None) -> Any:
-        # each image has its own: the times depend on its size, and a multistep solver remembers its last step
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, timesteps=timesteps, num_tokens=noise.shape[-2] * noise.shape[-1])
-        return scheduler
+    def _schedulers(self, noises: list[torch.Tensor], steps: int, timesteps: list[float] | None) -> list[Any]:
+        schedulers = [type(self.scheduler).from_config(self.scheduler.config) for _ in noises]
+        for noise, scheduler in zip(noises, schedulers, strict=True):
+            tokens = noise.shape[-2] * noise.shape[-1]
+            scheduler.set_timesteps(None if timesteps else steps, timesteps=timesteps, num_tokens=tokens)
+        return schedulers
 
-    def _output(self, samples: list[_Sample], output_type: str) -> Any:
+    def _output(self, samples: list[Sample], output_type: str) -> Any:
         if output_type == "latent":
             return _stack([sample.latent for sample in samples])
         pixels = [self.decode_latent(sample.latent, sample.size) for sample in samples]
@@ -470,17 +426,6 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             return _stack(pixels)
         arrays = [image.permute(1, 2, 0).cpu().numpy() for image in pixels]
         return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
-
-
-def _guide(predictions: list[torch.Tensor], text_scale: float, image_scale: float) -> torch.Tensor:
-    """Combine (full), (full, none) or (full, none, with references)."""
-    if len(predictions) == 1:
-        return predictions[0]
-    if len(predictions) == 2:
-        full, none = predictions
-        return none + text_scale * (full - none)
-    full, none, reference = predictions
-    return none + image_scale * (reference - none) + text_scale * (full - reference)
 
 
 def _require_parts(folder: Path, parts: Sequence[str]) -> None:
@@ -499,60 +444,5 @@ def _bring_in(model: Any) -> None:
         hook.pre_forward(model)
 
 
-def _unpad(features: torch.Tensor, mask: torch.Tensor) -> list[Features]:
-    return [row[:length] for row, length in zip(features, mask.sum(dim=1).long().tolist(), strict=True)]
-
-
-def _pad(features: list[Features]) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = torch.tensor([len(row) for row in features], device=features[0].device)
-    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-    return padded, torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
-
-
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
     return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else tensors
-
-
-def _one_each(value: Any, count: int, name: str) -> list[Any]:
-    """A list of `count` values: the given list, or one value for all."""
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} entries, but {count} are needed: give one for all or one for each")
-    return value
-
-
-def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | list[Features] | None) -> int:
-    if (prompt is None) == (prompt_embeds is None):
-        raise ValueError("give exactly one of prompt and prompt_embeds")
-    if prompt_embeds is not None:
-        return len(prompt_embeds)
-    if isinstance(prompt, str):
-        return 1
-    if not isinstance(prompt, list) or not prompt or not all(isinstance(entry, str) for entry in prompt):
-        raise ValueError(f"prompt = {prompt!r} must be a text or a non-empty list of texts")
-    return len(prompt)
-
-
-def _images_per_prompt(input_images: Any, count: int, single: bool) -> list[ImageList]:
-    """Reference images as one list for each prompt, upright and RGB, or their posteriors."""
-    if input_images is None:
-        return [[] for _ in range(count)]
-    if isinstance(input_images, Reference):
-        input_images = [input_images]
-    if single and not any(isinstance(entry, list | tuple) for entry in input_images):
-        input_images = [input_images]
-    if len(input_images) != count:
-        raise ValueError(
-            f"input_images has {len(input_images)} entries for {count} prompts: give one list for each prompt"
-        )
-    images = []
-    for i, entry in enumerate(input_images):
-        own = [] if entry is None else [entry] if isinstance(entry, Reference) else list(entry)
-        if len(own) > MAX_REFERENCE_IMAGES:
-            raise ValueError(f"prompt {i} has {len(own)} input_images: the model takes at most {MAX_REFERENCE_IMAGES}")
-        for image in own:
-            if not isinstance(image, Reference):
-                raise ValueError(f"input_images of prompt {i} holds a {type(image).__name__}: give PIL images")
-        images.append([to_rgb(image) if isinstance(image, Image.Image) else image for image in own])
-    return images

@@ -67,3 +67,8 @@ def encode_text(
     mask = tokens.attention_mask.to(device)
     output = model(input_ids=tokens.input_ids.to(device), attention_mask=mask, use_cache=False)
     return output.last_hidden_state, mask
+
+
+def unpadded(features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Features [L, D] of each text, of features [B, L, D] and their mask [B, L]."""
+    return [row[:length] for row, length in zip(features, mask.sum(dim=1).long().tolist(), strict=True)]

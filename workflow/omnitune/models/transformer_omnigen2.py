@@ -23,46 +23,15 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from .attention import attend, fastest
-from .packing import Packing
+from .packing import Packing, scaled_by_rows
 from .rope import GridSize, apply_rotary, check_position_ids, image_position_ids, sample_position_ids
 from .step_cache import TeaCache
+from .transformer_inputs import MAX_REFERENCE_IMAGES, check_inputs, check_sizes
 
-MAX_REFERENCE_IMAGES = 5
 TIME_CHANNELS = 256
 QK_NORM_EPS = 1e-5
-RECOMPILE_LIMIT = (
-    32  # forms of a block: with modulation or without, one sample or more, training or not, first or later
-)
-
-
-class _ScaledByRows(torch.autograd.Function):
-    """x * table[ids]: the gathered rows are not kept, and the table's gradient is a one-hot matrix product.
-
-    The stock backward of indexing adds thousands of bfloat16 gradients to a handful of rows atomically: slow, inexact,
-    and different in each run. A matrix product accumulates in float32 in a fixed order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, table, ids)
-        return x * table.index_select(0, ids)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        x, table, ids = ctx.saved_tensors
-        (grad,) = grad_outputs
-        grad_x = grad_table = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad * table.index_select(0, ids)).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            one_hot = (ids[:, None] == torch.arange(table.shape[0], device=ids.device)).to(grad.dtype)
-            grad_table = (one_hot.T @ (grad * x).to(grad.dtype)).to(table.dtype)
-        return grad_x, grad_table, None
-
-
-def scaled_by_rows(x: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """x [tokens, channels] times the rows `ids` [tokens] of `table` [rows, channels]; a single row broadcasts."""
-    return x * table if table.shape[0] == 1 else _ScaledByRows.apply(x, table, ids)
+# Forms of a block: with modulation or without, one sample or more, training or not, first or later.
+RECOMPILE_LIMIT = 32
 
 
 class OmniGen2RMSNorm(nn.RMSNorm):
@@ -256,7 +225,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
         timestep_scale: float = 1000.0,
     ) -> None:
         super().__init__()
-        _check_config(hidden_size, num_attention_heads, num_kv_heads, axes_dim_rope, axes_lens)
+        check_sizes(hidden_size, num_attention_heads, num_kv_heads, axes_dim_rope, axes_lens)
         self.out_channels = in_channels if out_channels is None else out_channels
         self.attention = "auto"
         self.gradient_checkpointing = False
@@ -346,7 +315,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
         as_list = not isinstance(hidden_states, torch.Tensor)
         latents = list(hidden_states)
         references = [list(refs or ()) for refs in (ref_image_hidden_states or [None] * len(latents))]
-        lengths = self._check_inputs(latents, encoder_hidden_states, encoder_attention_mask, references)
+        lengths = check_inputs(self.config, latents, encoder_hidden_states, encoder_attention_mask, references)
         timestep = torch.as_tensor(timestep, device=latents[0].device).reshape(-1).expand(len(latents))
 
         # 2. Embed times, text and patches
@@ -358,7 +327,6 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
         stages = self._packings(latents, references, lengths, self._kernel(image))
 
         # 4. Refine text, image and each reference on its own
-        image_counts = stages["image"].lengths
         text = self._run(self.context_refiner, text, stages["text"], None)
         image = self._run(self.noise_refiner, image, stages["image"], temb)
         parts = [text.split(lengths)]
@@ -366,19 +334,15 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
             parts.append(self._refine_references(references, stages["reference"], temb))
         elif self.runs_all_modules:
             image = image + self._refine_nothing(latents[0], temb, stages["image"].kernel)
-        parts.append(image.split(image_counts))
+        parts.append(image.split(stages["image"].lengths))
 
         # 5. Joint layers over [text | references | image] of each sample, read at the image
-        joint = torch.cat([piece for sample in zip(*parts, strict=True) for piece in sample])
-        joint = self._run_joint(joint, stages["joint"], temb)
-        sequences = zip(joint.split(stages["joint"].lengths), image_counts, strict=True)
-        output = self.norm_out(torch.cat([sequence[-count:] for sequence, count in sequences]), temb, stages["image"])
+        image = self._run_joint(parts, stages, temb)
 
         # 6. Patches back to latents
-        patches = zip(output.split(image_counts), latents, strict=True)
-        sample: Any = [self._unpatchify(tokens, latent) for tokens, latent in patches]
-        if not as_list:
-            sample = torch.stack(sample)
+        patches = zip(self.norm_out(image, temb, stages["image"]).split(stages["image"].lengths), latents, strict=True)
+        velocities = [self._unpatchify(tokens, latent) for tokens, latent in patches]
+        sample: Any = velocities if as_list else torch.stack(velocities)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _run(self, blocks: nn.ModuleList, x: torch.Tensor, packing: Packing, temb: torch.Tensor | None) -> torch.Tensor:
@@ -390,7 +354,16 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
                 x = block(x, packing, temb)
         return x
 
-    def _run_joint(self, x: torch.Tensor, packing: Packing, temb: torch.Tensor) -> torch.Tensor:
+    def _run_joint(
+        self, parts: Sequence[Sequence[torch.Tensor]], stages: dict[str, Packing], temb: torch.Tensor
+    ) -> torch.Tensor:
+        """Packed tokens of the images behind the joint layers; parts are each sample's texts, references and images."""
+        joint = torch.cat([piece for sample in zip(*parts, strict=True) for piece in sample])
+        joint = self._run_layers(joint, stages["joint"], temb)
+        sequences = zip(joint.split(stages["joint"].lengths), stages["image"].lengths, strict=True)
+        return torch.cat([sequence[-count:] for sequence, count in sequences])
+
+    def _run_layers(self, x: torch.Tensor, packing: Packing, temb: torch.Tensor) -> torch.Tensor:
         if self.teacache is None:
             return self._run(self.layers, x, packing, temb)
         first: Any = self.layers[0]
@@ -419,9 +392,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
         """Zero, by way of the modules of references.
 
         A batch without references would leave them out, while another process runs them: under FSDP each module's
-            weights
-        are gathered from all processes, which must therefore run the same ones; so must their gradients exist under
-        DDP.
+        weights are gathered from all processes, which must therefore run the same ones; so must their gradients exist
+        under DDP.
         """
         p = self.config.patch_size
         patch = torch.zeros_like(latent[:, :p, :p])
@@ -451,8 +423,7 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
             sequences["reference"] += [(sample, ids) for ids in images[:-1]]
             sequences["joint"].append((sample, torch.cat([text, *images])))
         check_position_ids(torch.cat([ids for _, ids in sequences["joint"]]), self.config.axes_lens)
-        device = latents[0].device
-        axes = self.config.axes_dim_rope
+        device, axes = latents[0].device, self.config.axes_dim_rope
         return {name: Packing(parts, axes, device, kernel) for name, parts in sequences.items() if parts}
 
     def _grid(self, latent: torch.Tensor) -> GridSize:
@@ -477,93 +448,3 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, Cach
         p = self.config.patch_size
         patch = tokens.reshape(*self._grid(latent), p, p, self.out_channels).permute(4, 0, 2, 1, 3)
         return patch.reshape(self.out_channels, *latent.shape[-2:]).to(latent.dtype)
-
-    def _check_inputs(
-        self,
-        latents: list[torch.Tensor],
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None,
-        references: list[list[torch.Tensor]],
-    ) -> list[int]:
-        """Raise ValueError for inputs that do not fit; return the number of text tokens of each sample."""
-        batch = len(latents)
-        for name, count in (
-            ("encoder_hidden_states", len(encoder_hidden_states)),
-            ("ref_image_hidden_states", len(references)),
-        ):
-            if count != batch or batch == 0:
-                raise ValueError(
-                    f"{name} has {count} samples, hidden_states has {batch}: give the same number, at least one"
-                )
-        if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[-1] != self.config.text_feat_dim:
-            raise ValueError(
-                f"encoder_hidden_states has shape {tuple(encoder_hidden_states.shape)}: "
-                f"it must be [batch, length, text_feat_dim = {self.config.text_feat_dim}]"
-            )
-        for sample, refs in enumerate(references):
-            if len(refs) > MAX_REFERENCE_IMAGES:
-                raise ValueError(
-                    f"ref_image_hidden_states[{sample}] has {len(refs)} images: "
-                    f"the model takes at most {MAX_REFERENCE_IMAGES}"
-                )
-        for name, latent in itertools.chain(
-            ((f"hidden_states[{i}]", latent) for i, latent in enumerate(latents)),
-            (
-                (f"ref_image_hidden_states[{i}][{j}]", ref)
-                for i, refs in enumerate(references)
-                for j, ref in enumerate(refs)
-            ),
-        ):
-            self._check_latent(name, latent)
-        return _text_lengths(encoder_hidden_states, encoder_attention_mask)
-
-    def _check_latent(self, name: str, latent: torch.Tensor) -> None:
-        p, channels = self.config.patch_size, self.config.in_channels
-        shape = tuple(latent.shape)
-        if len(shape) != 3 or shape[0] != channels:
-            raise ValueError(f"{name} has shape {shape}: a latent must be [in_channels = {channels}, height, width]")
-        if min(shape[1:]) < p or shape[1] % p or shape[2] % p:
-            raise ValueError(f"{name} has shape {shape}: height and width must be multiples of patch_size = {p}")
-
-
-def _check_config(
-    hidden_size: int,
-    num_attention_heads: int,
-    num_kv_heads: int,
-    axes_dim_rope: Sequence[int],
-    axes_lens: Sequence[int],
-) -> None:
-    if hidden_size != num_attention_heads * sum(axes_dim_rope):
-        raise ValueError(
-            f"hidden_size = {hidden_size} must be num_attention_heads * sum(axes_dim_rope) = "
-            f"{num_attention_heads} * {sum(axes_dim_rope)}: change one of the three"
-        )
-    if num_attention_heads % num_kv_heads:
-        raise ValueError(
-            f"num_attention_heads = {num_attention_heads} must be a multiple of num_kv_heads = {num_kv_heads}"
-        )
-    if len(axes_dim_rope) != 3 or len(axes_lens) != 3 or any(dim % 2 for dim in axes_dim_rope):
-        raise ValueError(
-            f"axes_dim_rope = {tuple(axes_dim_rope)} and axes_lens = {tuple(axes_lens)}: "
-            "each needs three entries, those of axes_dim_rope even"
-        )
-
-
-def _text_lengths(encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
-    """Text tokens of each sample; ValueError unless the mask is right-padded and leaves a token to everyone."""
-    if mask is None:
-        return [encoder_hidden_states.shape[1]] * len(encoder_hidden_states)
-    if mask.shape != encoder_hidden_states.shape[:2]:
-        raise ValueError(
-            f"encoder_attention_mask has shape {tuple(mask.shape)}: "
-            f"it must be {tuple(encoder_hidden_states.shape[:2])}, like encoder_hidden_states"
-        )
-    valid = mask.cpu().bool()
-    lengths = valid.sum(dim=1).tolist()
-    for sample, length in enumerate(lengths):
-        if length == 0 or not valid[sample, :length].all():
-            raise ValueError(
-                f"encoder_attention_mask[{sample}] has {length} text tokens: "
-                "each sample needs at least one, and all of them before the padding"
-            )
-    return lengths
