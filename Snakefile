@@ -15,7 +15,7 @@ for part in PARTS.split():
     include: f"rules/{part}.smk"
 
 
-BASES = all_outputs([*map(PROJECT.based, PROJECT.models), *all_drawn()])
+BASES = all_outputs([*map(PROJECT.based, PROJECT.models), *targets.drawn(PROJECT)])
 VALIDATED = [*BASES, *all_outputs(map(PROJECT.validated, PROJECT.sources))]
 SHARDED = [*all_tars(), *all_outputs(map(PROJECT.indexed, PROJECT.sources))]
 ENCODED = [*BASES, *SHARDED, *all_encodings()]
@@ -27,14 +27,14 @@ TRAINED = [
 ]
 CONVERTED = [
     *TRAINED,
-    *all_outputs(all_converted()),
+    *all_outputs(targets.converted(PROJECT)),
 ]
 LISTED = all_outputs(map(PROJECT.listed, PROJECT.benchmarks))
 EVALUATED = [
     *CONVERTED,
     *LISTED,
-    *all_outputs(all_scored(PROJECT.experiments)),
-    *all_exported(PROJECT.experiments),
+    *all_outputs(targets.scored(PROJECT, PROJECT.experiments)),
+    *targets.exported(PROJECT, PROJECT.experiments),
 ]
 REPORTED = [
     *expand(paths.REPORT, experiment=PROJECT.experiments),

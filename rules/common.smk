@@ -18,15 +18,17 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 
-from omnitune import paths
+from omnitune import paths, targets
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, key_params, keys_affecting
-from omnitune.config.options import DataOptions, ModelOptions
+from omnitune.config.data import DataOptions
+from omnitune.config.model import ModelOptions
 from omnitune.config.yaml_file import read_yaml
 from omnitune.distributed.gpus import shared_gpus
 from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.io.storage import is_url, version_of
 from omnitune.io.url_limits import fetching
+from omnitune.named_files import read_named_files
 from omnitune.paths import EvaluatedStep
 from omnitune.planning.host import (
     host_memory_mb,
@@ -46,7 +48,7 @@ try:
     if ON_CLUSTER:
         PROJECT.check_cluster()
     if workflow.is_main_process:
-        PROJECT.read_files()
+        read_named_files(PROJECT)
 except (ValueError, OSError) as error:  # ConfigError among them; a disk that fails
     raise WorkflowError(str(error))
 

@@ -14,7 +14,7 @@ def get_benchmark(wildcards):
 
 
 def named(find, *names):
-    """What a function of the project finds; ends the run for a name that may not reach a job, and for what is wrong."""
+    """What a function of the package finds; ends the run for a name that may not reach a job, and for what is wrong."""
     try:
         return find(*names)
     except ValueError as error:
@@ -205,18 +205,10 @@ def get_identity(wildcards):
 # ------------------------------------------------------------------ convert
 
 
-def require_step(experiment, step, weights=None):
-    """Ends the run for a target that no training will lead to."""
-    try:
-        PROJECT.require_step(experiment, step, weights)
-    except ValueError as error:
-        refuse(str(error))
-
-
 def get_checkpoint(wildcards):
     """What a checkpoint says of itself. Where that is lost and not converted yet, the job says what to do."""
     step = EvaluatedStep(int(wildcards.step), wildcards.weights.endswith("_ema"))
-    require_step(wildcards.experiment, step, wildcards.weights)
+    named(get_options(wildcards).require_step, step, wildcards.weights)
     [trained] = behind(PROJECT.trained(wildcards.experiment))
     state = f"{paths.CHECKPOINT}/{paths.STATE_FILE}".format(**wildcards)
     conversion = paths.CONVERSION.format(**wildcards)
@@ -271,7 +263,7 @@ def get_weights(wildcards):
     """Manifest of the weights to evaluate, or files; those of the base are what the experiment started from."""
     step = EvaluatedStep.parse(wildcards.step)
     if not step.baseline:
-        require_step(wildcards.experiment, step)
+        named(get_options(wildcards).require_step, step)
     if int(wildcards.part) >= get_benchmark(wildcards).parts:
         refuse(
             f"benchmark {wildcards.benchmark!r} has {get_benchmark(wildcards).parts} parts, from 0."
@@ -356,7 +348,7 @@ def get_conversions(wildcards):
 
 def get_scores(wildcards):
     """Scores and generations of each evaluation."""
-    outputs = behind(*all_scored([wildcards.experiment]))
+    outputs = behind(*targets.scored(PROJECT, [wildcards.experiment]))
     return [path for output in outputs for path in output]
 
 
@@ -393,7 +385,8 @@ def get_compared_trainings(wildcards):
 
 def get_compared_scores(wildcards):
     """Scores and generations of all experiments, and once those of the bases that they share."""
-    outputs = behind(*all_scored(PROJECT.comparisons[wildcards.comparison]))
+    compared = PROJECT.comparisons[wildcards.comparison]
+    outputs = behind(*targets.scored(PROJECT, compared))
     return [path for output in outputs for path in output]
 
 
@@ -403,29 +396,6 @@ def get_compared_scores(wildcards):
 def all_outputs(chains):
     """What the last phase of each chain leaves, as targets that are waited for side by side."""
     return [lambda wildcards, chain=chain: list(behind(chain)[0]) for chain in chains]
-
-
-def all_drawn():
-    """The demo's data, where something is read from it."""
-    return filter(
-        None,
-        {
-            PROJECT.drawn(
-                file
-                for sources in PROJECT.sources.values()
-                for source in sources.values()
-                for file in source.files
-            ),
-            PROJECT.drawn(
-                benchmark.prompts for benchmark in PROJECT.benchmarks.values()
-            ),
-            PROJECT.drawn(
-                options.val.data_path
-                for options in PROJECT.experiments.values()
-                if options.val.data_path
-            ),
-        },
-    )
 
 
 def all_tars():
@@ -439,34 +409,7 @@ def all_tars():
 
 
 def all_encodings():
-    pairs = {
-        (options.data.dataset, PROJECT.starts[name].model)
-        for name, options in PROJECT.experiments.items()
-        if options.data.encode
-    }
     return [
-        lambda wildcards, pair=pair: get_encoded_groups(*pair) for pair in sorted(pairs)
-    ]
-
-
-def all_converted():
-    """Each checkpoint or average that is evaluated, in each of its formats."""
-    return [
-        PROJECT.converted(name, step, format=format)
-        for name in PROJECT.experiments
-        for step, format in PROJECT.exports(name)
-    ]
-
-
-def all_scored(experiments):
-    """Each evaluation of these experiments."""
-    return [PROJECT.scored(*found) for found in PROJECT.evaluated(experiments)]
-
-
-def all_exported(experiments):
-    """The official layout of each evaluation of these experiments, for benchmarks that ask for it."""
-    return [
-        paths.OFFICIAL.format(experiment=owner, step=step, benchmark=name)
-        for owner, step, name in PROJECT.evaluated(experiments)
-        if PROJECT.benchmarks[name].export
+        lambda wildcards, pair=pair: get_encoded_groups(*pair)
+        for pair in targets.encoded(PROJECT)
     ]

@@ -12,6 +12,7 @@ from omnitune.errors import ConfigError
 from omnitune.evaluation.weights import evaluated_weights, require_there
 from omnitune.io.places import is_local
 from omnitune.io.weights import read_header, read_json, require_weights
+from omnitune.named_files import read_named_files
 from omnitune.project import Project
 from omnitune.report.training import read_samples
 from omnitune.validation.summary import whole_of
@@ -73,20 +74,20 @@ def test_a_pipe_is_not_waited_for(place: Path, name: str, reader: Callable[[Path
 def test_a_damaged_base_is_met_before_any_job(place: Path, file: str, content: str, message: str) -> None:
     options = changed(model={"pretrained_model_path": "base"})
     base(place / "base")
-    project(place, options).read_files()
+    read_named_files(project(place, options))
     write(place / "base" / file, content)
     with pytest.raises(ValueError, match=rf"model\.pretrained_model_path: .*{message}"):
-        project(place, options).read_files()
+        read_named_files(project(place, options))
 
 
 def test_other_parts_of_a_base_are_looked_at_too(place: Path) -> None:
     vae = "pretrained_vae_model_name_or_path"
     with pytest.raises(ValueError, match=rf"model\.{vae}: '\./vae' does not exist"):
-        project(place, changed(model={"pretrained_model_path": "demo", vae: "./vae"})).read_files()
+        read_named_files(project(place, changed(model={"pretrained_model_path": "demo", vae: "./vae"})))
     encoder = "pretrained_text_encoder_model_name_or_path"
     write(base(place / "base") / "mllm/model.safetensors", "x")
     with pytest.raises(ValueError, match=rf"model\.{encoder}: base/mllm/model\.safetensors: .* cut off"):
-        project(place, changed(model={"pretrained_model_path": "demo", encoder: "base/mllm"})).read_files()
+        read_named_files(project(place, changed(model={"pretrained_model_path": "demo", encoder: "base/mllm"})))
 
 
 @pytest.mark.parametrize(
@@ -96,17 +97,17 @@ def test_a_damaged_adapter_is_met_before_any_job(place: Path, name: str, message
     for file in ("a.bin", "a.safetensors"):
         write(place / file, "x")
     with pytest.raises(ConfigError, match=rf"0\.yml: .*{message}"):
-        project(place, changed(train={"lora_ft": True, "lora_path": name})).read_files()
+        read_named_files(project(place, changed(train={"lora_ft": True, "lora_path": name})))
 
 
 def test_heldout_samples_are_read_before_any_job(place: Path) -> None:
     options = changed(val={"data_path": "held.jsonl"})
     with pytest.raises(ConfigError, match=r"0\.yml: val\.data_path: held\.jsonl does not exist"):
-        project(place, options).read_files()
+        read_named_files(project(place, options))
     row = {"task_type": "t2i", "instruction": "a cat", "output_image": "no.png"}
     write(place / "held.jsonl", "\n" + json.dumps(row))
     with pytest.raises(ConfigError, match=r"held\.jsonl:2: the image 'no\.png' does not exist"):
-        project(place, options).read_files()
+        read_named_files(project(place, options))
 
 
 def test_missing_samples_are_named_with_mixture_and_line(place: Path) -> None:

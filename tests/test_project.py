@@ -12,6 +12,7 @@ from helpers.pipelines import build_pipeline
 from helpers.projects import changed, project, write
 from omnitune.config import ExperimentOptions, evaluation_folders
 from omnitune.errors import ConfigError
+from omnitune.named_files import read_named_files
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.project import Phase, Phases, Project
 
@@ -356,7 +357,7 @@ def test_steps_and_weights_that_no_training_leaves_are_refused(tmp_path: Path, m
         ("first", "10", "transformer_extracted"),
         ("first", "0", None),
     ):
-        loaded.require_step(name, EvaluatedStep.parse(step), weights)
+        loaded.experiments[name].require_step(EvaluatedStep.parse(step), weights)
     for name, step, weights, message in (
         ("first", "11", None, r"'first' saves no checkpoint at step 11; known: .*10\."),
         ("second", "10-ema", None, "'second' keeps no average"),
@@ -370,7 +371,7 @@ def test_steps_and_weights_that_no_training_leaves_are_refused(tmp_path: Path, m
         ("first", "0-ema", None, "saves no checkpoint at step 0-ema"),
     ):
         with pytest.raises(ConfigError, match=message):
-            loaded.require_step(name, EvaluatedStep.parse(step), weights)
+            loaded.experiments[name].require_step(EvaluatedStep.parse(step), weights)
 
 
 def test_two_base_models_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,10 +413,10 @@ def test_prompts_in_a_published_format_are_looked_at_before_they_are_imported(
     with pytest.raises(
         ConfigError, match=r"benchmark 'mine': dpg/1\.txt: 1 problem\n  - instruction: '' is not allowed"
     ):
-        Project.load(config).read_files()
+        read_named_files(Project.load(config))
     text.rename(tmp_path / "dpg/1;.txt")
     with pytest.raises(ConfigError, match=r"1;\.txt: 2 problems\n  - key: '1;'"):
-        Project.load(config).read_files()
+        read_named_files(Project.load(config))
 
 
 def test_adapters_are_evaluated_at_several_scales_and_converted_once(
@@ -430,9 +431,9 @@ def test_adapters_are_evaluated_at_several_scales_and_converted_once(
     assert [str(step) for step, _ in loaded.exports("first")] == ["10"]
     half = EvaluatedStep(10, lora_scale=0.5)
     assert loaded.conversion("first", half) == loaded.conversion("first", EvaluatedStep(10))
-    loaded.require_step("first", half)
+    loaded.experiments["first"].require_step(half)
     with pytest.raises(ConfigError, match=r"'first' is not evaluated at LoRA scale 0\.7 \(val\.lora_scales\)"):
-        loaded.require_step("first", EvaluatedStep(10, lora_scale=0.7))
+        loaded.experiments["first"].require_step(EvaluatedStep(10, lora_scale=0.7))
     with pytest.raises(ConfigError, match=r"val\.lora_scales: scales are of adapters, but train\.lora_ft is false"):
         project(tmp_path, changed(name="first", val={"lora_scales": [0.5]}))
     with pytest.raises(ConfigError, match=r"val\.lora_scales\.0: 0\.123 is not allowed"):
@@ -454,7 +455,7 @@ def test_baselines_are_drawn_once_for_all_experiments_of_a_base_model(
     other = changed(name="a", model={"pretrained_model_path": "models/whole"})
     options = [str(write(tmp_path / f"{o['name']}.yml", o)) for o in (changed(name="c"), changed(name="b"), other)]
     loaded = Project.load({"experiments": options, "benchmarks": files})
-    loaded.read_files()
+    read_named_files(loaded)
     whole, part = (EvaluatedStep(0, baseline=name) for name in folders)
     assert EvaluatedStep.parse("baseline-whole") == whole and (str(whole), whole.label) == ("baseline-whole", "whole")
     assert [loaded.evaluations(name)[whole] for name in "abc"] == [("a", whole), ("b", whole), ("b", whole)]

@@ -21,7 +21,7 @@ from omnitune.config.affects import (
     read_key_lines,
 )
 from omnitune.config.base import Section, section_of
-from omnitune.config.options import DataOptions
+from omnitune.config.data import DataOptions
 from omnitune.images.prepare import ImageLimits
 from omnitune.validation.dataset import ShardCut
 from omnitune.validation.source import Checks

@@ -83,7 +83,7 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trainings_that_do_not_fit_are_said_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = project(tmp_path, changed(train={"global_batch_size": 4, "batch_size": 1}))
     object.__setattr__(found, "cluster", Cluster(nodes=3))
-    monkeypatch.setattr(type(found), "read_files", lambda self: None)
+    monkeypatch.setattr(machine, "read_named_files", lambda project: None)
     [finding] = check_config(Path("config.yaml"), found)
     assert finding.level == "problem"
     assert "nodes: 3 is not allowed: 4 processes cannot be spread equally" in finding.text

@@ -16,7 +16,7 @@ from helpers.projects import changed
 from helpers.tiny import TRANSFORMER
 from omnitune.cli import app
 from omnitune.config import ExperimentOptions
-from omnitune.config.options import ArchOptions, ModelOptions
+from omnitune.config.model import ArchOptions, ModelOptions
 from omnitune.config.sources import read_mixture
 from omnitune.flops import SampleTokens
 from omnitune.loading.loader import TrainingBatches

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from helpers.projects import sha256, write
-from omnitune.config.options import ModelOptions
+from omnitune.config.model import ModelOptions
 from omnitune.config.starts import model_name
 from omnitune.pretrained.files import PARTS, WEIGHTED, check_named
 from omnitune.pretrained.prepare import prepare_pretrained

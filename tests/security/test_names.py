@@ -16,9 +16,10 @@ from snakemake_interface_executor_plugins.utils import TargetSpec, encode_target
 from helpers.fuzzing import FUZZ
 from helpers.pictures import picture
 from helpers.projects import changed, project, write
-from omnitune.config.options import ModelOptions
+from omnitune.config.model import ModelOptions
 from omnitune.config.starts import model_name
 from omnitune.errors import ConfigError
+from omnitune.named_files import read_named_files
 from omnitune.paths import SAFE_SIGNS, names_folder, require_safe
 from omnitune.pretrained.files import PARTS
 from omnitune.pretrained.prepare import prepare_pretrained
@@ -193,7 +194,7 @@ def test_no_path_into_the_graph_has_signs_of_a_shell(place: Path, kind: str) -> 
     """Each kind of path that becomes an input of jobs is met before any job, whoever has named it."""
     options = PLACES[kind]()
     with pytest.raises(ValueError, match=r"the path '\S*\$\(touch appeared\)\S*' is not allowed, for '\$'"):
-        project(place, options).read_files()
+        read_named_files(project(place, options))
     assert not (place / "appeared").exists()
 
 
@@ -208,7 +209,7 @@ def test_images_of_prompts_have_no_signs_of_a_shell(place: Path, folder: str) ->
     found = project(place, changed(), benchmarks=("b",))
     found.benchmarks["b"] = found.benchmarks["b"].model_copy(update={"prompts": f"{folder}/prompts.jsonl"})
     with pytest.raises(ValueError, match=r"prompts\.jsonl: the path .*touch appeared"):
-        found.read_files()
+        read_named_files(found)
 
 
 @pytest.mark.parametrize("key", ["experiment", "benchmark"])

@@ -1,6 +1,5 @@
 """What the workflow runs: experiments, benchmarks and data sets, checked together; which phase needs which."""
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,10 +7,10 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, WorkflowConfig, load_config, starting_weights
-from omnitune.config.affects import keys_affecting
+from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, WorkflowConfig, agreement, starting_weights
 from omnitune.config.base import check_config
-from omnitune.config.options import DataOptions, ModelOptions
+from omnitune.config.data import DataOptions
+from omnitune.config.model import ModelOptions
 from omnitune.config.sources import Source, sources_of
 from omnitune.config.variants import differing_options, variants_of
 from omnitune.config.workflow import Cluster
@@ -22,7 +21,6 @@ from omnitune.evaluation.model_files import local_model_files
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
 from omnitune.evaluation.weights import baseline_files, baseline_weights
 from omnitune.io.storage import is_url
-from omnitune.io.weights import read_header
 from omnitune.paths import (
     BASE,
     DEMO,
@@ -34,19 +32,14 @@ from omnitune.paths import (
     EvaluatedStep,
     adapter_file,
     conversion_file,
-    file_stem,
-    formats_of,
     group_name,
-    names_folder,
     path_hint,
     require_safe,
-    starting_adapter_file,
     weights_name,
 )
-from omnitune.pretrained.files import check_named, local_files
+from omnitune.pretrained.files import local_files
 from omnitune.pretrained.transformer import require_transformer, transformer_files
 from omnitune.training.architecture import differing_keys
-from omnitune.validation.heldout import read_heldout_rows
 
 
 @dataclass(frozen=True)
@@ -122,161 +115,24 @@ class Project:
                     f"{path}: name: {options.name!r} is also the name in {files[options.name]}. Rename one."
                 )
             experiments[options.name], files[options.name] = options, path
-        named: dict[str, Benchmark] = {}
-        for path in sorted(map(Path, workflow.benchmarks), key=file_stem):
-            name = file_stem(path)
-            if name in named:
-                raise ConfigError(
-                    f"{where}: benchmarks: two files are called {name!r}; a benchmark's name is its file's."
-                )
-            named[name] = load_config(path, Benchmark)
+        named = agreement.read_benchmarks(workflow.benchmarks, where)
         benchmarks = {name: as_imported(name, benchmark) for name, benchmark in named.items()}
         foreign = {name: benchmark for name, benchmark in named.items() if is_foreign(benchmark)}
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         variants = {name: keys for name, (_, keys) in made.items()}
         names = (variants, swept, workflow.reports)
         project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, workflow)
-        project._check_names()
-        project._check_reports(where)
-        project._check_baselines()
-        project._check_models()
-        project._check_datasets()
+        agreement.check_reports(workflow.reports, experiments, swept, where)
+        agreement.check_baselines(benchmarks, experiments)
+        agreement.check_base_models(starts, files)
+        agreement.check_datasets(experiments, files)
         for name in experiments:
             project.trained(name)  # raises for a circle through adapters
         return project
 
-    def _check_names(self) -> None:
-        """Those that become names of files and wildcards."""
-        for name in self.benchmarks:
-            if not names_folder(name):
-                raise ConfigError(
-                    f"benchmark {name}: {name!r} names folders; take letters, digits, `_`, `-` and `.` alone, at most "
-                    f"{MAX_NAME_BYTES} bytes."
-                )
-
-    def _check_reports(self, where: str) -> None:
-        for name, experiments in self.reports.items():
-            key = f"{where}: reports.{name}"
-            if not names_folder(name):
-                raise ConfigError(
-                    f"{key}: {name!r} names a folder; take letters, digits, `_`, `-` and `.`, at most "
-                    f"{MAX_NAME_BYTES} bytes."
-                )
-            if name in (self.swept, *self.experiments):
-                raise ConfigError(f"{key}: an experiment or the sweep has this name already. Take another.")
-            for experiment in experiments:
-                if experiment not in self.experiments:
-                    raise ConfigError(
-                        f"{key}: no experiment is named {experiment!r}; {_known(experiment, self.experiments)}"
-                    )
-            if len(set(experiments)) < len(experiments):
-                raise ConfigError(f"{key}: an experiment stands there twice. Take one of the two out.")
-
-    def _check_baselines(self) -> None:
-        """What a run of this workflow makes is no baseline, which has to be there before."""
-        for benchmark, config in self.benchmarks.items():
-            for name, path in config.baselines.items():
-                parts = PurePosixPath(path).parts
-                if len(parts) > 1 and parts[0] == "experiments" and parts[1] in self.experiments:
-                    raise ConfigError(
-                        f"benchmark {benchmark!r}: baselines.{name}: {path} is of the experiment {parts[1]!r}, which "
-                        "this config trains. Compare experiments by `reports` of the workflow's config."
-                    )
-
-    def _check_models(self) -> None:
-        """Two base models must not come to one folder."""
-        sources: dict[str, dict[str, Any]] = {}
-        for name, start in self.starts.items():
-            ours = keys_affecting(start.source, "base", prefix="model.")
-            theirs = sources.setdefault(start.model, ours)
-            if ours != theirs:
-                raise ConfigError(
-                    f"{self.options_files[name]}: its base model would be resources/pretrained/{start.model}, and so "
-                    f"would that of another experiment, which is not the same: {ours} and {theirs}. Name one by "
-                    "another path."
-                )
-
     def check_cluster(self) -> None:
         """Raises ConfigError for a training that the cluster's nodes cannot be shared by."""
-        for name, options in self.experiments.items():
-            train = options.train
-            try:
-                self.cluster.nodes_for(train.num_processes)
-            except ValueError as error:
-                sizes = f"{train.global_batch_size} / ({train.batch_size} x {train.gradient_accumulation_steps})"
-                raise ConfigError(
-                    f"experiment {name!r}: {error} (global_batch_size / (batch_size x gradient_accumulation_steps) = "
-                    f"{sizes} = {train.num_processes}). Leave `nodes` out, or change the batch sizes in "
-                    f"{self.options_files[name]}."
-                ) from None
-
-    def require_step(self, experiment: str, step: EvaluatedStep, weights: str | None = None) -> None:
-        """Raises ConfigError for a checkpoint, or a folder of converted weights, that an experiment will not leave."""
-        options, known = self.experiments[experiment], self.experiments[experiment].checkpoint_steps
-        names = [weights_name(options.train.lora_ft, step.ema, format) for format in formats_of(options.train.lora_ft)]
-        if step.ema and not options.train.ema_decay:
-            raise ConfigError(f"experiment {experiment!r} keeps no average of its weights (train.ema_decay).")
-        if step.lora_scale != 1 and step not in options.evaluated:
-            raise ConfigError(
-                f"experiment {experiment!r} is not evaluated at LoRA scale {step.lora_scale:g} (val.lora_scales)."
-            )
-        if step.number not in known and step != BASE:
-            raise ConfigError(f"experiment {experiment!r} saves no checkpoint at step {step}; known: {_listed(known)}.")
-        if weights not in (None, *names):
-            raise ConfigError(f"experiment {experiment!r} is converted to {', '.join(names)}, not to {weights}.")
-
-    def _check_datasets(self) -> None:
-        owners: dict[str, str] = {}
-        for name, options in self.experiments.items():
-            dataset = options.data.dataset
-            other = self.experiments[owners.setdefault(dataset, name)]
-            ours, theirs = _preparation(options.data), _preparation(other.data)
-            differing = [key for key in ours if ours[key] != theirs[key]]
-            if differing:
-                values = "; ".join(f"data.{key}: {theirs[key]!r} and {ours[key]!r}" for key in differing)
-                raise ConfigError(
-                    f"{self.options_files[other.name]} and {self.options_files[name]} share the data set {dataset!r} "
-                    f"(the stem of data.data_path) but differ in {values}. "
-                    "Make them equal or copy the mixture file to another name."
-                )
-
-    def read_files(self) -> None:
-        """Reads what the files above name, as far as it is there; raises ConfigError or ValueError.
-
-        Of mixtures and prompts all that they say, of weights the headers.
-        """
-        for dataset, sources in self.sources.items():
-            for source in sources:
-                self.sample_files(dataset, source)
-        for model in self.models:
-            self.base_files(model)
-            check_named(self.base_source(model))
-        for name in self.experiments:
-            self.starting_files(name)
-            self.starting_adapter(name)
-            self._read_start(name)
-        for name, benchmark in self.benchmarks.items():
-            if name in self.foreign:
-                self.prompt_sources(name)
-            elif not self.drawn([benchmark.prompts]):
-                self.prompts(name)
-            self.labels(name)
-            for baseline in benchmark.baselines:
-                self.baseline_files(name, baseline)
-
-    def _read_start(self, experiment: str) -> None:
-        """The user's own files of an experiment: the adapter that it starts from, and its held-out samples."""
-        options, where = self.experiments[experiment], self.options_files[experiment]
-        val = options.val
-        try:
-            if options.train.lora_path and not options.adapter_upstream:
-                read_header(starting_adapter_file(options.train.lora_path))
-            used = val.data_path is not None and (val.validation_steps or val.train_visualization_steps)
-            keys = options.data.instruction_keys
-            if val.data_path is not None and used and not self.drawn([val.data_path]):
-                read_heldout_rows(Path(val.data_path), max(val.max_samples, val.visualization_samples), keys)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from None
+        agreement.check_nodes(self.experiments, self.options_files, self.cluster)
 
     # ------------------------------------------------------------------ what there is
 
@@ -306,7 +162,7 @@ class Project:
     def experiment(self, name: str) -> ExperimentOptions:
         """Options of an experiment; ConfigError, with the known names, for one that is not in the config."""
         if name not in self.experiments:
-            raise ConfigError(f"experiment {name!r} is not in the config; {_known(name, self.experiments)}")
+            raise ConfigError(f"experiment {name!r} is not in the config; {agreement.nearest(name, self.experiments)}")
         return self.experiments[name]
 
     def dataset(self, name: str) -> DataOptions:
@@ -314,14 +170,15 @@ class Project:
         for options in self.experiments.values():
             if options.data.dataset == name:
                 return options.data
-        raise ConfigError(f"data set {name!r} belongs to no experiment; {_known(name, self.sources)}")
+        raise ConfigError(f"data set {name!r} belongs to no experiment; {agreement.nearest(name, self.sources)}")
 
     def base_source(self, model: str) -> ModelOptions:
         """The options that say how a base model is made."""
         for start in self.starts.values():
             if start.model == model:
                 return start.source
-        raise ConfigError(f"resources/pretrained/{model}: no experiment starts from this; {_known(model, self.models)}")
+        known = agreement.nearest(model, self.models)
+        raise ConfigError(f"resources/pretrained/{model}: no experiment starts from this; {known}")
 
     # What is an input of a job by its own name is checked where it is asked for: others may have named it.
 
@@ -378,7 +235,8 @@ class Project:
     def _baseline(self, benchmark: str, name: str) -> Path:
         known = self.benchmarks[benchmark].baselines
         if name not in known:
-            raise ConfigError(f"benchmark {benchmark!r}: baselines: none is called {name!r}; {_known(name, known)}")
+            near = agreement.nearest(name, known)
+            raise ConfigError(f"benchmark {benchmark!r}: baselines: none is called {name!r}; {near}")
         return Path(known[name])
 
     def transformer(self, experiment: str, step: EvaluatedStep, benchmark: str) -> Path:
@@ -587,21 +445,5 @@ class Project:
         return _each_once((*self.listed(benchmark), *self.loadable(experiment, step), phase))
 
 
-def _preparation(data: DataOptions) -> dict[str, Any]:
-    """The keys that experiments which share a data set must agree in."""
-    keys = keys_affecting(data, "samples", "manifests", "shards", "encodings", "groups")
-    return {"data_path": data.data_path, **keys}
-
-
 def _each_once(phases: Phases) -> Phases:
     return tuple(dict.fromkeys(phases))
-
-
-def _listed(steps: list[int]) -> str:
-    return ", ".join(map(str, steps if len(steps) < 10 else [*steps[:4], "..", *steps[-4:]]))
-
-
-def _known(name: str, names: Iterable[str]) -> str:
-    listed = sorted(names)
-    close = difflib.get_close_matches(name, listed, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(listed)}."

@@ -9,339 +9,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
-from omnitune.config.base import PathText, PositiveInt, Probability, Section, Seed
-from omnitune.config.choices import IMAGE_FORMATS, OneOf
+from omnitune.config.base import PathText, PositiveInt, Section, Seed
 from omnitune.config.convert import ConvertOptions
+from omnitune.config.data import DataOptions
+from omnitune.config.model import ModelOptions, converted_by
 from omnitune.config.sources import count_rows, sources_of
 from omnitune.config.training import TrainOptions, TransportOptions
-from omnitune.config.urls import UrlOptions
 from omnitune.config.variants import check_layers, read_layers
 from omnitune.errors import ConfigError
-from omnitune.paths import MAX_NAME_BYTES, EvaluatedStep, file_stem, names_folder, parse_converted
-
-
-def _number_of_limits(data: "DataOptions", value: int | list[int]) -> int | None:
-    return len(value) if isinstance(value, list) else None
-
-
-# Of manifests, which leave out what would have no pixels and may be cut by bytes. Of weights, too, where tars come out
-# the same: the shift of the timesteps is by max_output_pixels, and held-out images are brought to the same limits as
-# the training's.
-IMAGE_LIMIT = Affects("manifests", "shards", "weights")
-INPUT_LIMIT = Affects("manifests", "shards", "weights", samples=_number_of_limits)
-
-
-class DataOptions(Section):
-    """Data: what is trained on and how large it may be."""
-
-    data_path: Annotated[
-        PathText,
-        Field(description="Mixture file (.yml). Its stem names the prepared data set, prepared/{stem}."),
-        NAMES,
-    ]
-    instruction_keys: Annotated[
-        list[Annotated[str, Field(min_length=1)]],
-        Field(
-            min_length=1,
-            description="Keys of a row that its instruction is taken from: the first that has a text, as in "
-            "`[instruction_long, instruction]`.",
-        ),
-        Affects("samples"),
-    ] = ["instruction"]
-    use_chat_template: Annotated[
-        bool,
-        Field(description="Wrap instructions in the text encoder's chat template, as the published model expects."),
-        Affects("samples", "encodings", "weights"),
-    ] = True
-    maximum_text_tokens: Annotated[
-        PositiveInt,
-        Field(description="Instructions of more tokens, the chat around them included, are rejected."),
-        Affects("samples", "encodings", "weights"),
-    ] = 888
-    prompt_dropout_prob: Annotated[
-        Probability,
-        Field(description="Probability of training a sample with the empty instruction."),
-        Affects("weights"),
-    ] = 0.0001
-    ref_img_dropout_prob: Annotated[
-        Probability,
-        Field(description="Probability of dropping the references where the instruction was dropped."),
-        Affects("weights"),
-    ] = 0.5
-    max_output_pixels: Annotated[
-        int,
-        Field(ge=256, description="Output images are shrunk to at most this many pixels (width x height)."),
-        IMAGE_LIMIT,
-    ] = 1048576
-    max_input_pixels: Annotated[
-        int | list[int],
-        Field(
-            description="The same for input images. A list: its k-th entry holds for samples with k inputs, "
-            "the last one also for more."
-        ),
-        INPUT_LIMIT,
-    ] = [1048576, 1048576, 589824, 262144]
-    max_side_length: Annotated[
-        int, Field(ge=16, description="No side of any image is longer than this, in pixels."), IMAGE_LIMIT
-    ] = 2048
-    max_reject_fraction: Annotated[
-        Probability,
-        Field(description="Validation fails when more than this share of the rows is rejected."),
-        Affects("manifests"),
-    ] = 0.01
-    samples_per_shard: Annotated[
-        PositiveInt,
-        Field(description="Rows of a source that go into one tar."),
-        Affects(manifests=lambda data, rows: None if data.shard_bytes else rows),
-    ] = 1000
-    shard_bytes: Annotated[
-        PositiveInt | None,
-        Field(description="Cut tars at about this many bytes instead of at samples_per_shard rows. null: by rows."),
-        Affects("manifests"),
-    ] = None
-    validation_depth: Annotated[
-        Literal["full", "header"],
-        Field(
-            description="`full` decodes and hashes every image; `header` reads sizes and formats from the first bytes "
-            "only."
-        ),
-        Affects("samples"),
-    ] = "full"
-    max_image_pixels: Annotated[
-        PositiveInt, Field(description="Images of more pixels are rejected as decompression bombs."), Affects("samples")
-    ] = 178_956_970
-    image_root: Annotated[
-        PathText | None,
-        Field(description="Reject images that do not lie below this folder or URL. null: they may lie anywhere."),
-        Affects("samples"),
-    ] = None
-    source_root: Annotated[
-        PathText | list[PathText] | None,
-        Field(
-            description="One or several folders or URLs, below which alone all that the mixture names may lie, links "
-            "followed. null: below the working directory and the mixture's own folder, and at any URL."
-        ),
-        NOTHING,
-    ] = None
-    urls: UrlOptions = UrlOptions()
-    image_format: Annotated[
-        str,
-        OneOf(IMAGE_FORMATS),
-        Field(
-            description="Format of images that had to be changed; others keep their bytes. jpeg is without subsampling."
-        ),
-        IMAGE_LIMIT,
-    ] = "jpeg"
-    image_quality: Annotated[int, Field(ge=1, le=100, description="Quality of jpeg and webp."), IMAGE_LIMIT] = 95
-    encode: Annotated[
-        bool,
-        Field(
-            description="Train from stored VAE posteriors and text features, encoded once by a stage of its own. "
-            "false: training encodes each sample whenever it is drawn."
-        ),
-        Affects("weights"),
-    ] = False
-    encoded_precision: Annotated[
-        Literal["bf16", "fp32"],
-        Field(
-            description="Precision of the text encoder in encoding, and of what is stored. The VAE computes in float32."
-        ),
-        Affects("encodings", weights=lambda data, precision: precision if data.encode else None),
-    ] = "bf16"
-    shards_per_encoding: Annotated[
-        PositiveInt,
-        Field(description="Tars that one encoding job takes, so that the models are loaded once for all."),
-        Affects("groups"),
-    ] = 16
-    url_cache_mb: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Disk space of each node in MB, below cache_dir, that keeps what training has read from URLs.",
-        ),
-        NOTHING,
-    ] = 10_000
-
-    @field_validator("data_path")
-    @classmethod
-    def _stem_names_a_folder(cls, path: str) -> str:
-        if not names_folder(file_stem(path)):  # `...yml` has the stem `..`
-            raise ValueError(
-                f"its stem {Path(path).stem!r} names folders; take letters, digits, `_`, `-` and `.` alone, one of the "
-                f"first three at its beginning, and at most {MAX_NAME_BYTES} bytes"
-            )
-        return path
-
-    @field_validator("max_input_pixels")
-    @classmethod
-    def _limits_are_positive(cls, value: int | list[int]) -> int | list[int]:
-        limits = value if isinstance(value, list) else [value]
-        if not limits or min(limits) < 256:
-            raise ValueError("needs one limit or a list of limits, each at least 256 pixels")
-        return value
-
-    @property
-    def source_roots(self) -> list[str] | None:
-        """Below which sources may lie; None for the usual places."""
-        return [self.source_root] if isinstance(self.source_root, str) else self.source_root
-
-    @property
-    def dataset(self) -> str:
-        """Name of the prepared data set."""
-        return file_stem(self.data_path)
-
-    @property
-    def image_limits(self) -> dict[str, Any]:
-        """What becomes of images in shards: the arguments of `omnitune.images.prepare.ImageLimits`."""
-        return keys_affecting(self, "shards")
-
-
-class ArchOptions(Section):
-    """Architecture of the transformer; checked against the pretrained weights."""
-
-    patch_size: PositiveInt = Field(2, description="Side of a patch in latent positions.")
-    in_channels: PositiveInt = Field(16, description="Latent channels.")
-    out_channels: PositiveInt | None = Field(None, description="Channels of the prediction. null: in_channels.")
-    hidden_size: PositiveInt = Field(2520, description="Width of the transformer.")
-    num_layers: PositiveInt = Field(32, description="Joint layers.")
-    num_refiner_layers: PositiveInt = Field(2, description="Blocks in each of the three refiners.")
-    num_attention_heads: PositiveInt = Field(21, description="Query heads.")
-    num_kv_heads: PositiveInt = Field(7, description="Key and value heads.")
-    multiple_of: PositiveInt = Field(256, description="The feed-forward width is rounded up to a multiple of this.")
-    ffn_dim_multiplier: float | None = Field(None, description="Scales the feed-forward width. null: 1.")
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the RMS norms.")
-    axes_dim_rope: tuple[int, int, int] = Field(
-        (40, 40, 40), description="Rotary dimensions per axis; their sum is the head size."
-    )
-    axes_lens: tuple[int, int, int] = Field((10000, 10000, 10000), description="Longest position per axis.")
-    text_feat_dim: PositiveInt = Field(2048, description="Width of the text features.")
-    timestep_scale: float = Field(1000.0, gt=0, description="Factor on the time before its sinusoidal projection.")
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden_size % self.num_attention_heads or (
-            self.hidden_size // self.num_attention_heads != sum(self.axes_dim_rope)
-        ):
-            raise ValueError(
-                f"hidden_size: {self.hidden_size} / num_attention_heads {self.num_attention_heads} "
-                f"must equal the sum of axes_dim_rope {list(self.axes_dim_rope)}"
-            )
-        return self
-
-
-def _converted_by(path: str | None, lora: bool) -> tuple[str, EvaluatedStep] | None:
-    found = parse_converted(path)
-    return found[:2] if found and found[2] == lora else None
-
-
-class ModelOptions(Section):
-    """Weights to start from."""
-
-    pretrained_model_path: Annotated[
-        PathText,
-        Field(
-            description="What training starts from: a repository id (`OmniGen2/OmniGen2`), a local pipeline folder, "
-            "`demo` (the tiny built-in model), or another experiment's converted checkpoint "
-            "(`experiments/{experiment}/checkpoint-{step}/transformer`, or `transformer_ema`), which is then trained "
-            "first."
-        ),
-        Affects("base", "weights"),
-    ]
-    transformer_path: Annotated[
-        PathText | None,
-        Field(
-            description="Train from the transformer in this folder (config.json, diffusion_pytorch_model*.safetensors) "
-            "in place of the pipeline's own, as the published script takes `--transformer_path`. null: the pipeline's."
-        ),
-        NAMES,
-    ] = None
-    pretrained_revision: Annotated[
-        str | None,
-        Field(description="Commit, branch or tag of the repository. null: the newest; pin a commit to reproduce."),
-        Affects("base", "weights"),
-    ] = None
-    pretrained_vae_model_name_or_path: Annotated[
-        PathText | None,
-        Field(description="Take the VAE from this repository or folder. null: the pipeline's own."),
-        Affects("base", "weights"),
-    ] = None
-    vae_subfolder: Annotated[
-        str | None,
-        Field(description="Folder of the VAE in pretrained_vae_model_name_or_path. null: that is the VAE itself."),
-        Affects("base", "weights"),
-    ] = "vae"
-    pretrained_text_encoder_model_name_or_path: Annotated[
-        PathText | None,
-        Field(description="Take text encoder and tokenizer from here. null: the pipeline's own."),
-        Affects("base", "weights"),
-    ] = None
-    resize_token_embeddings: Annotated[
-        bool,
-        Field(description="Read for compatibility: rows of the embedding that no token has change no features."),
-        NOTHING,
-    ] = False
-    pretrained_vae_revision: Annotated[
-        str | None,
-        Field(description="The same as pretrained_revision for the repository of the VAE."),
-        Affects("base", "weights"),
-    ] = None
-    pretrained_text_encoder_revision: Annotated[
-        str | None,
-        Field(description="The same as pretrained_revision for the repository of the text encoder."),
-        Affects("base", "weights"),
-    ] = None
-    arch_opt: Annotated[
-        ArchOptions | None,
-        Field(description="Architecture that the weights must have; a difference is an error. null: not checked."),
-        NOTHING,
-    ] = None
-
-    @model_validator(mode="after")
-    def _base_is_not_an_adapter(self) -> Self:
-        converted = parse_converted(self.pretrained_model_path)
-        if converted and converted[2]:
-            raise ValueError(
-                f"pretrained_model_path: {self.pretrained_model_path!r} is a LoRA adapter, which holds no base "
-                "weights; name a pipeline or a `transformer` folder"
-            )
-        ignored = (
-            "transformer_path",
-            "pretrained_revision",
-            "pretrained_vae_model_name_or_path",
-            "pretrained_text_encoder_model_name_or_path",
-            "pretrained_vae_revision",
-            "pretrained_text_encoder_revision",
-        )
-        for key in filter(lambda key: converted and getattr(self, key), ignored):
-            raise ValueError(f"{key}: has no effect, as pretrained_model_path names another experiment; set it there")
-        for part in ("vae", "text_encoder"):
-            revision, source = f"pretrained_{part}_revision", f"pretrained_{part}_model_name_or_path"
-            if getattr(self, revision) and not getattr(self, source):
-                raise ValueError(
-                    f"{revision}: has no effect, as {source} names no repository; set that, or remove this"
-                )
-        return self
-
-    @field_validator("vae_subfolder")
-    @classmethod
-    def _lies_inside(cls, folder: str | None) -> str | None:
-        if folder and not all(map(names_folder, folder.split("/"))):
-            raise ValueError("needs names of folders, as in `vae`")
-        return folder or None
-
-    @model_validator(mode="after")
-    def _other_weights_are_no_experiment_of_this_project(self) -> Self:
-        if parse_converted(self.transformer_path):
-            raise ValueError(
-                f"transformer_path: {self.transformer_path!r} is another experiment's converted checkpoint: name it as "
-                "pretrained_model_path, so that it is trained first"
-            )
-        return self
-
-    @property
-    def upstream(self) -> tuple[str, EvaluatedStep] | None:
-        """(experiment, step or its average) when training starts from another experiment's converted checkpoint."""
-        return _converted_by(self.pretrained_model_path, lora=False)
+from omnitune.paths import BASE, MAX_NAME_BYTES, EvaluatedStep, formats_of, weights_name
 
 
 class ValOptions(Section):
@@ -440,8 +116,6 @@ class LoggerOptions(Section):
 
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of experiments
-
-
 DEFAULT_SEED = 2233
 
 
@@ -564,7 +238,7 @@ class ExperimentOptions(Section):
     @property
     def adapter_upstream(self) -> tuple[str, EvaluatedStep] | None:
         """(experiment, step or its average) when training goes on from another experiment's converted adapter."""
-        return _converted_by(self.train.lora_path, lora=True)
+        return converted_by(self.train.lora_path, lora=True)
 
     @property
     def evaluated(self) -> list[EvaluatedStep]:
@@ -575,13 +249,28 @@ class ExperimentOptions(Section):
         scaled = [EvaluatedStep(step, lora_scale=s) for step in self.evaluated_steps for s in self.val.lora_scales]
         return sorted({*found, *scaled})
 
+    def require_step(self, step: EvaluatedStep, weights: str | None = None) -> None:
+        """Raises ConfigError for a checkpoint, or a folder of converted weights, that this will not leave."""
+        names = [weights_name(self.train.lora_ft, step.ema, format) for format in formats_of(self.train.lora_ft)]
+        known = self.checkpoint_steps
+        if step.ema and not self.train.ema_decay:
+            raise ConfigError(f"experiment {self.name!r} keeps no average of its weights (train.ema_decay).")
+        if step.lora_scale != 1 and step not in self.evaluated:
+            raise ConfigError(
+                f"experiment {self.name!r} is not evaluated at LoRA scale {step.lora_scale:g} (val.lora_scales)."
+            )
+        if step.number not in known and step != BASE:
+            listed = ", ".join(map(str, known if len(known) < 10 else [*known[:4], "..", *known[-4:]]))
+            raise ConfigError(f"experiment {self.name!r} saves no checkpoint at step {step}; known: {listed}.")
+        if weights not in (None, *names):
+            raise ConfigError(f"experiment {self.name!r} is converted to {', '.join(names)}, not to {weights}.")
+
     @property
     def identity(self) -> dict[str, Any]:
         """The keys that decide what the trained weights are, by their full names: those a checkpoint is bound to.
 
         Not among them are keys that may change between two starts of one training: its length (checkpoints know their
-            step),
-        logging, evaluation, paths of caches, how the global batch is cut into processes, and mere checks.
+        step), logging, evaluation, paths of caches, how the global batch is cut into processes, and mere checks.
         """
         return keys_affecting(self, "weights")
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omnitune.config.base import load_config
+from omnitune.config.data import DataOptions
 from omnitune.config.mixture import INSIDE, Mixture, MixtureEntry
 from omnitune.config.sample_files import PATTERN, SampleFiles, check_pattern, fixed_part
 from omnitune.config.yaml_file import line_of
@@ -21,9 +22,6 @@ from omnitune.io.jsonl import count_lines
 from omnitune.io.places import check_url, require_below
 from omnitune.io.storage import is_url, redact
 from omnitune.paths import MAX_NAME_BYTES, is_letter
-
-if TYPE_CHECKING:
-    from omnitune.config.options import DataOptions
 
 MIXTURE_SUFFIXES = (".yml", ".yaml")
 SAMPLE_SUFFIXES = (".jsonl", ".json")
@@ -113,7 +111,7 @@ def named_elsewhere(file: Path, mixture: Path) -> str:
     return f" There is {max(found, key=alike)}: name this one, if it is meant." if found else ""
 
 
-def sources_of(data: "DataOptions") -> list[Source]:
+def sources_of(data: DataOptions) -> list[Source]:
     """The sources of an experiment's mixture, which may lie where its options allow; see `read_mixture`."""
     return read_mixture(data.data_path, data.source_roots)
 

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from omnitune.distributed.gpus import machine_gpus
 from omnitune.doctor.findings import Finding, answer_of
 from omnitune.io.files import lock
+from omnitune.named_files import read_named_files
 from omnitune.project import Project
 
 LOW_DISK, LITTLE_DISK = 2e9, 50e9  # bytes: jobs fail soon; what a base model and its first checkpoint need
@@ -79,7 +80,7 @@ def check_gpus() -> Iterator[Finding]:
 def check_config(config: Path, project: Project) -> Iterator[Finding]:
     """Whether all files that the config names can be read, and trainings fit the cluster's nodes."""
     try:
-        project.read_files()
+        read_named_files(project)
         project.check_cluster()
     except (ValueError, OSError) as error:
         yield Finding("problem", str(config), str(error))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.options import DataOptions
+from omnitune.config.data import DataOptions
 from omnitune.console import Progress
 from omnitune.distributed.processes import (
     MISTAKE,

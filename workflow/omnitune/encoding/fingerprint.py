@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import safetensors
 
 from omnitune.config.affects import keys_affecting
-from omnitune.config.options import DataOptions
+from omnitune.config.data import DataOptions
 from omnitune.errors import ConfigError
 from omnitune.pretrained.weights import read_manifest, weights_hash
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnitune.config.options import ModelOptions
+from omnitune.config.model import ModelOptions
 from omnitune.pretrained.files import DEMO, local_files
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnitune.config.options import DataOptions
+from omnitune.config.data import DataOptions
 from omnitune.config.sources import Source
 from omnitune.flops import PIXELS_PER_TOKEN
 from omnitune.images.prepare import ImageLimits

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omnitune.config.options import ModelOptions
+from omnitune.config.model import ModelOptions
 from omnitune.io.part_configs import TOKENIZER_FILE, check_tokenizer, read_part
 from omnitune.io.places import is_local
 from omnitune.io.weights import require_json, require_weights
