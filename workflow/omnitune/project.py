@@ -28,7 +28,6 @@ from omnitune.paths import (
     EVALUATIONS,
     FORMATS,
     MANIFESTS,
-    MAX_NAME_BYTES,
     EvaluatedStep,
     adapter_file,
     conversion_file,
