@@ -137,9 +137,10 @@ checkpoint score_images:
 
 
 rule export_images:
-    # The same images as the scorer of the prompts' format reads them.
+    # The same images as the scorer of the prompts' format reads them, and the inputs of edits beside them.
     input:
         generations=get_generations,
+        images=get_prompt_images,
     output:
         official=directory(paths.OFFICIAL),
     log:

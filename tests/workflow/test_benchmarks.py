@@ -26,6 +26,7 @@ def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workpl
     (root / "config/benchmarks/mine.yml").write_text(json.dumps(keys))
     workplace.edit("config/config.yaml", lambda config: config["benchmarks"].append("config/benchmarks/mine.yml"))
     jobs = {"prepare_benchmark": 1, "generate_images": 3, "score_images": 3, "export_images": 3, "build_report": 1}
+    assert {"import_prompts", "generate_images", "build_report"} <= workplace.planned().keys()
     assert workplace.ran() == {"import_prompts": 1, **jobs}
     assert {str(path.relative_to(root / OFFICIAL)) for path in (root / OFFICIAL).rglob("*") if path.is_file()} == {
         "00000/metadata.jsonl",
