@@ -7,6 +7,7 @@ was edited, and moves by itself, is in tiles that do not agree.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 
 import numpy as np
@@ -79,7 +80,9 @@ def _starts(edges: Floats, after: Image.Image) -> Iterator[Motion]:
     reduced = after.resize(_with_side(after.size, 2 * COARSE_SIDE), Image.Resampling.BICUBIC)
     window = _window(size[1], size[0])
     small = _resized(edges, size) * window
-    moved = np.stack([_resized(_edges(_undone(reduced, Motion(0, 0, zoom))), size) * window for zoom in ZOOMS])
+    # Edges that are zoomed are nearly those of a zoomed picture, at a thirtieth of the time.
+    there = Image.fromarray(_resized(_edges(reduced), size))
+    moved = np.stack([np.asarray(_undone(there, Motion(0, 0, zoom))) * window for zoom in ZOOMS])
     shifts, peaks = _shifts(_spectrum(small[None]), moved)
     for number in np.argsort(-peaks)[:STARTS]:
         right, down = shifts[number] * (after.width / size[0]) * ZOOMS[number]
@@ -139,7 +142,8 @@ def _edges(image: Image.Image) -> Floats:
     across, down = np.zeros_like(pixels), np.zeros_like(pixels)
     across[:, 1:-1] = pixels[:, 2:] - pixels[:, :-2]
     down[1:-1] = pixels[2:] - pixels[:-2]
-    return np.hypot(across, down).max(2) / 2
+    squares = across * across + down * down
+    return np.sqrt(reduce(np.maximum, np.moveaxis(squares, 2, 0))) / 2
 
 
 def _window(height: int, width: int) -> Floats:
