@@ -233,6 +233,25 @@ def test_an_endpoint_that_refuses_all_is_not_asked_on(
         )
         place.ask(judge)
         assert len(server.requests) == 3 + 8
+        server.answering = lambda handler, body, number: handler.send("too large", status)
+        place.ask(judge)
+        assert len(server.requests) == 3 + 8 + 4, "what is kept says that the endpoint takes such requests"
+
+
+def test_quick_refusals_do_not_speak_for_answers_on_their_way(tmp_path: Path) -> None:
+    place = Place(tmp_path, number=12)
+
+    def answer(handler: Handler, body: Any, number: int) -> None:
+        if number in {1, 5, 6}:
+            time.sleep(0.3)
+            handler.score(1, 1)
+        else:
+            handler.send("too large", 413)
+
+    with judge_server(answer) as server:
+        lines = place.ask(place.judge(server.url, concurrency=4))
+        assert len(server.requests) == 12
+    assert sum(bool(line["answers"]) for line in lines) == 3
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(

@@ -18,7 +18,7 @@ logger = logging.getLogger("omnitune")
 MAX_BYTES = 1 << 20  # of a response
 LONGEST_PAUSE = 60.0  # seconds, also where the server asks for more
 FAILURES = 10  # times the number of requests at a time: so many in a row without an answer, and no more are made
-REFUSALS = 3  # so many requests in a row that are wrong for the endpoint, and none that it took: all are alike
+REFUSALS = 3  # so many requests that are wrong for the endpoint, and none that it took or may yet take: all are alike
 SHOWN = 200  # characters of a server's words in a message
 
 
@@ -39,12 +39,13 @@ class Endpoint:
     Args:
         judge: where it is and how it is asked.
         pause: seconds before the first repetition, doubled before each further one.
+        accepted: whether it is known to take such requests, by answers that are kept.
 
     Raises:
         ValueError: where the variable that should hold the key is not set.
     """
 
-    def __init__(self, judge: Judge, pause: float = 1.0) -> None:
+    def __init__(self, judge: Judge, pause: float = 1.0, accepted: bool = False) -> None:
         self.judge, self.pause = judge, pause
         self.url = f"{judge.base_url}/chat/completions"
         self.key = os.environ.get(judge.api_key_env, "").strip() if judge.api_key_env else ""
@@ -54,8 +55,9 @@ class Endpoint:
             )
         self.slots, self.turn = asyncio.Semaphore(judge.concurrency), asyncio.Lock()
         self.next_start = 0.0
-        self.answered = self.accepted = False
-        self.failures = self.refusals = 0
+        self.answered, self.accepted = False, accepted
+        self.failures = self.refusals = self.running = 0
+        self.refused = ""  # by what status and words, of the last one
 
     async def ask(self, client: httpx.AsyncClient, messages: Callable[[], list[dict[str, Any]]]) -> Answer:
         """The scores that the model gives; `messages` are made when it is their turn.
@@ -67,22 +69,47 @@ class Endpoint:
         async with self.slots:
             if self.failures >= FAILURES * self.judge.concurrency:
                 raise MissingError("not asked: the endpoint had stopped answering")
-            if self.refusals >= self._most_refusals:
+            if await self._takes_none():
                 raise MissingError("not asked: the endpoint had refused others like it")
-            request = {**self.judge.parameters, "model": self.judge.model, "messages": messages()}
-            for attempt in range(self.judge.retries + 1):
-                try:
-                    answer = read_answer(_text_of(await self._post(client, request)))
-                    if answer is None:
-                        raise MissingError("the answer holds no scores", again=True)
-                except MissingError as missing:
-                    if not missing.again or attempt == self.judge.retries:
-                        raise
-                    backoff = self.pause * 2**attempt * random.uniform(0.5, 1.5)
-                    await asyncio.sleep(min(max(backoff, missing.after), LONGEST_PAUSE))
-                else:
-                    return answer
+            self.running += 1
+            try:
+                return await self._asked(client, messages())
+            finally:
+                self.running -= 1
+
+    async def _asked(self, client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Answer:
+        """The same, as often as it is worth another try."""
+        request = {**self.judge.parameters, "model": self.judge.model, "messages": messages}
+        for attempt in range(self.judge.retries + 1):
+            try:
+                answer = read_answer(_text_of(await self._post(client, request)))
+                if answer is None:
+                    raise MissingError("the answer holds no scores", again=True)
+            except MissingError as missing:
+                if not missing.again or attempt == self.judge.retries:
+                    raise
+                backoff = self.pause * 2**attempt * random.uniform(0.5, 1.5)
+                await asyncio.sleep(min(max(backoff, missing.after), LONGEST_PAUSE))
+            else:
+                return answer
         raise AssertionError
+
+    async def _takes_none(self) -> bool:
+        """Whether all that it was asked was wrong for it; known once nothing is on its way, and said once.
+
+        Where one was taken, others are refused for what they show, and each costs itself alone.
+        """
+        while not self.accepted and self.refusals >= REFUSALS and self.running:
+            await asyncio.sleep(0.02)
+        if self.accepted or self.refusals < REFUSALS:
+            return False
+        if self.refused:
+            logger.warning(
+                "judge %s: %s answers %s: no more is asked. Check model and parameters.",
+                *(self.judge.name, self.url, self.refused),
+            )
+            self.refused = ""
+        return True
 
     async def _post(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> Any:
         """The body of the response, from JSON."""
@@ -114,26 +141,17 @@ class Endpoint:
         self.answered = True
         if status != 200:
             raise self._refused(status, headers, body)
-        self.accepted, self.refusals = True, 0
+        self.accepted = True
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
             raise MissingError("the response is not JSON", again=True) from None
 
-    @property
-    def _most_refusals(self) -> int:
-        """In a row; where some images were taken, others may be refused for what they show."""
-        return FAILURES * self.judge.concurrency if self.accepted else REFUSALS
-
     def _refused(self, status: int, headers: httpx.Headers, body: str) -> MissingError:
-        """What another status than 200 means; says once that no more is asked."""
+        """What another status than 200 means."""
         again = status in {408, 409, 429} or status >= 500
-        self.refusals = 0 if again else self.refusals + 1
-        if self.refusals == self._most_refusals:
-            logger.warning(
-                "judge %s: %s answers %d (%s): no more is asked. Check model and parameters.",
-                *(self.judge.name, self.url, status, self._clean(body)),
-            )
+        if not again:
+            self.refusals, self.refused = self.refusals + 1, f"{status} ({self._clean(body)})"
         return MissingError(f"status {status}", again=again, after=_seconds(headers.get("retry-after")))
 
     async def _read(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:

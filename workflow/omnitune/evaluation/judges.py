@@ -107,7 +107,7 @@ def _answered(judge: Judge, questions: Sequence[_Question], pause: float) -> dic
 
         if left:
             asked = {name: question.messages for name, question in left.items()}
-            asyncio.run(ask_all(Endpoint(judge, pause), asked, take))
+            asyncio.run(ask_all(Endpoint(judge, pause, accepted=len(left) < len(questions)), asked, take))
     return found
 
 
