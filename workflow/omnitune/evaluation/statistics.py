@@ -11,8 +11,6 @@ CONFIDENCE = 0.95
 POWER = 0.8  # of the trials that `prompts_needed` counts for
 RESAMPLES = 10_000
 HELD = 2_500_000  # numbers of prompts that are drawn together
-# Of fewer values there is no interval: five differences come to have one sign by chance in 2 / 2^5 = 6 % of all trials.
-FEWEST = 6
 
 Verdict = Literal["better", "worse", "no difference shown"]
 NO_DIFFERENCE: Verdict = "no difference shown"
@@ -58,6 +56,11 @@ class Comparison:
     prompts_needed: int | None
 
 
+def too_few(n: int, confidence: float = CONFIDENCE) -> bool:
+    """Whether there is no interval of so many values: they come to have one sign by chance in 2 / 2^n of all trials."""
+    return 2 * 0.5**n > 1 - confidence
+
+
 def mean_intervals(values: np.ndarray, confidence: float = CONFIDENCE) -> list[Interval]:
     """The interval of the mean of each row of [rows, prompts]: prompts are drawn anew, for all rows the same ones.
 
@@ -65,7 +68,7 @@ def mean_intervals(values: np.ndarray, confidence: float = CONFIDENCE) -> list[I
     down, it finds a difference in 4 % of trials and the bias-corrected one (BCa) in 9 %; both find 5 to 6 % for
     figures of a normal distribution. BCa also has no interval where the values are all equal.
     """
-    if values.shape[1] < FEWEST:
+    if too_few(values.shape[1], confidence):
         return [Interval()] * len(values)
     tail = (1 - confidence) / 2
     low, high = np.quantile(_drawn_means(values), (tail, 1 - tail), axis=1)
@@ -100,8 +103,8 @@ def compare(
         values: [rows, prompts], and base: [prompts]; NaN where there is none.
         measured: [prompts], whether the measure is asked of a prompt at all.
         higher_is_better: which difference counts as better.
-        among: from how many such comparisons one will be chosen. Intervals of differences are then so much wider that
-            all of them hold together in 95 % of trials (Bonferroni).
+        among: from how many such comparisons one will be chosen. Intervals are then so much wider that those of all
+            differences hold together in 95 % of trials (Bonferroni).
     """
     present = np.isfinite(values) & np.isfinite(base)
     masks = {mask.tobytes(): mask for mask in present}
@@ -154,7 +157,7 @@ def prompts_needed(differences: np.ndarray) -> int | None:
     n = ((z(0.975) + z(0.8)) s / (mean / 2))^2, with the standard deviation s of the differences.
     """
     half = abs(float(differences.mean())) / 2
-    if len(differences) < FEWEST or half == 0 or not (spread := float(differences.std(ddof=1))):
+    if too_few(len(differences)) or half == 0 or not (spread := float(differences.std(ddof=1))):
         return None
     z = norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(POWER)
     return math.ceil((z * spread / half) ** 2)
