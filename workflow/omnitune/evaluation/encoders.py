@@ -6,6 +6,7 @@ Images are prepared by the processors that work with Pillow, as torchvision is n
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def load_image(folder: Path) -> Encoder:
     from transformers import AutoImageProcessor, AutoModel
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    tokens = any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters())
+    if not tokens and not hasattr(model, "get_image_features"):
+        raise NotThereError(f"{folder} holds a {type(model).__name__}, which makes no one vector of an image")
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     return Encoder(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor)
 
@@ -83,11 +87,12 @@ def load_models(benchmark: Benchmark) -> tuple[dict[str, Any], dict[str, str]]:
     """What the measures of a benchmark need: models by measure, and of those that are not there why."""
     models: dict[str, Any] = {}
     absent: dict[str, str] = {}
+    load = cache(lambda loader, folder: loader(folder))  # measures share what they have in common
     for entry in benchmark.measured:
         if entry.model is None:
             continue
         try:
-            models[entry.name] = MEASURES[entry.name].load_model(find_model(entry.model))
+            models[entry.name] = load(MEASURES[entry.name].load_model, find_model(entry.model))
         except Exception as error:  # the library raises anything where files are missing or of another kind
             own = isinstance(error, NotThereError)
             absent[entry.name] = str(error) if own else f"model: {entry.model}: {reason_of(error)}"

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_mmd
 
 from omnitune.config.choices import MEASURES
 from omnitune.config.measure import MeasureEntry
@@ -18,6 +17,7 @@ from omnitune.evaluation.encoders import Encoder
 from omnitune.evaluation.prompts import open_image
 
 FEWEST = 100  # images; of fewer, these distances say more of the number of images than of what they show
+ROWS = 1024  # of a kernel that are held at a time
 BATCH = 16
 
 
@@ -39,7 +39,16 @@ def fid(images: torch.Tensor, targets: torch.Tensor) -> float:
 
 def kid(images: torch.Tensor, targets: torch.Tensor) -> float:
     """Squared maximum mean discrepancy x 1000 with the cubic kernel of KID, over all images at once; without bias."""
-    return 1000 * float(poly_mmd(targets, images))
+    within = 0.0
+    for features in (images, targets):
+        itself = (features.square().sum(1) / features.shape[1] + 1) ** 3
+        within += (_kernel_sum(features, features) - float(itself.sum())) / (len(features) * (len(features) - 1))
+    return 1000 * (within - 2 * _kernel_sum(images, targets) / (len(images) * len(targets)))
+
+
+def _kernel_sum(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of the kernel (x y / D + 1)^3 over all pairs of rows, which are too many to be held at once."""
+    return sum(float((rows @ other.T / one.shape[1] + 1).pow(3).sum()) for rows in one.split(ROWS))
 
 
 def measure_sets(
@@ -50,7 +59,7 @@ def measure_sets(
     Args:
         entries: the benchmark's measures; those of single images are passed over.
         models: from `omnitune.evaluation.encoders.load_models`.
-        pairs: each image with its target.
+        pairs: each prompt's first image with its target; more of one prompt are no more of a set.
 
     Returns:
         By measure its `value`, to six digits, `n`, the number of images, and `model`; by measure the reason.

@@ -88,7 +88,9 @@ def _scores(
         for row, line in zip(per_prompt, lines, strict=True):
             row.update(judged_measures(judge, line))
     drawn = [
-        (output / row["image"], p.target) for p, row in zip(prompts, rows, strict=True) if row["image"] and p.target
+        (output / row["image"], prompt.target)
+        for prompt, row in zip(prompts, rows, strict=True)
+        if row["image"] and prompt.target and not prompt.draw
     ]
     sets, too_few = measure_sets(benchmark.measured, models, drawn)
     return {
