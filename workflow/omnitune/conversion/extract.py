@@ -57,15 +57,25 @@ def extract(
     write_safetensors(folder / FILE, state)
     others = [name for name in tuned if name.removesuffix(".weight") not in modules]
     left = sum(_energy(change_of(tuned, base, name)) for name in others)
+    adapter = Adapter(open_safetensors(folder / FILE), dict.fromkeys(modules, float(rank)))
+    return adapter, {"rank": rank} | _shares(energies, shares, left)
+
+
+def _shares(energies: dict[str, float], shares: dict[str, float], left: float) -> dict[str, Any]:
+    """What an adapter explains of all that has changed.
+
+    Args:
+        energies: squared change by module.
+        shares: the part of it that the adapter has.
+        left: squared change of what lies outside of the modules.
+    """
     total = sum(energies.values()) + left
-    held = sum(energies[module] * shares[module] for module in modules)
-    facts = {
-        "rank": rank,
+    held = sum(energies[module] * shares[module] for module in energies)
+    return {
         "explained": held / total if total else 1.0,
         "outside_of_modules": left / total if total else 0.0,
         "explained_by_module": dict(sorted(shares.items())),
     }
-    return Adapter(open_safetensors(folder / FILE), dict.fromkeys(modules, float(rank))), facts
 
 
 def change_of(tuned: State, base: State, name: str) -> torch.Tensor:

@@ -57,16 +57,20 @@ def encode_text(
         chats, padding="longest", padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
     )
     model = text_model_of(mllm)
-    known = model.get_input_embeddings().num_embeddings
-    if int(tokens.input_ids.max()) >= known:
-        raise ValueError(
-            f"the tokenizer has words that the text encoder, of {known}, does not know: they are of two models. Take "
-            "processor/ and mllm/ from one."
-        )
+    _require_known(tokens.input_ids, model.get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device if device is None else device
     mask = tokens.attention_mask.to(device)
     output = model(input_ids=tokens.input_ids.to(device), attention_mask=mask, use_cache=False)
     return output.last_hidden_state, mask
+
+
+def _require_known(tokens: torch.Tensor, known: int) -> None:
+    """Raises ValueError for tokens [B, L] beyond those that the embedding has."""
+    if int(tokens.max()) >= known:
+        raise ValueError(
+            f"the tokenizer has words that the text encoder, of {known}, does not know: they are of two models. Take "
+            "processor/ and mllm/ from one."
+        )
 
 
 def unpadded(features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
