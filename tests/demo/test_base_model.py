@@ -118,7 +118,7 @@ def test_vae_reconstructs_heldout_images(folder: Path) -> None:
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     assert WEIGHTS.stat().st_size <= 1_000_000
     ratios, passed, latents = [], [], []
-    drafts = [draft for task in ("t2i", "edit", "in_context") for draft in draw_drafts(task, 0)[1][:12]]
+    drafts = [draft for task in ("t2i", "edit", "in_context") for draft in draw_drafts(task, 0)[1][:30]]
     for draft in drafts:
         width, height = draft.size
         size = target_size(width, height, 4096, 2048)
@@ -132,7 +132,7 @@ def test_vae_reconstructs_heldout_images(folder: Path) -> None:
         output = Image.fromarray(decoded[0].byte().permute(1, 2, 0).numpy())
         passed.append(check_scene(output, expectation(draft.output, *draft.size))["passed"])
     assert np.mean(ratios) >= 25
-    assert passed.count(False) <= 1
+    assert np.mean(passed) >= 0.98
     values = torch.cat(latents)
     assert abs(values.mean().item()) < 0.15 and 0.8 < values.std().item() < 1.2
 

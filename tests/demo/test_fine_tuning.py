@@ -59,7 +59,7 @@ def train(experiment: Experiment) -> EvaluatedStep:
     files, step = experiment.training_files(), experiment.options.train.max_train_steps
     assert Trainer(experiment.options, files).fit()
     converted = experiment.path(CHECKPOINT, step=step) / "transformer"
-    convert_checkpoint(converted, files.transformer, base=None, dtype=None, max_shard_size="5GB")
+    convert_checkpoint(converted, files.transformer, base=None, dtype=None, max_shard_size="5GB", rank=1)
     return EvaluatedStep(step)
 
 
