@@ -98,7 +98,6 @@ def get_training_runtime(wildcards):
 
 
 def get_generating_memory(wildcards):
-    start = PROJECT.starts[wildcards.experiment]
-    transformer = Path(get_transformer(wildcards))
-    folders = [transformer, start.base / "vae", start.base / "mllm"]
-    return host_memory_mb(folders, 4)
+    step = EvaluatedStep.parse(wildcards.step)
+    loaded = PROJECT.loaded(wildcards.experiment, step, wildcards.benchmark)
+    return host_memory_mb(loaded, 4)

@@ -487,6 +487,7 @@ def test_baselines_are_drawn_once_for_all_experiments_of_a_base_model(
             {"x": "experiments/x/checkpoint-4000/transformer"},
             "which this config trains. Compare experiments by `reports`",
         ),
+        ({"x": "./resources/../resources/pretrained/demo/transformer"}, "is the base of 'x', which this workflow prep"),
     ],
 )
 def test_baselines_that_cannot_be_are_refused(

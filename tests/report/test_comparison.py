@@ -1,5 +1,6 @@
 """The comparison of experiments: what it says, and which it finds best."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -42,12 +43,17 @@ def test_variants_stand_side_by_side(tmp_path: Path) -> None:
         write_evaluation(experiment, entry, 120, quality)
         if not variants:
             write_evaluation(experiment, entry, 0, 0.1)
-            write_evaluation(experiment, entry, str(other), 0.3, weights={**WEIGHTS, "sha256": "cd" * 32})
+            write_evaluation(
+                experiment, entry, str(other), 0.3, weights={**WEIGHTS, "transformer": "m", "sha256": "cd" * 32}
+            )
             base, baseline = (experiment / "evaluation" / str(step) for step in (BASE, other))
         folders = {BASE: base, other: baseline, EvaluatedStep(120): experiment / "evaluation/120"}
         rate = float(name.partition("rate-")[2])
         run = collect(experiment, tmp_path / "prepared", [entry], folders)
         variants.append(Compared({"train.learning_rate": rate}, run, by_values=True))
+    moved = replace(entry, benchmark=entry.benchmark.model_copy(update={"baselines": {"other": "n"}}))
+    with pytest.raises(ValueError, match=r"was evaluated with another folder than baselines\.other names now"):
+        collect(experiment, tmp_path / "prepared", [moved], folders)
     page, table = tmp_path / "c/index.html", tmp_path / "c/scores.csv"
     build_comparison("mine", variants, page, table)
     text = page.read_text(encoding="utf-8")
@@ -65,8 +71,8 @@ def test_variants_stand_side_by_side(tmp_path: Path) -> None:
     assert text.count('class="plot"') == 1 and ">1e-05</text>" in text, "curves over each other"
     assert text.count("<script") == 1, "our own"
     scores = pd.read_csv(table)
-    assert list(scores["experiment"]) == [*QUALITIES, "base"]
-    assert list(scores["check_passed"]) == [0.5, 0.9375, 0.0625, 0.125]
+    assert list(scores["experiment"]) == [*QUALITIES, "base", "other"]
+    assert list(scores["check_passed"])[:4] == [0.5, 0.9375, 0.0625, 0.125] and 0.125 < scores["check_passed"][4] < 0.5
     before = page.read_bytes()
     build_comparison("mine", variants, page, table)
     assert page.read_bytes() == before

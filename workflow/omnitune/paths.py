@@ -104,7 +104,7 @@ class EvaluatedStep(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """The inverse of str(); ValueError for any other text."""
-        if text.startswith(BASELINE):
+        if text.startswith(BASELINE) and text != BASELINE:
             return cls(0, baseline=text.removeprefix(BASELINE))
         match = re.fullmatch(r"(\d+)(-ema)?(?:-x(\d+(?:\.\d+)?))?", text)
         if match is None:

@@ -19,7 +19,7 @@ from omnitune.errors import ConfigError
 from omnitune.evaluation.foreign import as_imported, is_foreign, source_files
 from omnitune.evaluation.model_files import local_model_files
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
-from omnitune.evaluation.weights import baseline_files, baseline_weights
+from omnitune.evaluation.weights import EvaluatedWeights, baseline_files, baseline_weights
 from omnitune.io.storage import is_url
 from omnitune.paths import (
     BASE,
@@ -122,7 +122,7 @@ class Project:
         names = (variants, swept, workflow.reports)
         project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, workflow)
         agreement.check_reports(workflow.reports, experiments, swept, where)
-        agreement.check_baselines(benchmarks, experiments)
+        agreement.check_baselines(benchmarks, starts)
         agreement.check_base_models(starts, files)
         agreement.check_datasets(experiments, files)
         for name in experiments:
@@ -244,6 +244,14 @@ class Project:
         if not step.baseline:
             return start.transformer
         return baseline_weights(start.base, self._baseline(benchmark, step.baseline)).folders[0]
+
+    def loaded(self, experiment: str, step: EvaluatedStep, benchmark: str) -> list[Path]:
+        """Folders of the models that a step is drawn with; of an adapter, what lies under it."""
+        start = self.starts[experiment]
+        weights = EvaluatedWeights(start.base, start.transformer, None)
+        if step.baseline:
+            weights = baseline_weights(start.base, self._baseline(benchmark, step.baseline))
+        return weights.folders
 
     def labels(self, benchmark: str) -> list[str]:
         """Files of people's scores of a benchmark's judges; ValueError for one that is not there, or an unsafe name."""

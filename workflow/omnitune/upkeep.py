@@ -12,7 +12,7 @@ from pathlib import Path
 from omnitune.checkpoints.states import newest_state, removal_of, remove
 from omnitune.config.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
-from omnitune.paths import BASE, EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
+from omnitune.paths import EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
 from omnitune.project import Project
 from omnitune.records import INCOMPLETE, METADATA, is_locked, list_records, record_path
 from omnitune.training.inputs import lock_experiment
@@ -74,7 +74,9 @@ def remove_experiment(project: Project, name: str) -> None:
     if name in project.experiments:
         logger.warning("%s still asks for it: the next run trains it anew", project.options_files[name])
     borrowers = [
-        other for other in project.experiments if other != name and project.evaluations(other)[BASE][0] == name
+        other
+        for other in project.experiments
+        if other != name and any(owner == name for owner, _ in project.evaluations(other).values())
     ]
     if borrowers:
         logger.warning("the base was evaluated there for %s, too; it is drawn again", ", ".join(borrowers))

@@ -29,8 +29,8 @@ def evaluate(
     num_threads: Annotated[int, option("num_threads", "CPU threads.")] = CPUS,
 ) -> None:
     """Generate, judge and score a benchmark's images with the base (step 0), a converted checkpoint or a baseline."""
-    if baseline and (step or ema):
-        raise ValueError("--baseline: it has no steps; take --step and --ema out.")
+    if baseline is not None and (not baseline or step or ema or lora_scale != 1):
+        raise ValueError("--baseline: needs a name, and has no --step, --ema or --lora_scale; take these out.")
     if ema and not step:
         raise ValueError("--ema: the base (--step 0) has no average; name a checkpoint with --step.")
     name = file_stem(benchmark)

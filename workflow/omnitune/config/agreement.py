@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from omnitune.config.affects import keys_affecting
@@ -13,7 +13,7 @@ from omnitune.config.options import ExperimentOptions
 from omnitune.config.starts import StartingWeights
 from omnitune.config.workflow import Cluster
 from omnitune.errors import ConfigError
-from omnitune.paths import MAX_NAME_BYTES, file_stem, names_folder
+from omnitune.paths import EXPERIMENT, MAX_NAME_BYTES, PRETRAINED, file_stem, names_folder
 
 
 def read_benchmarks(paths: Iterable[str], where: str) -> dict[str, Benchmark]:
@@ -66,17 +66,23 @@ def check_reports(
             raise ConfigError(f"{key}: an experiment stands there twice. Take one of the two out.")
 
 
-def check_baselines(benchmarks: Mapping[str, Benchmark], experiments: Iterable[str]) -> None:
+def check_baselines(benchmarks: Mapping[str, Benchmark], starts: Mapping[str, StartingWeights]) -> None:
     """Raises ConfigError for a baseline that a run of this workflow makes: it has to be there before."""
-    known = list(experiments)
     for benchmark, config in benchmarks.items():
         for name, path in config.baselines.items():
-            parts = PurePosixPath(path).parts
-            if len(parts) > 1 and parts[0] == "experiments" and parts[1] in known:
-                raise ConfigError(
-                    f"benchmark {benchmark!r}: baselines.{name}: {path} is of the experiment {parts[1]!r}, which "
-                    "this config trains. Compare experiments by `reports` of the workflow's config."
-                )
+            place = Path(path).resolve()
+            for experiment, start in starts.items():
+                key = f"benchmark {benchmark!r}: baselines.{name}: {path} is"
+                if place.is_relative_to(Path(EXPERIMENT.format(experiment=experiment)).resolve()):
+                    raise ConfigError(
+                        f"{key} of the experiment {experiment!r}, which this config trains. Compare experiments by "
+                        "`reports` of the workflow's config."
+                    )
+                if place.is_relative_to(Path(PRETRAINED.format(model=start.model)).resolve()):
+                    raise ConfigError(
+                        f"{key} the base of {experiment!r}, which this workflow prepares. It is a row already; name "
+                        "another folder."
+                    )
 
 
 def check_base_models(starts: Mapping[str, StartingWeights], files: Mapping[str, Path]) -> None:

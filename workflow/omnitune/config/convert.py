@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from omnitune.config.affects import Affects
-from omnitune.config.base import Section
+from omnitune.config.base import PositiveInt, Section
 from omnitune.paths import FORMATS
 
 

@@ -189,5 +189,7 @@ def _evaluation(evaluation: Evaluation, lines: Sequence[Score], thumbnails: Thum
         "remarks": remarks(evaluation),
         "protocol": evaluation.scores[BASE]["protocol"],
         "remake": first_remade(evaluation),
+        "remade_row": evaluation.last.label,
+        "drawn_together": entry.benchmark.batch_size > 1,
         "weights": [(step.label, evaluation.scores[step]["weights"]) for step in evaluation.steps],
     }

@@ -11,6 +11,7 @@ from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.votes import Vote, read_votes
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
+from omnitune.io.files import portable
 from omnitune.paths import BASE, STARTS_FILE, VOTES, EvaluatedStep
 from omnitune.pretrained.weights import check_weights
 from omnitune.report.data import read_encoded, read_shards
@@ -189,6 +190,9 @@ def _require_present(folder: Path, scores: Mapping[str, Any], entry: BenchmarkEn
     if scores["protocol"] != protocol_fingerprint(entry.benchmark, entry.prompts):
         raise ValueError(f"{folder}: was evaluated under another protocol than benchmark {entry.name!r} is now. {fix}")
     names = scores["weights"]
+    now = entry.benchmark.baselines.get(step.baseline)
+    if now is not None and portable(Path(now)) not in (names["base"], names["transformer"]):
+        raise ValueError(f"{folder}: was evaluated with another folder than baselines.{step.baseline} names now. {fix}")
     weights = _weights_of(names)
     there = all(path.is_dir() for path in (weights.base, weights.transformer, weights.lora) if path)
     if there and describe_weights(weights) != names:

@@ -70,9 +70,12 @@ def build_comparison(name: str, compared: Sequence[Compared], page: Path, table:
         page, table: the .html and the .csv file.
     """
     evaluations = [list(group) for group in zip(*(one.run.evaluations for one in compared), strict=True)]
-    prompts = [prompt for group in evaluations for prompt in choose_examples(group[0].entry.prompts)[0]]
-    rows = 2 * len(compared) + sum(map(len, map(_baselines, evaluations)))
-    thumbnails = Thumbnails(page.parent, sum(rows + 1 + len(prompt.input_images) for prompt in prompts))
+    shown = sum(
+        2 * len(compared) + len(_baselines(compared, group)) + 1 + len(prompt.input_images)
+        for group in evaluations
+        for prompt in choose_examples(group[0].entry.prompts)[0]
+    )
+    thumbnails = Thumbnails(page.parent, shown)
     keys = list(compared[0].keys)
     context = {
         "name": name,
@@ -132,8 +135,8 @@ def _benchmark(
             for number, label in _bases(compared, evaluations).items()
         ],
         "baselines": [
-            {"label": step.label, "cells": [_mean_text(name, lines.get(name)) for name in measures]}
-            for step, evaluation in _baselines(evaluations).items()
+            {"label": label, "cells": [_mean_text(name, lines.get(name)) for name in measures]}
+            for label, evaluation, step in _baselines(compared, evaluations)
             for lines in (_lines(evaluation, step),)
         ],
         "rows": rows,
@@ -151,9 +154,20 @@ def _bases(compared: Sequence[Compared], evaluations: Sequence[Evaluation]) -> d
     return {number: "base" if len(shown) == 1 else f"base of {compared[number].label}" for number in shown}
 
 
-def _baselines(evaluations: Sequence[Evaluation]) -> dict[EvaluatedStep, Evaluation]:
-    """The baselines of a benchmark, each with one that has its images."""
-    return {step: evaluation for evaluation in reversed(evaluations) for step in evaluation.baselines}
+def _baselines(
+    compared: Sequence[Compared], evaluations: Sequence[Evaluation]
+) -> list[tuple[str, Evaluation, EvaluatedStep]]:
+    """Which baselines to show, each weights once, with their names: a transformer alone has each base's other parts."""
+    found: dict[EvaluatedStep, dict[tuple[str | None, ...], int]] = {}
+    for number, evaluation in enumerate(evaluations):
+        for step in evaluation.baselines:
+            weights = evaluation.scores[step]["weights"]
+            found.setdefault(step, {}).setdefault((weights["sha256"], weights.get("pipeline_sha256")), number)
+    return [
+        (step.label if len(numbers) == 1 else f"{step.label} of {compared[number].label}", evaluations[number], step)
+        for step, numbers in found.items()
+        for number in numbers.values()
+    ]
 
 
 def _lines(evaluation: Evaluation, step: EvaluatedStep) -> dict[str, Comparison]:
@@ -205,8 +219,8 @@ def _example(
     shots: list[tuple[Path | None, str, str]] = [(path, "input", "input") for path in prompt.input_images]
     for number, label in _bases(compared, evaluations).items():
         shots.append((evaluations[number].image(BASE, prompt.key), label, "row"))
-    for step, evaluation in _baselines(evaluations).items():
-        shots.append((evaluation.image(step, prompt.key), step.label, "row"))
+    for label, evaluation, step in _baselines(compared, evaluations):
+        shots.append((evaluation.image(step, prompt.key), label, "row"))
     for one, evaluation in zip(compared, evaluations, strict=True):
         shots.append((evaluation.image(evaluation.last, prompt.key), one.label, "row"))
     shots += [(prompt.target, "target", "target")] if prompt.target else []
@@ -220,7 +234,7 @@ def _example(
 
 
 def _table(compared: Sequence[Compared]) -> pd.DataFrame:
-    """A row for each experiment and benchmark, and one for each base of each benchmark."""
+    """A row for each experiment and benchmark, and one for each base and baseline of each benchmark."""
     rows: list[dict[str, Any]] = []
     for one in compared:
         known = {"experiment": one.run.name, **one.keys, **_training(one.run)}
@@ -234,4 +248,7 @@ def _table(compared: Sequence[Compared]) -> pd.DataFrame:
         for number, label in _bases(compared, group).items():
             means = {name: found.base_mean for name, found in _lines(group[number], group[number].last).items()}
             rows.append({"experiment": label, "benchmark": group[number].entry.name, **means})
+        for label, evaluation, step in _baselines(compared, group):
+            means = {name: found.mean for name, found in _lines(evaluation, step).items()}
+            rows.append({"experiment": label, "benchmark": evaluation.entry.name, **means})
     return pd.DataFrame(rows).convert_dtypes()  # whole numbers stay so beside what is missing
