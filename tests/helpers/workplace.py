@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 TARGETS = {"all", "validate", "shard", "encode", "train", "convert", "evaluate", "report"}
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$", re.MULTILINE)
+SHARED = 1_000_000  # bytes, from which on copies of a place share a file: weights and checkpoints
 TRACKED = ("Snakefile", "config", "envs", "rules", "scripts", "workflow")
 
 
@@ -61,9 +62,18 @@ class Workplace:
         path.write_text(yaml.safe_dump(content, sort_keys=False))
 
     def copy_to(self, target: Path) -> "Workplace":
-        """The same state in another folder."""
-        shutil.copytree(self.root, target, symlinks=True)
+        """The same state in another folder. Large files are shared: a test replaces one and does not write into it."""
+        shutil.copytree(self.root, target, symlinks=True, copy_function=_copy)
         return Workplace(target)
+
+    def replace(self, file: Path, content: bytes) -> None:
+        """Changes a file that another copy of this place may share."""
+        file.unlink()
+        file.write_bytes(content)
+
+
+def _copy(source: str, target: str) -> None:
+    (os.link if Path(source).stat().st_size > SHARED else shutil.copy2)(source, target)
 
 
 def count_jobs(output: str) -> dict[str, int]:

@@ -141,14 +141,14 @@ def test_what_is_changed_by_hand_is_noticed(workplace: Workplace) -> None:
     weights = root / WEIGHTS / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-64:] = bytes(64)
-    weights.write_bytes(data)
+    workplace.replace(weights, data)
     assert "diffusion_pytorch_model.safetensors was changed after it was written" in workplace.snakemake()
     output = workplace.snakemake("--force", f"{EVALUATION}/parts/0.jsonl", ok=False)
     assert "is not what was written" in output and "Traceback" not in output
     part = next((root / CHECKPOINT / "pytorch_model_fsdp_0").glob("*.distcp"))
     data = bytearray(part.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
-    part.write_bytes(data)
+    workplace.replace(part, data)
     output = workplace.snakemake("--force", f"{WEIGHTS}/conversion.json", ok=False)
     assert f"{part.name}: is not what training has saved" in output and "Traceback" not in output
 
