@@ -136,9 +136,28 @@ def _fields(content: Any) -> None:
     content.storage_data = 3
 
 
+def _placed(**values: object) -> Callable[[Any], None]:
+    """A part that is said to lie elsewhere in its file."""
+
+    def change(content: Any) -> None:
+        for key, value in values.items():
+            object.__setattr__(next(iter(content.storage_data.values())), key, value)
+
+    return change
+
+
+OUTSIDE = r"names a part of .*\.distcp that is not inside of its \d+ bytes"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_placed(offset=-1), OUTSIDE),
+        (_placed(offset=1 << 40), OUTSIDE),
+        (_placed(length=1 << 40), OUTSIDE),
+        (_placed(length=-1), OUTSIDE),
+        (_placed(offset="0"), OUTSIDE),
+        (_placed(offset=0.5), OUTSIDE),
         (_elsewhere, r"names '\.\./\.\./secret', which is no file of this folder"),
         (_huge, r"names tensors of \d+ bytes, but the files beside it have \d+"),
         (_wrapped_around, r"names tensors of \d+ bytes, but the files beside it have \d+"),

@@ -109,7 +109,7 @@ def read_metadata(folder: Path) -> Metadata:
     Raises:
         OSError: where it cannot be opened.
         ValueError: where it is damaged, asks for other classes than it needs, names files that are missing or outside
-            of the folder, or more tensors than its files can hold.
+            of the folder, parts outside of these, or more tensors than they can hold.
     """
     path = folder / METADATA_FILE
     with open_regular(path) as file:
@@ -144,9 +144,16 @@ def _require_sound(folder: Path, metadata: Metadata) -> None:
         if not (folder / name).is_file():
             problem = "is no regular file" if (folder / name).exists() else f"is missing, which {path} names"
             raise ValueError(f"{folder / name}: {problem}.")
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    for info in metadata.storage_data.values():
+        if not _is_inside(info.offset, info.length, sizes[info.relative_path]):
+            raise ValueError(
+                f"{path}: names a part of {folder / info.relative_path} that is not inside of its "
+                f"{sizes[info.relative_path]} bytes: one of them is damaged."
+            )
     entries = metadata.state_dict_metadata
     tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-    held = sum((folder / name).stat().st_size for name in names)
+    held = sum(sizes.values())
     # math.prod: the library's own numel goes round at 2^64, and sides below 0 would be taken off the others
     claimed = sum(
         math.prod(max(side, 0) for side in entry.size) * entry.properties.dtype.itemsize for entry in tensors.values()
@@ -158,6 +165,11 @@ def _require_sound(folder: Path, metadata: Metadata) -> None:
             raise ValueError(f"{path}: names a tensor {name!r}, which is no text.")
         if name in tensors and not _is_covered(tensors[name]):
             raise ValueError(f"{path}: the parts of {name!r} do not make up the whole tensor.")
+
+
+def _is_inside(offset: Any, length: Any, size: int) -> bool:
+    """Whether these are numbers of bytes of a file: others would be read from elsewhere, or not at all."""
+    return type(offset) is type(length) is int and offset >= 0 and length >= 0 and offset + length <= size
 
 
 def _is_covered(entry: TensorStorageMetadata) -> bool:
