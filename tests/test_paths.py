@@ -91,6 +91,12 @@ def test_an_adapter_is_named_by_its_file_or_folder() -> None:
     assert adapter_file("my/adapter.safetensors") == Path("my/adapter.safetensors")
 
 
+def test_the_adapter_of_a_folder_is_ours_or_peft_or_comfyui(tmp_path: Path) -> None:
+    for name in ("comfyui_lora.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
+        (tmp_path / name).touch()
+        assert adapter_file(str(tmp_path)) == tmp_path / name
+
+
 @pytest.mark.parametrize(
     ("path", "hint"),
     [("a.jpg", ""), ("~/a.jpg", "~ is not expanded"), ("$HOME/a", "$HOME is"), ("a\\b", "not by"), ("a.jpg ", "space")],

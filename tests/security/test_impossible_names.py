@@ -111,6 +111,19 @@ def test_a_name_that_no_file_has_is_a_sentence(reader: str, kind: str) -> None:
     assert len(str(error.value)) < 5000 and "Errno" not in str(error.value)
 
 
+URLS_TOO = {"mixture", "pattern", "mixture in a mixture", "extends", "prompts", "list", "held-out", "labels"}
+URLS_TOO |= {"data.image_root", "data.source_root"}  # where other code says what it reads
+
+
+@pytest.mark.parametrize("reader", sorted(READERS.keys() - URLS_TOO))
+def test_a_url_for_a_path_is_a_sentence(reader: str) -> None:
+    with pytest.raises(ValueError, match=r"https://host/x+\S* .*is a URL: download what is there") as error:
+        READERS[reader](f"https://me:secret@host/{'x' * 300}.yml")
+    names = {"benchmark": "prompts", "baseline": "baselines", "weights": "model.pretrained_model_path"}
+    assert names.get(reader, reader) in str(error.value)
+    assert "secret" not in str(error.value)
+
+
 def test_names_that_files_can_have_pass() -> None:
     for name in ("x" * MAX_FILE_BYTES, "a/b", "\u732b.jsonl", "a\udce9", f"https://host/a?b={'x' * 300}", ""):
         assert path_problem(name) is None

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 DEMO = "resources/demo"
 PRETRAINED = "resources/pretrained/{model}"
@@ -68,13 +68,8 @@ MAX_NAME_BYTES = 160  # of what names folders and files: file systems allow MAX_
 MAX_FILE_BYTES, MAX_PATH = 255, 2000  # of a name in a path, and characters of a path that is put behind others
 SHARD_NUMBER = r"[0-9]{5}[0-9]*"  # Snakemake would not understand {5,}
 SHARD_NAME = re.compile(rf"(?P<source>[^-/\s]+)-(?P<shard>{SHARD_NUMBER})")
-FORMATS = (
-    "diffusers",
-    "comfyui",
-    "merged",
-    "pipeline",
-    "extracted",
-)  # of converted weights; what others build on is the first
+Format = Literal["diffusers", "comfyui", "merged", "pipeline", "extracted"]  # of converted weights
+FORMATS: tuple[Format, ...] = get_args(Format)  # what others build on is the first
 PEFT_FILE, PEFT_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # the same adapter as peft names it
 COMFYUI_MODEL_FILE, COMFYUI_ADAPTER_FILE = "comfyui_model.safetensors", "comfyui_lora.safetensors"
 WEIGHTS_NAME = rf"transformer(_lora)?(_ema)?(_{'|_'.join(FORMATS[1:])})?"
@@ -164,6 +159,11 @@ def path_problem(path: str) -> str | None:
     return None
 
 
+def local_problem(path: str) -> str | None:
+    """The same where no URL is read."""
+    return "is a URL: download what is there, and name its path" if "://" in path else path_problem(path)
+
+
 def require_safe(path: Path | str, where: str) -> None:
     """Raises ValueError for a path that may not become an input of a job, which executors of clusters put into a shell.
 
@@ -231,12 +231,12 @@ def parse_converted(path: str | None) -> tuple[str, EvaluatedStep, bool] | None:
     return match["experiment"], EvaluatedStep(int(match["step"]), bool(match["ema"])), bool(match["lora"])
 
 
-def adapter_file(path: str) -> Path:
-    """The file of an adapter, which is named by itself or by its folder; in a folder that peft has written, peft's."""
+def adapter_file(path: str, name: str = ADAPTER_FILE) -> Path:
+    """The file of an adapter, which is named by itself or by its folder: `name`, else peft's or ComfyUI's."""
     if path.endswith(".safetensors") or Path(path).is_file():
         return Path(path)
-    published, peft = Path(path) / ADAPTER_FILE, Path(path) / PEFT_FILE
-    return peft if peft.is_file() and not published.is_file() else published
+    files = [Path(path) / file for file in (name, PEFT_FILE, COMFYUI_ADAPTER_FILE)]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def starting_adapter_file(lora_path: str) -> Path:

@@ -21,16 +21,6 @@ def flag(name: str, text: str) -> Any:
     return typer.Option(f"--{name}", f"--{name.replace('_', '-')}", help=text)
 
 
-class Format(StrEnum):
-    """Formats of converted weights."""
-
-    DIFFUSERS = "diffusers"
-    COMFYUI = "comfyui"
-    MERGED = "merged"
-    PIPELINE = "pipeline"
-    EXTRACTED = "extracted"
-
-
 class Dtype(StrEnum):
     """Precisions of the weights."""
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from omnitune.cli.options import AsJson, Dtype, Ema, Format, flag, option
+from omnitune.cli.options import AsJson, Dtype, Ema, flag, option
+from omnitune.paths import FORMATS, Format
 from omnitune.stages import Experiment
 
 logger = logging.getLogger("omnitune")
@@ -30,7 +31,7 @@ def convert(
     base: Annotated[
         Path | None, option("base", "Base pipeline folder (--format pipeline), if not the workflow's.")
     ] = None,
-    weight_format: Annotated[Format, option("format", "What to write.")] = Format.DIFFUSERS,
+    weight_format: Annotated[Format, option("format", "What to write.")] = FORMATS[0],
     dtype: Annotated[
         Dtype | None, option("dtype", "Precision of the written weights. Default: convert.dtype of the options.")
     ] = None,
@@ -47,11 +48,15 @@ def convert(
     from omnitune.conversion.export import convert as convert_checkpoint
     from omnitune.conversion.write import Target
 
+    if transformer and not transformer.is_dir():
+        raise ValueError(
+            f"--transformer: {transformer} is no folder. Name that of the weights that training started from."
+        )
     experiment = Experiment.alone(config_path)
     start, asked = transformer or experiment.start.transformer, experiment.options.convert
     precision, size = dtype.value if dtype else asked.dtype, max_shard_size or asked.max_shard_size
     base, rank = base or experiment.start.base, rank or asked.extracted_rank
-    target = Target(weight_format.value, precision, size, base, rank)
+    target = Target(weight_format, precision, size, base, rank)
     report = convert_checkpoint(experiment.options, model_path, save_path, start, ema=ema, target=target, scale=scale)
     logger.info("wrote %s: %s, %d tensors, %s, verified", save_path, report["kind"], report["keys"], report["dtype"])
 
@@ -63,7 +68,7 @@ def merge(
     scale: Annotated[
         list[float] | None, option("scale", "Strength of each adapter, in their order. Default: 1.")
     ] = None,
-    weight_format: Annotated[Format, option("format", "merged, comfyui or pipeline.")] = Format.MERGED,
+    weight_format: Annotated[Format, option("format", "merged, comfyui or pipeline.")] = "merged",
     dtype: Annotated[
         Dtype | None, option("dtype", "Precision of the written weights. Default: the transformer's.")
     ] = None,
@@ -74,9 +79,9 @@ def merge(
     from omnitune.conversion.merge import merge as merge_adapters
     from omnitune.conversion.write import Target
 
-    if weight_format in (Format.DIFFUSERS, Format.EXTRACTED):
-        raise ValueError(f"--format: {weight_format.value} is an adapter apart; take merged, comfyui or pipeline.")
-    target = Target(weight_format.value, dtype.value if dtype else None, max_shard_size, base)
+    if weight_format in ("diffusers", "extracted"):
+        raise ValueError(f"--format: {weight_format} is an adapter apart; take merged, comfyui or pipeline.")
+    target = Target(weight_format, dtype.value if dtype else None, max_shard_size, base)
     merge_adapters(transformer, lora, scale or [], save_path, target)
     logger.info("wrote %s: verified", save_path)
 
@@ -102,7 +107,7 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="Folder that `omnitune convert` has written.")],
     repo: Annotated[str, typer.Argument(help="Repository of the hub, owner/name; made where there is none.")],
     dry_run: Annotated[bool, flag("dry_run", "Say what would be uploaded, and ask nobody.")] = False,
-    private: Annotated[bool, flag("private", "Make a new repository private.")] = False,
+    private: Annotated[bool, flag("private", "Make a new repository private; one that exists must be.")] = False,
 ) -> None:
     """Upload converted weights with their model card to the hub; the token is that of HF_TOKEN."""
     from omnitune.conversion.publish import prepare_upload, upload

@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from omnitune.config.yaml_file import read_yaml
 from omnitune.errors import ConfigError
-from omnitune.paths import path_problem
+from omnitune.io.storage import redact
+from omnitune.paths import local_problem, path_problem
 
 
 class Section(BaseModel):
@@ -37,7 +38,15 @@ def _require_possible(path: str) -> str:
     return path
 
 
-PathText = Annotated[str, AfterValidator(_require_possible)]  # a path, a URL, or what may be one
+def _require_local(path: str) -> str:
+    problem = local_problem(path)
+    if problem:
+        raise ValueError(problem)
+    return path
+
+
+PathOrUrl = Annotated[str, AfterValidator(_require_possible)]
+PathText = Annotated[str, AfterValidator(_require_local)]  # a path, or what may be one
 
 
 def load_config(path: Path | str, model: type[ModelT]) -> ModelT:
@@ -85,7 +94,7 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return message
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):  # of a section's keys against each other
         return f"{key}.{message}."
-    value = repr(detail["input"])
+    value = redact(repr(detail["input"]))
     value = value if len(value) <= SHOWN else f"{value[:SHOWN]}.."
     return f"{key}: {value} is not allowed: {message[0].lower()}{message[1:]}."
 

@@ -6,14 +6,14 @@ from pydantic import Field, field_validator
 
 from omnitune.config.affects import Affects
 from omnitune.config.base import PositiveInt, Section
-from omnitune.paths import FORMATS
+from omnitune.paths import FORMATS, Format
 
 
 class ConvertOptions(Section):
     """In which forms the weights are written."""
 
     formats: Annotated[
-        list[Literal["diffusers", "comfyui", "merged", "pipeline", "extracted"]],
+        list[Format],
         Field(
             description="Each in a folder of its own beside the checkpoint: `diffusers`, `transformer` or "
             "`transformer_lora` in the published layout, which is made in any case, as evaluation loads it; `comfyui`, "
@@ -44,5 +44,5 @@ class ConvertOptions(Section):
 
     @field_validator("formats")
     @classmethod
-    def _each_once_and_the_first_in_any_case(cls, formats: list[str]) -> list[str]:
+    def _each_once_and_the_first_in_any_case(cls, formats: list[Format]) -> list[Format]:
         return [name for name in FORMATS if name in {FORMATS[0], *formats}]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
-from omnitune.config.base import PathText, PositiveInt, Probability, Section
+from omnitune.config.base import PathOrUrl, PathText, PositiveInt, Probability, Section
 from omnitune.config.choices import IMAGE_FORMATS, OneOf
 from omnitune.config.urls import UrlOptions
 from omnitune.paths import MAX_NAME_BYTES, file_stem, names_folder
@@ -103,12 +103,12 @@ class DataOptions(Section):
         PositiveInt, Field(description="Images of more pixels are rejected as decompression bombs."), Affects("samples")
     ] = 178_956_970
     image_root: Annotated[
-        PathText | None,
+        PathOrUrl | None,
         Field(description="Reject images that do not lie below this folder or URL. null: they may lie anywhere."),
         Affects("samples"),
     ] = None
     source_root: Annotated[
-        PathText | list[PathText] | None,
+        PathOrUrl | list[PathOrUrl] | None,
         Field(
             description="One or several folders or URLs, below which alone all that the mixture names may lie, links "
             "followed. null: below the working directory and the mixture's own folder, and at any URL."

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
-from omnitune.config.base import PathText, Section
+from omnitune.config.base import PathOrUrl, Section
 
 INSIDE = "inside_ratio"
 
@@ -14,7 +14,7 @@ class MixtureEntry(Section):
     """One source of a mixture."""
 
     path: Annotated[
-        PathText,
+        PathOrUrl,
         Field(
             description="A .jsonl file of samples or its URL, a further .yml mixture, or a folder or a pattern "
             "(`captions/*.jsonl`), of which all .jsonl files are one source. "

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from omnitune.errors import ConfigError, Refused
 from omnitune.io import storage
 from omnitune.io.jsonl import shown
-from omnitune.paths import path_problem
+from omnitune.paths import local_problem
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "http", "https")  # others may lead to this machine's own files
 URL_PARTS = re.compile(
@@ -31,8 +31,8 @@ def is_local(name: str, where: str) -> bool:
     Raises:
         ValueError: for what is neither, or looks like a path and does not exist: a typo is not looked for in a network.
     """
-    if problem := path_problem(name):
-        raise ValueError(f"{where}: {shown(name)} {problem}.")
+    if problem := local_problem(name):
+        raise ValueError(f"{where}: {shown(storage.redact(name))} {problem}.")
     path = Path(name)
     if path.exists():
         return True

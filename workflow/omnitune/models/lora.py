@@ -27,7 +27,7 @@ from torch import nn
 from omnitune.io.files import atomic_path
 from omnitune.io.places import is_local
 from omnitune.io.weights import read_header, read_json
-from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
+from omnitune.paths import ADAPTER_FILE, COMFYUI_ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE, adapter_file
 
 from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
 from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
@@ -203,7 +203,7 @@ def read_lora(
 
     Args:
         source: where it is.
-        weight_name: of the file in a folder or repository; in a folder without it, the file that peft writes.
+        weight_name: of the file in a folder or repository; in a folder without it, peft's or ComfyUI's is taken.
         modules: names of the model's linear layers, by which kohya's names (`lora_unet_..`) are told apart.
 
     Returns:
@@ -258,10 +258,11 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
 def _adapter_path(source: str | Path, weight_name: str) -> Path:
     path = Path(source)
     if path.is_dir():
-        files = [path / weight_name, path / PEFT_FILE]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f"{files[0]} does not exist: a LoRA folder holds {weight_name} or {PEFT_FILE}")
+        found = adapter_file(str(path), weight_name)
+        if not found.is_file():
+            raise FileNotFoundError(
+                f"{found} does not exist: a LoRA folder holds {weight_name}, {PEFT_FILE} or {COMFYUI_ADAPTER_FILE}"
+            )
         return found
     return path if is_local(str(source), "adapter") else Path(hf_hub_download(str(source), weight_name))
 
