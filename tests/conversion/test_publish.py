@@ -65,11 +65,12 @@ class Hub(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.seen.append((self.command, self.path, self.headers.get("Authorization")))
-        content: Any = {"id": REPO, "sha": "0" * 40, "siblings": []}
+        content: Any = {"id": REPO, "sha": "0" * 40, "siblings": [], "private": hub.private}
         if hub.status != 200:
             content = {"error": "no"}
         elif self.path == "/api/repos/create":
             hub.created, content = json.loads(body), {"url": f"{hub.url}/{REPO}"}
+            hub.private = hub.private if hub.exists else hub.created["visibility"] == "private"
         elif self.path.startswith("/api/validate-yaml"):
             content = {"errors": [], "warnings": []}
         elif "/preupload/" in self.path:
@@ -97,6 +98,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url, server.seen, server.stored, server.status = f"http://127.0.0.1:{server.server_port}", [], {}, 200
+    server.exists, server.private, server.commit = False, False, None
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -141,6 +143,16 @@ def test_without_a_token_or_a_right_nothing_is_uploaded(
         upload(what, private=False)
 
 
+def test_what_is_to_be_private_goes_into_no_public_repository(folder: Path, hub: Any) -> None:
+    what, hub.exists = prepare_upload(folder, REPO), True
+    with pytest.raises(ValueError, match=r"me/stars: exists and is public, .* Nothing was uploaded"):
+        upload(what, private=True)
+    assert hub.commit is None and not hub.stored
+    hub.private = True
+    upload(what, private=True)
+    assert hub.commit
+
+
 @pytest.mark.parametrize("repo", ["stars", "a/b/c", "/", "me/..", "me/a b", "https://hub/me/stars"])
 def test_a_name_that_no_repository_has_is_refused(folder: Path, repo: str) -> None:
     with pytest.raises(ValueError, match="is no name of a repository: needs owner/name"):
@@ -180,23 +192,40 @@ def test_files_that_are_others_are_refused(folder: Path) -> None:
         prepare_upload(folder, REPO)
 
 
-@pytest.mark.parametrize(
-    "text", ["/home/me/cats", "see (/mnt/disk/x)", "~/cats", r"C:\cats", "file:///a/b", "'/tmp/a'"]
-)
-def test_a_card_that_names_paths_of_the_machine_is_refused(folder: Path, text: str) -> None:
-    card = (folder / "README.md").read_text() + f"\nTrained on {text}\n"
-    write(folder / "README.md", card)
+def rewrite(folder: Path, name: str, text: str) -> None:
+    """Another content of a file, as if the conversion had written it."""
+    write(folder / name, text)
     report = json.loads((folder / "conversion.json").read_text())
-    spoil(folder, files={**report["files"], "README.md": {"sha256": sha256(card)}})
-    with pytest.raises(
-        ValueError, match=rf"README\.md, line {len(card.splitlines())}: names .*, a path of this machine"
-    ):
+    spoil(folder, files={**report["files"], name: {"sha256": sha256(text)}})
+
+
+PRIVATE = [
+    "/home/me/cats", "see (/mnt/disk/x)", "~/cats", "~me/cats", r"C:\cats", "C:/Users/me", r"\\server\share\x",
+    "file:///a/b", "'/tmp/a'", "path:/private/var/x", "`/cluster/me`", "[a](/Volumes/My Disk/x)", "/nix/store/a",
+    "https://site/a and /etc/x", "/home/m\u00e9/x", "//srv/models/x",
+]  # fmt: skip
+PUBLIC = [
+    "https://site/home/x", "https://host:80/a//b/c", "s3://bucket/a/b", "hf://a/b/c", "and/or", "a / b / c", "3/4",
+    "/4/5", "models/loras", "~50", "image/png", "./a/b, ../a/b", "**/a/b", "{x}/checkpoint/y", "</tools>/a", "/one",
+    "<a/></b/c>", r"\d+/\w+/x", r"^/a/b", "layers.*.attn.*", r"'Q:\n'", "$HOME/a/b", "TCP/IP/UDP",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_a_text_that_names_paths_of_a_machine_is_refused(folder: Path, text: str) -> None:
+    card = (folder / "README.md").read_text()
+    rewrite(folder, "README.md", f"{card}\nTrained on {text}\n")
+    line = len(card.splitlines()) + 2
+    with pytest.raises(ValueError, match=rf"README\.md, line {line}: names .*, a path of this machine"):
+        prepare_upload(folder, REPO)
+    rewrite(folder, "README.md", card)
+    rewrite(folder, "adapter_config.json", json.dumps({"a": [{"b": text}]}))
+    with pytest.raises(ValueError, match=r"adapter_config\.json, a\.b: names .*, a path of this machine"):
         prepare_upload(folder, REPO)
 
 
-def test_addresses_and_shares_are_no_paths(folder: Path) -> None:
-    card = (folder / "README.md").read_text() + "\nhttps://site/home/x, and/or, 3/4, models/loras, ~50\n"
-    write(folder / "README.md", card)
-    report = json.loads((folder / "conversion.json").read_text())
-    spoil(folder, files={**report["files"], "README.md": {"sha256": sha256(card)}})
+def test_addresses_patterns_and_words_are_no_paths(folder: Path) -> None:
+    rewrite(folder, "README.md", (folder / "README.md").read_text() + "\n" + "\n".join(PUBLIC))
+    rewrite(folder, "adapter_config.json", json.dumps({"a": PUBLIC}))
+    rewrite(folder, "tokenizer.json", json.dumps({"/usr/bin": 0}))
     prepare_upload(folder, REPO)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -20,11 +21,19 @@ TOKEN = "HF_TOKEN"  # the only place that a token is taken from
 # Of the client that the library asks with, whichever it is.
 CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 CARD_LINES = 25  # of the card's head, that are shown
-# What stands on one machine alone: absolute paths below usual roots, of a home, of Windows, file URLs.
+# URLs are no paths of a machine, but for those of files.
+URL = re.compile(r"\b(?!file:)[A-Za-z][A-Za-z0-9+.-]+://[^\s`'\")\]>]*")
+START = r"(?<![\w./\\~^*?$<>}\])&;-])"  # not amid a relative path, a pattern, a tag
+PART = r"[\w.@+~%=-][^\s/\\`'\"()\[\]{}<>|*?,;:]*"
+# An absolute path of at least two parts, the first with a letter; below a home; of Windows, by drive or server; a
+# file's URL.
 PRIVATE = re.compile(
-    r"(?<![\w:/.])/(?:home|root|Users|mnt|media|data|scratch|tmp|var|srv|opt|work|workspace|gpfs|lustre|nfs)\b[^\s`'\")\]|]*"
-    r"|(?<!\w)~/[^\s`'\")\]|]+|\b[A-Za-z]:\\[^\s`'\")\]|]*|file://[^\s`'\")\]|]+"
+    rf"{START}/{{1,2}}(?=[^\s/]*[^\W\d]){PART}(?:/{PART})+|(?<![\w/])~\w*/{PART}[^\s`'\")\]]*"
+    rf"|(?<!\w)[A-Za-z]:[\\/](?!/|[nrt]\b){PART}(?:[\\/]{PART})*|(?<![\\\w])\\\\{PART}\\{PART}(?:\\{PART})*"
+    r"|file:/[^\s`'\")\]|]+"
 )
+LOOKED_AT = (".md", ".json")
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # words of any text
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ def prepare_upload(folder: Path, repo: str) -> Upload:
 
     Raises:
         ValueError: for a name that no repository can have, a folder that is no verified conversion, a file of it that
-            is missing, other than it was written, or too much, and a card that names paths of this machine.
+            is missing, other than it was written, or too much, and a text in it that names a path of a machine.
     """
     _require_name(repo)
     hashes = _written(folder)
@@ -68,8 +77,9 @@ def prepare_upload(folder: Path, repo: str) -> Upload:
                 f"{folder / name}: is not what the conversion has written (its SHA-256 differs from "
                 f"{CONVERSION_FILE}). Convert again."
             )
-    for name in (CARD_FILE, CONVERSION_FILE):
-        _require_public(folder / name)
+    for name, path in found.items():
+        if path.suffix in LOOKED_AT and path.name not in VOCABULARIES:
+            _require_public(folder / name)
     return Upload(folder, repo, {name: path.stat().st_size for name, path in found.items()})
 
 
@@ -77,7 +87,8 @@ def upload(what: Upload, *, private: bool) -> str:
     """Makes the repository where there is none and uploads all files in one commit; returns the commit's address.
 
     Raises:
-        ValueError: without a token, and where the hub refuses or does not answer.
+        ValueError: without a token, where the hub refuses or does not answer, and for a public repository that is to be
+            private.
     """
     token = os.environ.get(TOKEN)
     if not token:
@@ -85,6 +96,11 @@ def upload(what: Upload, *, private: bool) -> str:
     api = HfApi(token=token)
     try:
         api.create_repo(what.repo, repo_type="model", private=private, exist_ok=True)
+        if private and not api.model_info(what.repo).private:  # one that exists is left as it is
+            raise ValueError(
+                f"{what.repo}: exists and is public, whatever --private says. Nothing was uploaded. Make it private in "
+                "its settings, name another, or leave --private out."
+            )
         commit = api.upload_folder(
             repo_id=what.repo,
             folder_path=what.folder,
@@ -139,12 +155,34 @@ def _written(folder: Path) -> dict[str, str]:
 
 
 def _require_public(path: Path) -> None:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        for found in _private_paths(line):
-            raise ValueError(f"{path}, line {number}: names {found}, a path of this machine. Convert again without it.")
+    for where, text in _texts(path):
+        plain = URL.sub(" ", text)
+        found = PRIVATE.search(plain) or _home().search(plain)
+        if found:
+            raise ValueError(f"{path}, {where}: names {found[0]}, a path of this machine. Convert again without it.")
 
 
-def _private_paths(line: str) -> Iterator[str]:
-    yield from (match[0] for match in PRIVATE.finditer(line))
-    home = str(Path.home())
-    yield from [home] if len(home) > 1 and home in line else []
+def _home() -> re.Pattern[str]:
+    """The user's own folder, which may be of one part alone."""
+    return re.compile(rf"{START}{re.escape(str(Path.home()))}(?!\w)")
+
+
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Where in a file each of its texts stands, and the text, as it reads without what JSON puts before signs."""
+    if path.suffix == ".json":
+        yield from _strings(read_json(path), "")
+    else:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        yield from ((f"line {number}", line) for number, line in enumerate(lines, 1))
+
+
+def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, content in value.items():
+            yield key or "keys", name
+            yield from _strings(content, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for content in value:
+            yield from _strings(content, key)
