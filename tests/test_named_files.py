@@ -90,6 +90,18 @@ def test_other_parts_of_a_base_are_looked_at_too(place: Path) -> None:
         read_named_files(project(place, changed(model={"pretrained_model_path": "demo", encoder: "base/mllm"})))
 
 
+def test_formats_that_cannot_be_made_are_met_before_any_job(place: Path) -> None:
+    def read(*patterns: str) -> None:
+        groups = [{"pattern": pattern} for pattern in patterns] or None
+        options = changed(train={"parameter_groups": groups}, convert={"formats": ["extracted"]})
+        read_named_files(project(place, options))
+
+    read()
+    read("*norm*", "layers.30.attn.*")
+    with pytest.raises(ConfigError, match=r"0\.yml: train\.parameter_groups: trains no weight of a linear layer"):
+        read("*.norm_q.weight", "*.bias")
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("no", "does not exist"), ("a.bin", "cut off"), ("a.safetensors", "cut")]
 )

@@ -1,6 +1,7 @@
 """Checkpoints of every written form become folders that load, and nothing that does not fit gets through."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from helpers.conversions import (
     write_checkpoint,
     write_distributed,
 )
-from omnitune.checkpoints.states import TrainerState
+from omnitune.checkpoints.states import TrainerState, check_files
+from omnitune.cli.weights import convert as convert_by_command
 from omnitune.conversion.export import convert
 from omnitune.conversion.read import read_checkpoint, read_published
 from omnitune.conversion.tensors import Digest, LazyTensor
@@ -30,7 +32,7 @@ from omnitune.conversion.write import Target
 from omnitune.io.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.lora import published_name
-from omnitune.paths import STATE_FILE, weights_name
+from omnitune.paths import MODEL_FOLDER, STATE_FILE, weights_name
 
 pytestmark = pytest.mark.unit
 
@@ -293,6 +295,31 @@ def test_a_conversion_is_bound_to_the_checkpoint_that_training_saved(tmp_path: P
     assert (checkpoint / "transformer_ema/conversion.json").is_file(), "what was converted stays"
 
 
+def test_a_mistake_is_told_while_the_checkpoint_is_hashed_and_damage_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "checkpoint-3"
+    write_checkpoint(adapters_of(lora_model()), checkpoint, "distributed")
+    files = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in checkpoint.glob("*/*")}
+    state = TrainerState(3, {"options": {}, "data": {}}, None, files=files)
+    (checkpoint / STATE_FILE).write_text(json.dumps(vars(state)))
+    weights = next(path for path in checkpoint.glob("*/*.distcp"))
+    told = threading.Event()
+
+    def slow(folder: Path, state: TrainerState, names: list[str]) -> None:
+        assert names == [f"{MODEL_FOLDER}/.metadata"] or told.wait(60)
+        check_files(folder, state, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("omnitune.conversion.checkpoint.check_files", slow)
+        with pytest.raises(ValueError, match=r"LoRA rank is 4, train\.lora_rank is 8"):
+            convert(options_for(lora=True, lora_rank=8), checkpoint, tmp_path / "out", start_of(tmp_path))
+        told.set()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{weights.name}: is not what training has saved"):
+        convert(options_for(lora=True), checkpoint, tmp_path / "out", start_of(tmp_path))
+
+
 def broken_states() -> dict[str, tuple[bool, dict[str, torch.Tensor], str]]:
     full, lora = random_model().state_dict(), lora_model().state_dict()
     adapters = adapters_of(lora_model())
@@ -337,6 +364,12 @@ def test_architecture_comes_from_the_options_or_the_base(tmp_path: Path) -> None
         Target(dtype="fp8")
     with pytest.raises(ValueError, match="format: 'onnx' is not allowed"):
         Target(format="onnx")
+    with pytest.raises(ValueError, match="lost: is no folder"):
+        read_published(tmp_path / "lost")
+    with pytest.raises(ValueError, match=r"--transformer: .*lost is no folder"):
+        convert_by_command(
+            tmp_path / "o.yml", tmp_path / "checkpoint-3", tmp_path / "out", transformer=tmp_path / "lost"
+        )
 
 
 def test_mixed_dtypes_need_a_decision(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.conversions import options_for, predict, random_model, write_checkpoint
+from helpers.conversions import CONFIG, options_for, predict, random_model, write_checkpoint
+from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.export import convert
 from omnitune.conversion.extract import verify_extraction
 from omnitune.conversion.read import read_published
+from omnitune.conversion.tensors import LazyTensor
 from omnitune.conversion.write import Target
 from omnitune.models import load_lora
 from omnitune.models.lora import linear_names
+from omnitune.pretrained.transformer import linear_layers, parameter_names
 
 pytestmark = pytest.mark.unit
 
@@ -60,6 +63,12 @@ def test_a_change_of_low_rank_is_found_whole_and_loads(tmp_path: Path) -> None:
         assert torch.allclose(predict(loaded), predict(model), atol=1e-4)
     card = (folder / "README.md").read_text()
     assert "A LoRA of rank 4, with 100.0% of what was changed" in card and "models/loras" in card and "- lora" in card
+    tensors = load_file(folder / FILE)
+    assert (report["kind"], report["keys"], report["start"]) == ("lora", len(tensors), 0)
+    assert report["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    kind = {"use_dora": False, "use_rslora": False, "targets": len(linear_names(model))}
+    assert report["lora"] == {"rank": 4, "alpha": 4, **kind}
+    assert f"fine-tune of OmniGen2 (from weights of its own); {report['parameters']:,} parameters" in card
 
 
 def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
@@ -68,7 +77,7 @@ def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
     folder, report = extracted(tmp_path, model, rank=4, dtype="bf16")
     base, found = random_model().state_dict(), report["extracted"]
     tensors, state = load_file(folder / FILE), model.state_dict()
-    energy = held = 0.0
+    energy = held = worst = 0.0
     for name in linear_names(model):
         change = (state[f"{name}.weight"] - base[f"{name}.weight"]).double()
         kept = torch.linalg.svdvals(change)[:4].square().sum() / change.square().sum()
@@ -76,11 +85,16 @@ def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
         factors = [tensors[f"transformer.{name}.lora_{end}.weight"] for end in "BA"]
         assert all(factor.dtype == torch.bfloat16 for factor in factors) and factors[1].shape[0] == 4
         product = factors[0].double() @ factors[1].double()
+        worst = max(worst, float((change - product).norm() / change.norm()))
         energy, held = energy + change.square().sum(), held + change.square().sum() - (change - product).square().sum()
     outside = sum((state[name] - base[name]).double().square().sum() for name in state) - energy
     assert found["explained"] == pytest.approx(float(held / (energy + outside)), abs=1e-5)
     assert found["outside_of_modules"] == pytest.approx(float(outside / (energy + outside)), abs=1e-6)
     assert found["outside_of_modules"] > 0 and found["explained"] < 0.9
+    assert worst > 0.3
+    for row in report["verified"]:
+        assert row["error"] == pytest.approx(worst, rel=1e-5) and row["difference"] < 1e-6
+    assert f"- peft: largest relative error of a layer's change {worst:.1e}" in (folder / "README.md").read_text()
 
 
 def test_equal_weights_give_equal_bytes_whatever_was_drawn_before(tmp_path: Path) -> None:
@@ -109,27 +123,63 @@ def test_only_what_was_trained_gets_factors_and_a_rank_beyond_a_layer_is_filled_
     assert torch.allclose(predict(base), predict(model), atol=1e-4)
 
 
-@pytest.mark.parametrize("file", [FILE, "adapter_model.safetensors", "comfyui_lora.safetensors"])
-def test_what_is_read_otherwise_is_found(tmp_path: Path, file: str) -> None:
-    folder, report = extracted(tmp_path, fine_tuned(3), rank=4)
-    tuned, base = read_published_of(tmp_path), read_published(tmp_path / "start")
-    shares = report["extracted"]["explained_by_module"]
-    verify_extraction(folder, tuned, base, shares, PROGRAMS)
-    tensors = load_file(folder / file)
-    name = next(name for name in sorted(tensors) if name.endswith("lora_B.weight"))
-    save_file({**tensors, name: tensors[name] * 1.1}, folder / file)
-    with pytest.raises(ValueError, match=r"as read by .* explains 0\.9\d* of its change, not 1\.0"):
-        verify_extraction(folder, tuned, base, shares, PROGRAMS)
-    save_file({other: tensor for other, tensor in tensors.items() if other != name.replace("_B", "_A")}, folder / file)
-    with pytest.raises(ValueError, match=r"was written, published code, diffusers, peft, ComfyUI find"):
-        verify_extraction(folder, tuned, base, shares, PROGRAMS)
+def factors_of(folder: Path, rank: int) -> Adapter:
+    """What the published file holds, which the others are to add, too."""
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / FILE).items()}
+    modules = [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]
+    return Adapter({name: LazyTensor.of(one) for name, one in tensors.items()}, dict.fromkeys(modules, rank))
 
 
-def read_published_of(tmp_path: Path) -> Any:
-    save_file(fine_tuned(3).state_dict(), tmp_path / "tuned.safetensors")
-    (tmp_path / "tuned").mkdir()
-    (tmp_path / "tuned.safetensors").rename(tmp_path / "tuned/x.safetensors")
-    return read_published(tmp_path / "tuned")
+def state_of(model: Any) -> Any:
+    return {name: LazyTensor.of(tensor) for name, tensor in model.state_dict().items()}
+
+
+def test_what_is_read_otherwise_is_found(tmp_path: Path) -> None:
+    """A factor or a scale that is off by a hundredth, of layers that have changed and of one that has not."""
+    model, same = fine_tuned(3), "layers.0.attn.to_q"
+    model.get_submodule(same).weight.data = random_model().get_submodule(same).weight.data
+    folder, _ = extracted(tmp_path, model, rank=4)
+    arguments = factors_of(folder, 4), state_of(model), read_published(tmp_path / "start"), PROGRAMS
+    verify_extraction(folder, *arguments)
+    for file in (FILE, "adapter_model.safetensors", "comfyui_lora.safetensors"):
+        content, whole = (folder / file).read_bytes(), load_file(folder / file)
+        factor, *_ = (name for name in sorted(whole) if name.endswith("lora_B.weight"))
+        for name in [factor, *(name for name in sorted(whole) if name.endswith(".alpha"))][:2]:
+            save_file({**whole, name: whole[name] * 1.01}, folder / file)
+            with pytest.raises(ValueError, match=r"as read by .* adds something else than its factors, by 0\.01 of it"):
+                verify_extraction(folder, *arguments)
+        grown = {name: torch.ones_like(one) for name, one in whole.items() if f"{same}.lora_" in name}
+        save_file({**whole, **grown}, folder / file)
+        with pytest.raises(ValueError, match=rf"{same} adds something else than its factors, by inf of it"):
+            verify_extraction(folder, *arguments)
+        save_file({name: one for name, one in whole.items() if name != factor.replace("_B", "_A")}, folder / file)
+        with pytest.raises(ValueError, match=r"was written, published code, diffusers, peft, ComfyUI find"):
+            verify_extraction(folder, *arguments)
+        (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["layers.0.attn.to_q.weight", "x_embedder.bias"])
+def test_a_change_that_is_not_finite_is_named(tmp_path: Path, name: str) -> None:
+    model = fine_tuned(3)
+    model.get_parameter(name).data.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=rf"^{name}: what training has changed in it holds NaN or infinity"):
+        extracted(tmp_path, model, rank=4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_extraction_needs_a_linear_layer_that_was_trained(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in random_model().state_dict().items() if "norm_q" in name}
+    write_checkpoint(state, tmp_path / "checkpoint-3", "bin")
+    random_model().save_pretrained(tmp_path / "start")
+    options = options_for(parameter_groups=[{"pattern": "*norm_q*"}])
+    with pytest.raises(
+        ValueError, match=r"train\.parameter_groups: trains no weight of a linear layer, .* Take extracted"
+    ):
+        convert(options, tmp_path / "checkpoint-3", tmp_path / "out", tmp_path / "start", target=Target("extracted"))
+
+
+def test_linear_layers_are_known_by_the_names_of_parameters() -> None:
+    assert linear_layers(parameter_names(CONFIG)) == sorted(linear_names(random_model()))
 
 
 def test_an_extraction_needs_all_weights_and_what_they_started_from(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from omnitune.config.training import trained_layers
 from omnitune.errors import ConfigError
 from omnitune.io.weights import read_header
 from omnitune.paths import starting_adapter_file
 from omnitune.pretrained.files import check_named
+from omnitune.pretrained.transformer import LARGEST, linear_layers, parameter_names
 from omnitune.project import Project
 from omnitune.validation.heldout import read_heldout_rows
 
@@ -33,12 +35,15 @@ def read_named_files(project: Project) -> None:
 
 
 def _read_start(project: Project, experiment: str) -> None:
-    """The user's own files of an experiment: the adapter that it starts from, and its held-out samples."""
+    """The user's own files of an experiment, and by the names in files of weights, whether its formats can be made."""
     options, where = project.experiments[experiment], project.options_files[experiment]
     val = options.val
     try:
         if options.train.lora_path and not options.adapter_upstream:
             read_header(starting_adapter_file(options.train.lora_path))
+        if "extracted" in options.convert.formats:
+            names = parameter_names(LARGEST)
+            trained_layers(names, linear_layers(names), options.train.parameter_groups)
         used = val.data_path is not None and (val.validation_steps or val.train_visualization_steps)
         keys = options.data.instruction_keys
         if val.data_path is not None and used and not project.drawn([val.data_path]):

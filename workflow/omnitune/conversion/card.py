@@ -120,7 +120,8 @@ def _kind(report: Mapping[str, Any]) -> str:
 
 
 def _verified(report: Mapping[str, Any]) -> str:
-    rows = [
-        f"- {found['read_as']}: largest relative difference {found['difference']:.1e}" for found in report["verified"]
-    ]
+    """How far what programs read is from what was trained; of an extraction the change of each layer is compared."""
+    extracted = report["format"] == "extracted"
+    key, what = ("error", "error of a layer's change") if extracted else ("difference", "difference")
+    rows = [f"- {found['read_as']}: largest relative {what} {found[key]:.1e}" for found in report["verified"]]
     return "\n".join(["Compared with the trained weights, as read by\n", *rows, ""])

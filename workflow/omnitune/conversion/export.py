@@ -1,16 +1,18 @@
 """Turn a training checkpoint into weights that others load, in one of several formats."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import trained_names
+from omnitune.config.training import trained_layers, trained_names
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.card import model_card
-from omnitune.conversion.checkpoint import check_checkpoint
+from omnitune.conversion.checkpoint import check_checkpoint, hashing_thread
 from omnitune.conversion.keys import (
     base_shapes_beside_lora,
     empty_transformer,
@@ -66,24 +68,36 @@ def convert(
     target = target or Target()
     require_replaceable(save_path, [transformer] if transformer else [])
     _require_adapter(options, target.format, scale)
-    with ThreadPoolExecutor(1) as thread:
-        checking = thread.submit(check_checkpoint, model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
-        try:
-            config = architecture(options, transformer)
-            model = empty_transformer(config)
+    sha256, checks = check_checkpoint(model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
+    with hashing_thread(wait=False) as thread:
+        checking = [thread.submit(check) for check in checks]
+        config = architecture(options, transformer)
+        model = empty_transformer(config)
+        with _damage_first(checking):
             found = read_checkpoint(averaged_state(model_path) if ema else model_path)
-            state, counts = _checked_state(options, found, model, model_path, transformer)
-            _require_one_dtype(state, target.dtype, model_path)
-            weights = _weights(options, state, config, model, transformer, target.format, scale)
+        state, counts = _checked_state(options, found, model, model_path, transformer)
+        _require_one_dtype(state, target.dtype, model_path)
+        weights = _weights(options, state, config, model, transformer, target.format, scale)
 
-            def facts() -> dict[str, Any]:
-                origin = {"source": portable(model_path), "checkpoint_sha256": checking.result(), "ema": ema}
-                return origin | _describe(options, state, counts) | {"base_fingerprint": weights.base}
+        def facts() -> dict[str, Any]:
+            for checked in checking:
+                checked.result()
+            origin = {"source": portable(model_path), "checkpoint_sha256": sha256, "ema": ema}
+            return origin | _describe(options, state, counts) | {"base_fingerprint": weights.base}
 
+        with _damage_first(checking):
             return write_weights(save_path, weights, target, facts, partial(model_card, options, model_path))
-        except ValueError:
-            checking.result()  # that a file is damaged says more than what came of it
-            raise
+
+
+@contextmanager
+def _damage_first(checking: Sequence[Future[None]]) -> Iterator[None]:
+    """Around what reads a checkpoint's files: that one is damaged says more than what came of it."""
+    try:
+        yield
+    except ValueError:
+        for checked in checking:
+            checked.result()
+        raise
 
 
 def _require_adapter(options: ExperimentOptions, format: str, scale: float) -> None:
@@ -128,8 +142,7 @@ def _weights(
     """The transformer's weights; of an adapter, it, and the weights under it where the format wants them merged."""
     train = options.train
     if not train.lora_ft and format == "extracted":
-        trained = trained_names(full_shapes(model), train.parameter_groups)
-        modules = [name for name in linear_names(model) if f"{name}.weight" in trained]
+        modules = trained_layers(full_shapes(model), linear_names(model), train.parameter_groups)
         start = starting_state(transformer, model)
         return Weights(config, state, (), modules, folder_fingerprint(transformer) if transformer else None, start)
     if not train.lora_ft:

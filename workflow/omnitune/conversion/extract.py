@@ -1,6 +1,7 @@
 """A LoRA extracted from a full fine-tune: the best factors of a rank for what it has changed in each linear layer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.formats.readers import READERS
 from omnitune.conversion.tensors import LazyTensor, State, open_safetensors, write_safetensors
+from omnitune.models.files import is_finite
 from omnitune.models.lora import FACTORS
 
 # Of differences with spectra as flat as training leaves them, the explained share is that of a full decomposition to
 # 2e-5, in a twentieth of its time.
 MORE, ROUNDS = 16, 4  # columns beyond the rank, and power iterations, of torch.svd_lowrank
-TOLERANCE = 1e-4  # of a share, as read back
+TOLERANCE = 1e-6  # of what is added, as read back: the same factors, in float32
 FILE = "factors.tmp"
 
 
@@ -26,7 +28,7 @@ def extract(
     """Factors of a fine-tune's change, module by module.
 
     Args:
-        folder: where they are kept in a file FILE; its reader may remove it once it is done.
+        folder: where they are kept in a file FILE, which is to be removed once the adapter is written and verified.
         tuned, base: all weights of the fine-tune, and those that it started from.
         modules: names of the linear layers.
         rank: of all; factors of smaller layers are filled up with zeros.
@@ -54,9 +56,9 @@ def extract(
         rows, columns = tuned[f"{module}.weight"].shape
         state[module + FACTORS[0]] = LazyTensor.computed((rank, columns), dtype, partial(one, module, 0))
         state[module + FACTORS[1]] = LazyTensor.computed((rows, rank), dtype, partial(one, module, 1))
-    write_safetensors(folder / FILE, state)
     others = [name for name in tuned if name.removesuffix(".weight") not in modules]
     left = sum(_energy(change_of(tuned, base, name)) for name in others)
+    write_safetensors(folder / FILE, state)
     adapter = Adapter(open_safetensors(folder / FILE), dict.fromkeys(modules, float(rank)))
     return adapter, {"rank": rank} | _shares(energies, shares, left)
 
@@ -79,8 +81,11 @@ def _shares(energies: dict[str, float], shares: dict[str, float], left: float) -
 
 
 def change_of(tuned: State, base: State, name: str) -> torch.Tensor:
-    """What training has changed in a parameter, in float32."""
-    return tuned[name].load().float() - base[name].load().float()
+    """What training has changed in a parameter, in float32; ValueError where that is not finite."""
+    change = tuned[name].load().float() - base[name].load().float()
+    if not is_finite(change):
+        raise ValueError(f"{name}: what training has changed in it holds NaN or infinity. Nothing was written.")
+    return change
 
 
 def explained(change: torch.Tensor, found: torch.Tensor) -> float:
@@ -97,8 +102,6 @@ def _factors(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     """Factors [rank, in] and [out, rank], equally large, whose product is the nearest to a change [out, in]."""
     rows, columns = change.shape
     down, up = torch.zeros(rank, columns), torch.zeros(rows, rank)
-    if not torch.isfinite(change.sum()):
-        raise ValueError("a change of the fine-tune holds NaN or infinity. Nothing was written.")
     kept = min(rank, rows, columns)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -108,35 +111,58 @@ def _factors(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     return down, up
 
 
+def describe(adapter: Adapter) -> dict[str, Any]:
+    """What conversion.json says of an extracted adapter, where it has the transformer's figures else."""
+    [rank] = {adapter.rank(module) for module in adapter.modules}
+    plain = {"alpha": rank, "use_dora": False, "use_rslora": False}
+    return {
+        "kind": "lora",
+        "keys": len(adapter.tensors),
+        "base": 0,
+        "start": 0,
+        "parameters": sum(tensor.numel for tensor in adapter.tensors.values()),
+        "lora": {"rank": rank, **plain, "targets": len(adapter.modules)},
+    }
+
+
 def verify_extraction(
-    folder: Path, tuned: State, base: State, shares: Mapping[str, float], programs: Sequence[str]
+    folder: Path, adapter: Adapter, tuned: State, base: State, programs: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Compares what an extracted adapter adds, by each program's reading, with what the fine-tune has changed.
+    """Compares what an extracted adapter adds, by each program's reading, with the factors that were to be written.
 
     Returns:
-        of each program its name, how many modules there are, the largest difference of a share from that of `shares`,
-        and the largest error of a module against the full weights, relative to its change.
+        of each program its name, how many modules there are, the largest difference of what a module adds, and the
+        largest error of a module against the full weights, both relative: to what it adds, and to its change.
 
     Raises:
-        ValueError: for modules that are missing, too many, or that explain another share of the change than they did.
+        ValueError: for modules that are missing, too many, or that add something else.
     """
     found: dict[str, dict[str, Any]] = {
         name: {"read_as": name, "modules": 0, "difference": 0.0, "error": 0.0} for name in programs
     }
-    for module, parts in _side_by_side(folder, programs, sorted(shares)):
+    for module, parts in _side_by_side(folder, programs, adapter.modules):
         change = change_of(tuned, base, f"{module}.weight")
+        down, up = (adapter.part(module, end, torch.float32) for end in FACTORS)
+        written = adapter.scale(module) * (up @ down)
         for program, part in zip(programs, parts, strict=True):
-            share = explained(change, part.scale * (part.up.float() @ part.down.float()))
-            if not abs(share - shares[module]) <= TOLERANCE:  # nor NaN
+            added = part.scale * (part.up.float() @ part.down.float())
+            difference = _distance(added, written)
+            if not difference <= TOLERANCE:  # nor NaN
                 raise ValueError(
-                    f"{folder}, as read by {program}: {module} explains {share:.4f} of its change, not "
-                    f"{shares[module]:.4f}."
+                    f"{folder}, as read by {program}: {module} adds something else than its factors, by "
+                    f"{difference:.2g} of it (allowed {TOLERANCE:g})."
                 )
             row = found[program]
             row["modules"] += 1
-            row["difference"] = max(row["difference"], abs(share - shares[module]))
-            row["error"] = max(row["error"], max(0.0, 1 - share) ** 0.5)
+            row["difference"] = max(row["difference"], difference)
+            row["error"] = max(row["error"], _distance(added, change))
     return list(found.values())
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference, relative to that of what is expected; infinite beside nothing."""
+    difference, size = (_energy(one) ** 0.5 for one in (found - expected, expected))
+    return difference / size if size else math.inf if difference else 0.0
 
 
 def _side_by_side(folder: Path, programs: Sequence[str], expected: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:

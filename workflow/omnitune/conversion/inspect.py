@@ -23,11 +23,9 @@ from omnitune.paths import (
     STATE_FILE,
 )
 from omnitune.pretrained.files import INDEX, PARTS
-from omnitune.pretrained.transformer import parameter_names, require_transformer, transformer_files
+from omnitune.pretrained.transformer import LARGEST, parameter_names, require_transformer, transformer_files
 
 Facts = dict[str, Any]
-# Beyond any model of this architecture: names of kohya's files are told apart by these.
-MANY = {"num_layers": 200, "num_refiner_layers": 20}
 
 
 def inspect(path: Path) -> Facts:
@@ -100,7 +98,7 @@ def _file(path: Path) -> Facts:
 
 
 def _adapter(path: Path) -> Facts:
-    modules = {name.removesuffix(".weight") for name in parameter_names(MANY)}
+    modules = {name.removesuffix(".weight") for name in parameter_names(LARGEST)}
     found = read_lora_header(path, modules=modules)
     strange = adapted_modules(found.shapes) - modules
     if strange:

@@ -177,9 +177,11 @@ def read_published(folder: Path) -> State:
     """The tensors of a published `transformer` folder, of one file or of several that an index names.
 
     Raises:
-        ValueError: for a folder without weights, an index that cannot be read, and files that are damaged or lack a
-            tensor.
+        ValueError: for a folder that is not there or has no weights, an index that cannot be read, and files that are
+            damaged or lack a tensor.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is no folder. Name one with published weights of a transformer.")
     index = folder / INDEX
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))

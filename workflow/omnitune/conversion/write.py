@@ -1,14 +1,14 @@
 """Write weights in one of the formats, and see that the programs that it is for read them as they should."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnitune.conversion.adapters import Adapter, folded, merged
 from omnitune.conversion.card import CARD_FILE, MARK
-from omnitune.conversion.extract import FILE, extract, verify_extraction
+from omnitune.conversion.checkpoint import hashing_thread
+from omnitune.conversion.extract import FILE, describe, extract, verify_extraction
 from omnitune.conversion.formats import comfyui, diffusers, pipeline
 from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import PRECISIONS, State, open_safetensors
@@ -63,6 +63,8 @@ class Target:
         for key, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, (None, *PRECISIONS))):
             if value not in known:
                 raise ValueError(f"{key}: {value!r} is not allowed: needs one of {', '.join(filter(None, known))}.")
+        if self.format == "pipeline" and self.base is None:
+            raise ValueError("format pipeline: give the folder of the base pipeline, whose other parts are copied.")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def write_weights(
     Returns:
         `facts` with what was written and how it was verified: the content of conversion.json.
     """
-    with atomic_folder(save_path) as partial, ThreadPoolExecutor(1) as thread:
+    with atomic_folder(save_path) as partial, hashing_thread(wait=True) as thread:
         written, verify = _write(partial, weights, target)
         hashing = [thread.submit(sha256_of, path) for path in partial.rglob("*.safetensors")]  # which keeps the hashes
         verified = verify()
@@ -189,11 +191,20 @@ def _write_extracted(
     facts = {BASE_KEY: weights.base} if weights.base else {}
     diffusers.write_adapter(folder, adapter, weights.targets, facts)
     comfyui.write_adapter(folder, adapter, facts)
-    (folder / FILE).unlink()
     programs = ["published code", "diffusers", "peft", "ComfyUI"]
-    written = {"dtype": _name(adapter.tensors), "loads_in": ["omnitune", *programs], "extracted": explained}
-    shares = explained["explained_by_module"]
-    return written, lambda: verify_extraction(folder, tuned, start, shares, programs)
+    written = {
+        **describe(adapter),
+        "dtype": _name(adapter.tensors),
+        "loads_in": ["omnitune", *programs],
+        "extracted": explained,
+    }
+
+    def verify() -> list[dict[str, Any]]:
+        found = verify_extraction(folder, adapter, tuned, start, programs)
+        (folder / FILE).unlink()
+        return found
+
+    return written, verify
 
 
 def _name(state: State) -> str:

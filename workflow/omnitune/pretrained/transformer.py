@@ -25,6 +25,8 @@ LINEAR = (
     "time_caption_embed.timestep_embedder.linear_2",
     "x_embedder",
 )
+# Beyond any model of this architecture: what its names are told by where its size is not known.
+LARGEST = {"num_layers": 200, "num_refiner_layers": 20}
 SINGLE = ("image_index_embedding", "time_caption_embed.caption_embedder.0.weight")
 
 
@@ -35,6 +37,12 @@ def parameter_names(config: Mapping[str, Any]) -> set[str]:
     for block, count in (("noise_refiner", refiners), ("ref_image_refiner", refiners), ("layers", layers)):
         names |= {f"{block}.{number}.{part}" for number in range(count) for part in (*BLOCK, *MODULATION)}
     return names | {f"context_refiner.{n}.{part}" for n in range(refiners) for part in (*BLOCK, "norm1.weight")}
+
+
+def linear_layers(names: Iterable[str]) -> list[str]:
+    """The linear layers that have such parameters, sorted; all others with a weight are norms."""
+    weights = {name.removesuffix(".weight") for name in names if name.endswith(".weight") and name not in SINGLE}
+    return sorted(name for name in weights if "norm" not in name.rpartition(".")[2])
 
 
 def transformer_files(folder: Path) -> list[Path]:

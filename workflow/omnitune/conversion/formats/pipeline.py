@@ -19,8 +19,7 @@ def write_pipeline(
     folder: Path, state: State, config: Mapping[str, Any], max_shard_size: str, base: Path | None
 ) -> Digests:
     """Writes the folder; returns what the weights were to be; ValueError where the base lacks a part or changed."""
-    if base is None:
-        raise ValueError("format pipeline: give the folder of the base pipeline, whose other parts are copied.")
+    assert base is not None  # of a Target
     others = [base / part for part in PARTS if part != TRANSFORMER]
     missing = [path.name for path in others if not path.is_dir()]
     if missing:
