@@ -126,6 +126,29 @@ def test_images_are_prepared_as_the_models_were_published(models: Path) -> None:
     assert pixels.amin((0, 2, 3)).tolist() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "auto_map", {"AutoModel": "own.Own"}),
+        ("config.json", "quantization_config", {"quant_method": "bitsandbytes"}),
+        ("config.json", "_attn_implementation", "stranger/kernel"),
+        ("tokenizer_config.json", "fast_tokenizer_files", ["other.json"]),
+        ("preprocessor_config.json", "auto_map", {"AutoImageProcessor": "own.Own"}),
+        ("adapter_config.json", "base_model_name_or_path", "stranger/model"),
+    ],
+)
+def test_a_model_that_would_load_something_else_is_absent(
+    models: Path, tmp_path: Path, file: str, key: str, value: Any
+) -> None:
+    shutil.copytree(models / "clip", tmp_path / "clip")
+    path = tmp_path / "clip" / file
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, key: value}))
+    loaded, absent = load_models(with_models(tmp_path, "clip"))
+    assert not loaded
+    assert f"clip/{file}: " in absent["clip"]
+
+
 def test_likeness_to_text_and_inputs(models: Path, tmp_path: Path) -> None:
     benchmark = with_models(models, "clip", "siglip", "dino")
     loaded, absent = load_models(benchmark)

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL
 
 from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
 from omnitune.io.part_configs import PARTS
+from omnitune.io.tokenizer_files import SETTINGS_FILE
+from omnitune.io.weights import read_json
 from omnitune.models.components import load_scheduler, load_text_encoder, load_vae, read_transformer
 from omnitune.models.prompts import load_tokenizer
 from omnitune.pretrained.files import check_encoder, check_parts
@@ -34,6 +36,18 @@ ODD: list[tuple[str, str, Any]] = [
     ("mllm", "text_config", 5),
     ("mllm", "text_config.hidden_size", 2.5),
     ("mllm", "vision_config.depth", 10**9),
+    ("mllm", "auto_map", {"AutoModel": "own.Own"}),
+    ("mllm", "quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    ("mllm", "transformers_weights", "other.safetensors"),
+    ("mllm", "fusion_config", {"patch_embeddings": True}),
+    ("mllm", "configuration_files", ["config.4.0.0.json"]),
+    ("mllm", "attn_implementation", "stranger/kernel:attend"),
+    ("mllm", "text_config._attn_implementation", "stranger/kernel"),
+    ("mllm", "vision_config._experts_implementation", "stranger/kernel"),
+    ("mllm", "torch_dtype", "load"),
+    ("mllm", "text_config.dtype", 5),
+    ("vae", "quantization_config", {"quant_method": "torchao"}),
+    ("transformer", "quantization_config", {"quant_method": "gguf"}),
     ("scheduler", "num_train_timesteps", 10**12),
     ("scheduler", "dynamic_time_shift", "yes"),
     ("scheduler", "_class_name", []),
@@ -42,11 +56,19 @@ ODD: list[tuple[str, str, Any]] = [
     ("processor", "model_max_length", "x"),
     ("processor", "added_tokens_decoder", [1]),
     ("processor", "eos_token", 7),
+    ("processor", "pad_token", None),
+    ("processor", "padding_side", "up"),
+    ("processor", "truncation_side", "left"),
+    ("processor", "split_special_tokens", True),
+    ("processor", "add_prefix_space", True),
+    ("processor", "add_bos_token", True),
+    ("processor", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
+    ("processor", "gguf_file", "words.gguf"),
 ]
 
 
 def write_config(folder: Path, part: str, content: dict[str, Any]) -> Path:
-    path = folder / part / PARTS[part][0]
+    path = folder / part / (SETTINGS_FILE if part == "processor" else PARTS[part][0])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
@@ -69,7 +91,9 @@ def test_a_value_that_no_class_takes_is_named(tmp_path: Path, part: str, key: st
         "processor": load_tokenizer,
     }
     for read in (lambda folder: check_parts(folder, [part], "model.pretrained_model_path"), loaders[part]):
-        with pytest.raises(ValueError, match=rf"{path}: {key}: .* is not allowed: ") as error:
+        with pytest.raises(
+            ValueError, match=rf"{path}: ([a-z_]+\.)?{key.rsplit('.', maxsplit=1)[-1]}: .* is not allowed: "
+        ) as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
 
@@ -109,10 +133,24 @@ def test_what_a_library_says_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "processor/tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"/processor: holds no tokenizer: neither tokenizer\.json nor vocab\.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "processor/vocab.json").write_text('{"a": 0}')
-    (tmp_path / "processor/merges.txt").write_text("a b\n")
-    with pytest.raises(ValueError, match=r"/processor: its tokenizer cannot be loaded \("):
-        load_tokenizer(tmp_path)
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    """The library would put it into the model, and loads the model that it names where it finds no other."""
+    path = write_config(tmp_path, "mllm", {})
+    (path.parent / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    (path.parent / "adapter_config.json").write_text('{"base_model_name_or_path": "stranger/model"}')
+    for read in (load_text_encoder, lambda folder: check_encoder(folder / "mllm", "key")):
+        with pytest.raises(ValueError, match=r"mllm/adapter_config\.json: an adapter does not belong into"):
+            read(tmp_path)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Of these, readers take different ones."""
+    for text in ('{"a": 1, "b": 2, "a": 3}', '{"b": [{"a": 1, "a": 1}]}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json: cannot be read: the key 'a' stands twice in it\."):
+            read_json(tmp_path / "config.json")
 
 
 def test_a_chat_template_in_json_is_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

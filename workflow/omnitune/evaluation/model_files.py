@@ -3,12 +3,16 @@
 from pathlib import Path
 
 from omnitune.config import Benchmark
+from omnitune.io.part_configs import read_own, require_no_adapter
 from omnitune.io.places import is_local
 from omnitune.pretrained.weights import weights_hash
 
 KEY = "measures.model"  # for messages
 # Of a repository: what transformers reads, and nothing that would run as code.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+# By these transformers chooses what it loads.
+LOADED_BY = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 class NotThereError(ValueError):
@@ -41,7 +45,7 @@ def find_model(name: str, *, fetch: bool = False) -> Path:
         fetch: download it where it is not yet.
 
     Raises:
-        NotThereError: where it is not there.
+        NotThereError: where it is not there, or a JSON would have the library load something else.
     """
     from omnitune.pretrained.hub import fetch_repository  # each start of the workflow imports this module
 
@@ -52,4 +56,10 @@ def find_model(name: str, *, fetch: bool = False) -> Path:
         raise NotThereError(str(error)) from None
     if not (folder / "config.json").is_file():
         raise NotThereError(f"{KEY}: {name!r} has no config.json; it is no folder of a model.")
+    try:
+        require_no_adapter(folder)
+        for path in filter(Path.is_file, map(folder.joinpath, LOADED_BY)):
+            read_own(path)
+    except ValueError as error:
+        raise NotThereError(f"{KEY}: {error}") from None
     return folder

@@ -1,15 +1,17 @@
 """What the parts of a base model say of themselves in JSON: the keys that code acts on. Imports nothing heavy."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from omnitune.io.weights import read_json
 
+CONFIG_LIMIT = 4 << 20  # bytes; published ones have some thousand
 Width = Annotated[int, Field(ge=1, le=1_000_000)]  # beyond any model; larger ones would be made before they fail
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -18,7 +20,7 @@ UNION_TAG = re.compile(r"(constrained-)?(str|int|float)|(list|dict|nullable)\[.*
 Three = Annotated[list[Width], Field(min_length=3, max_length=3)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """Keys of a part's JSON with the defaults of its class; those that are not here are left to the library."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -26,7 +28,10 @@ class _Part(BaseModel):
     class_name: str | None = Field(None, alias="_class_name")
 
 
-class _Transformer(_Part):
+M = TypeVar("M", bound=Part)
+
+
+class _Transformer(Part):
     patch_size: Width = 2
     in_channels: Width = 16
     out_channels: Width | None = None
@@ -58,7 +63,7 @@ class _Transformer(_Part):
         return self
 
 
-class _Vae(_Part):
+class _Vae(Part):
     in_channels: Width = 3
     out_channels: Width = 3
     latent_channels: Width = 4
@@ -76,7 +81,7 @@ class _Vae(_Part):
     mid_block_add_attention: bool = True
 
 
-class _Text(_Part):
+class _Text(Part):
     vocab_size: Width | None = None
     hidden_size: Width | None = None
     intermediate_size: Width | None = None
@@ -91,7 +96,7 @@ class _Text(_Part):
     rope_parameters: dict[str, Any] | None = None
 
 
-class _Vision(_Part):
+class _Vision(Part):
     depth: Layers | None = None
     hidden_size: Width | None = None
     intermediate_size: Width | None = None
@@ -113,94 +118,26 @@ class _TextEncoder(_Text):
     vision_config: _Vision | None = None
 
 
-class _Scheduler(_Part):
+class _Scheduler(Part):
     num_train_timesteps: Width = 1000
     dynamic_time_shift: bool = True
 
 
-class _Tokenizer(_Part):
-    """Of these classes the first is loaded; the last two are any tokenizer that its files describe."""
-
-    tokenizer_class: (
-        Literal["Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"] | None
-    ) = None
-    auto_map: None = None
-    chat_template: str | list[dict[str, str]] | dict[str, str] | None = None
-    model_max_length: Annotated[float, Field(gt=0)] | None = None
-    padding_side: str | None = None
-    added_tokens_decoder: dict[str, dict[str, Any]] | None = None
-    additional_special_tokens: list[str | dict[str, Any]] | None = None
-    bos_token: str | dict[str, Any] | None = None
-    eos_token: str | dict[str, Any] | None = None
-    pad_token: str | dict[str, Any] | None = None
-    unk_token: str | dict[str, Any] | None = None
-
-
-# How text is split before pairs are merged. An expression of somebody else's may take for ever.
-SPLITTING = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-class _Pattern(_Part):
-    Regex: Literal[SPLITTING]  # type: ignore[valid-type]
-
-
-class _Split(_Part):
-    type: Literal["Split"]
-    pattern: _Pattern
-    behavior: Literal["Isolated"]
-    invert: Literal[False] = False
-
-
-class _Bytes(_Part):
-    type: Literal["ByteLevel"]
-
-
-class _BytesOfWords(_Bytes):
-    add_prefix_space: Literal[False]
-    use_regex: Literal[False]
-
-
-class _Splitting(_Part):
-    type: Literal["Sequence"]
-    pretokenizers: Annotated[tuple[_Split, _BytesOfWords], Strict(False)]
-
-
-class _NothingAround(_Part):
-    """A text's tokens as they are; others put more before and behind them, in any number."""
-
-    type: Literal["TemplateProcessing"]
-    single: Annotated[list[dict[Literal["Sequence"], Any]], Field(max_length=1)]
-
-
-class _Normal(_Part):
-    type: Literal["NFC"]
-
-
-class _Merging(_Part):
-    type: Literal["BPE"] = "BPE"
-
-
-class _TokenizerSteps(_Part):
-    """What Qwen2Tokenizer does whatever stands here; of anything else that is asked for it would do nothing, unsaid."""
-
-    normalizer: _Normal
-    pre_tokenizer: _Splitting
-    model: _Merging
-    post_processor: Annotated[_Bytes | _NothingAround, Field(discriminator="type")] | None = None
-    decoder: _Bytes | None = None
-
-
-TOKENIZER_FILE, STEPS_FILE = "tokenizer_config.json", "tokenizer.json"
-PARTS: Mapping[str, tuple[str, type[_Part]]] = {
+PARTS: Mapping[str, tuple[str, type[Part]]] = {
     "transformer": ("config.json", _Transformer),
     "vae": ("config.json", _Vae),
     "mllm": ("config.json", _TextEncoder),
-    "processor": (TOKENIZER_FILE, _Tokenizer),
-    "tokenizer": (STEPS_FILE, _TokenizerSteps),
     "scheduler": ("scheduler_config.json", _Scheduler),
 }
+# Keys by which a library loads something else than what lies in the folder, with what they may hold.
+ELSEWHERE: Mapping[str, tuple[str | None, ...]] = {
+    **dict.fromkeys(("auto_map", "quantization_config", "fusion_config", "transformers_weights"), (None,)),
+    **dict.fromkeys(("configuration_files", "fast_tokenizer_files", "gguf_file"), (None,)),
+    **dict.fromkeys(("attn_implementation", "_attn_implementation"), (None, "eager", "sdpa")),
+    **dict.fromkeys(("experts_implementation", "_experts_implementation"), (None, "eager")),
+    **dict.fromkeys(("dtype", "torch_dtype"), (None, "auto", "float32", "float16", "bfloat16")),
+}
+ADAPTER_FILE = "adapter_config.json"
 
 
 def read_part(folder: Path, part: str) -> dict[str, Any]:
@@ -211,33 +148,52 @@ def read_part(folder: Path, part: str) -> dict[str, Any]:
         part: one of PARTS.
 
     Raises:
-        ValueError: where it is missing or no JSON; for the first value that its class cannot take, with file and key.
+        ValueError: where it is missing or no JSON; for the first value that its class cannot take, with file and key;
+            as of read_own and, for a text encoder, of require_no_adapter.
     """
+    if part == "mllm":
+        require_no_adapter(folder)
     name, model = PARTS[part]
-    content = read_json(folder / name)
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"] if not UNION_TAG.fullmatch(str(step)))
-        message = first["msg"].removeprefix("Value error, ")
-        said = f"{key}: {json.dumps(first['input'])[:80]} is not allowed: {message}" if key else message
-        raise ValueError(f"{folder / name}: {said}. Take the file from where the weights are from.") from None
+    content = read_own(folder / name)
+    checked(folder / name, content, model)
     return content
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Reads what the files of a tokenizer say of it, but for its words.
+def read_own(path: Path) -> dict[str, Any]:
+    """The JSON by which a library loads a folder.
 
     Raises:
-        ValueError: as read_part does, and where there are no words: the library would make a tokenizer without any.
+        ValueError: where it is missing or no JSON, or would have the library load code, kernels, quantized weights or
+            files that were not looked at.
     """
-    if (folder / TOKENIZER_FILE).is_file():
-        read_part(folder, "processor")
-    if (folder / STEPS_FILE).is_file():
-        read_part(folder, "tokenizer")
-    elif not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        raise ValueError(
-            f"{folder}: holds no tokenizer: neither {STEPS_FILE} nor vocab.json and merges.txt. Name a pipeline folder "
-            "with processor/."
-        )
+    content = read_json(path, CONFIG_LIMIT)
+    sections = [content]
+    while sections:
+        section = sections.pop()
+        sections += [value for value in section.values() if isinstance(value, dict)]
+        for key in ELSEWHERE.keys() & section.keys():
+            if section[key] not in ELSEWHERE[key]:
+                raise not_allowed(path, key, section[key], "something else would be loaded than this folder's weights")
+    return content
+
+
+def require_no_adapter(folder: Path) -> None:
+    """Raises ValueError for an adapter beside a model, which transformers would put into it unasked."""
+    if os.path.lexists(folder / ADAPTER_FILE):
+        raise ValueError(f"{folder / ADAPTER_FILE}: an adapter does not belong into a model's folder. Take it out.")
+
+
+def checked(path: Path, content: object, model: type[M]) -> M:
+    """The content of a JSON as its model; ValueError for the first value that it cannot take, with file and key."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"] if not UNION_TAG.fullmatch(str(step)))
+        raise not_allowed(path, key, first["input"], first["msg"].removeprefix("Value error, ")) from None
+
+
+def not_allowed(path: Path, key: str, value: object, reason: str) -> ValueError:
+    """The sentence for a value of a base model's file; without a key for several values that do not fit."""
+    said = f"{key}: {json.dumps(value)[:80]} is not allowed: {reason}" if key else reason
+    return ValueError(f"{path}: {said}. Take the file from where the weights are from.")

@@ -4,6 +4,7 @@ import errno
 import json
 import struct
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -129,13 +130,18 @@ def require_json(folder: Path | str) -> None:
         read_json(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that came with weights; ValueError, with the reason, where there is none."""
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The JSON object in a file that came with weights; ValueError, with the reason, where there is none.
+
+    Of a key that stands twice, readers take different ones: it is refused.
+    """
     try:
-        data = read_limited(path, JSON_LIMIT)
-        content = json.loads(data.decode("utf-8"))
+        data = read_limited(path, limit)
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}). {FETCH}") from None
+    except _TwiceError as error:
+        raise ValueError(f"{path}: cannot be read: the key {str(error)[:80]!r} stands twice in it. {FETCH}") from None
     except (ValueError, RecursionError) as error:
         reason = f"it is no JSON ({error})"
         if not data:
@@ -146,3 +152,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: cannot be read: it holds no JSON object. {FETCH}")
     return content
+
+
+class _TwiceError(Exception):
+    """Of a key in an object of JSON."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise _TwiceError(key)
+    return found

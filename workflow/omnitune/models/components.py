@@ -36,7 +36,7 @@ def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float3
     if lost:
         raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
     with loading(folder):
-        model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype)
+        model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype, use_safetensors=True)
     require_finite(model.state_dict(), folder)
     return model
 
@@ -49,7 +49,7 @@ def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Au
     config = AutoencoderKL.load_config(source)
     _require_sizes(source, lambda: AutoencoderKL.from_config(config))
     with loading(source):
-        return AutoencoderKL.from_pretrained(source, torch_dtype=torch_dtype)
+        return AutoencoderKL.from_pretrained(source, torch_dtype=torch_dtype, use_safetensors=True)
 
 
 def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
@@ -66,7 +66,7 @@ def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float
         config = Qwen2_5_VLConfig.from_pretrained(source, trust_remote_code=False)
     _require_sizes(source, lambda: model(config))
     with loading(source):
-        return model.from_pretrained(source, dtype=torch_dtype, trust_remote_code=False).eval()
+        return model.from_pretrained(source, dtype=torch_dtype, use_safetensors=True, trust_remote_code=False).eval()
 
 
 def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.errors import reason_of
-from omnitune.io.part_configs import TOKENIZER_FILE, check_tokenizer
-from omnitune.io.weights import read_json, require_json
+from omnitune.io.tokenizer_files import SETTINGS_FILE, SPECIAL, read_tokenizer
+from omnitune.io.weights import FETCH, read_json, require_json
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
 SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
@@ -25,7 +25,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     The image processor beside it is left alone: text does not need it, and it would need torchvision.
     """
     processor = Path(folder) / "processor"
-    source = processor if (processor / TOKENIZER_FILE).is_file() else Path(folder) / "mllm"
+    source = processor if (processor / SETTINGS_FILE).is_file() else Path(folder) / "mllm"
     require_json(source)
     tokenizer = _tokenizer(source)
     template = processor / "chat_template.json"
@@ -37,17 +37,31 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def _tokenizer(source: Path) -> Any:
-    """The tokenizer of a folder: of the published class, whose steps are its own; no code of the folder runs."""
-    check_tokenizer(source)
-    from transformers import Qwen2Tokenizer
+    """Made of what was read, as no file of a stranger is one for the library's loader; equal to what that makes."""
+    files = read_tokenizer(source)
+    from transformers import AddedToken, Qwen2Tokenizer
 
+    added = {number: AddedToken(**values) for number, values in files.added.items()}
+    known = {str(token): token for token in added.values()}
+
+    def token(value: Any) -> Any:
+        return AddedToken(**value) if isinstance(value, dict) else value
+
+    settings = {name: token(value) for name, value in files.settings.items() if name in SPECIAL}
+    settings = {name: known.get(str(value), value) for name, value in settings.items()}
+    extra = [token(value) for value in files.settings["extra_special_tokens"]]
+    settings = {**files.settings, **settings, "extra_special_tokens": extra}
     try:
-        return Qwen2Tokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # the library raises anything where files are missing or do not fit
+        tokenizer = Qwen2Tokenizer(vocab=files.vocab, merges=files.merges, added_tokens_decoder=added, **settings)
+    except Exception as error:  # the library raises anything where words and merges do not fit
         raise ValueError(
             f"{source}: its tokenizer cannot be loaded ({type(error).__name__}: {reason_of(error)[:300]}). "
             "Name a pipeline folder with processor/."
         ) from error
+    for number, value in added.items():
+        if tokenizer.convert_tokens_to_ids(str(value)) != number:
+            raise ValueError(f"{source}: its token {str(value)[:80]!r} cannot have the number {number}. {FETCH}")
+    return tokenizer
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -64,7 +78,7 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
         drop: the prompt is dropped (classifier-free training): an empty instruction under its own system prompt.
 
     Raises:
-        ValueError: when the tokenizer has no chat template, or one that takes or makes too much.
+        ValueError: when the tokenizer has no chat template, or one that makes nothing, or takes or makes too much.
     """
     tokenizer = tokenizer_of(tokenizer)
     if not tokenizer.chat_template:
@@ -80,7 +94,10 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
 
     template = tokenizer.chat_template
     template = template.get("default", "") if isinstance(template, dict) else template  # several have names
-    return render_chat(template, messages, **tokenizer.special_tokens_map)
+    chat = render_chat(template, messages, **tokenizer.special_tokens_map)
+    if not chat:
+        raise ValueError("the tokenizer's chat template makes no text of an instruction. Take that of the base model.")
+    return chat
 
 
 def count_tokens(tokenizer: Any, instruction: str, use_chat_template: bool = True) -> int:

@@ -39,8 +39,8 @@ def encode_text(
         features [B, L, D] in the model's dtype and mask [B, L] (int64, 1 at tokens), padded right to the longest.
 
     Raises:
-        ValueError: when instructions are empty or drop has another length; for a tokenizer with words that the model
-            does not know.
+        ValueError: when instructions are empty or drop has another length; for a text without tokens, or with some
+            that the model does not know.
     """
     tokenizer = tokenizer_of(tokenizer)
     drops = [drop] * len(instructions) if isinstance(drop, bool) else list(drop)
@@ -56,6 +56,12 @@ def encode_text(
     tokens = tokenizer(
         chats, padding="longest", padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
     )
+    empty = (tokens.attention_mask.sum(dim=1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"the tokenizer makes no tokens of {chats[empty[0]][:80]!r}, and the text encoder needs one. Take "
+            "processor/ from where mllm/ is from."
+        )
     model = text_model_of(mllm)
     _require_known(tokens.input_ids, model.get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device if device is None else device

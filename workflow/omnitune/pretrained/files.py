@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omnitune.config.model import ModelOptions
-from omnitune.io.part_configs import TOKENIZER_FILE, check_tokenizer, read_part
+from omnitune.io.part_configs import read_part
 from omnitune.io.places import is_local
+from omnitune.io.tokenizer_files import SETTINGS_FILE, read_tokenizer
 from omnitune.io.weights import require_json, require_weights
 from omnitune.paths import require_safe
 
@@ -106,8 +107,8 @@ def _read_configs(folder: Path, part: str) -> None:
     """Reads the JSON of a part, and of a tokenizer that lies in its folder."""
     if part != "processor":
         read_part(folder, part)
-    if part in {"processor", "mllm"} and (folder / TOKENIZER_FILE).is_file():
-        check_tokenizer(folder)
+    if part in {"processor", "mllm"} and (folder / SETTINGS_FILE).is_file():
+        read_tokenizer(folder)
 
 
 def local_files(name: str) -> list[Path]:
