@@ -1,5 +1,7 @@
 """Measures of edits and by models: on pictures whose shift is known, and with tiny models that are built here."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
