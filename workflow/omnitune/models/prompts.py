@@ -50,9 +50,9 @@ def _tokenizer(source: Path) -> Any:
     settings = {name: token(value) for name, value in files.settings.items() if name in SPECIAL}
     settings = {name: known.get(str(value), value) for name, value in settings.items()}
     extra = [token(value) for value in files.settings["extra_special_tokens"]]
-    settings = {**files.settings, **settings, "extra_special_tokens": extra}
+    settings = {**files.settings, **settings, "extra_special_tokens": extra, "merges": files.merges}
     try:
-        tokenizer = Qwen2Tokenizer(vocab=files.vocab, merges=files.merges, added_tokens_decoder=added, **settings)
+        tokenizer = Qwen2Tokenizer(vocab=files.vocab, added_tokens_decoder=added, **settings)
     except Exception as error:  # the library raises anything where words and merges do not fit
         raise ValueError(
             f"{source}: its tokenizer cannot be loaded ({type(error).__name__}: {reason_of(error)[:300]}). "

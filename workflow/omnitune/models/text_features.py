@@ -56,18 +56,23 @@ def encode_text(
     tokens = tokenizer(
         chats, padding="longest", padding_side="right", truncation=True, max_length=max_length, return_tensors="pt"
     )
-    empty = (tokens.attention_mask.sum(dim=1) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"the tokenizer makes no tokens of {chats[empty[0]][:80]!r}, and the text encoder needs one. Take "
-            "processor/ from where mllm/ is from."
-        )
+    _require_tokens(chats, tokens.attention_mask)
     model = text_model_of(mllm)
     _require_known(tokens.input_ids, model.get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device if device is None else device
     mask = tokens.attention_mask.to(device)
     output = model(input_ids=tokens.input_ids.to(device), attention_mask=mask, use_cache=False)
     return output.last_hidden_state, mask
+
+
+def _require_tokens(chats: Sequence[str], mask: torch.Tensor) -> None:
+    """Raises ValueError for a chat without tokens, by mask [B, L]."""
+    empty = (mask.sum(dim=1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"the tokenizer makes no tokens of {chats[empty[0]][:80]!r}, and the text encoder needs one. Take "
+            "processor/ from where mllm/ is from."
+        )
 
 
 def _require_known(tokens: torch.Tensor, known: int) -> None:
