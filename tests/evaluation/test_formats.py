@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from omnitune.config import Benchmark
+from omnitune.config.base import check_config
 from omnitune.config.choices import PROMPT_FORMATS
 from omnitune.errors import ConfigError
 from omnitune.evaluation.foreign import as_imported, import_prompts, source_files
@@ -299,15 +300,12 @@ def test_what_no_table_or_name_should_hold_is_a_sentence() -> None:
         ("omnicontext", "numbers.parquet", r"row 1: input_images: needs a list of images, found a number"),
         ("omnicontext", "twice.arrow", r"twice\.arrow: has more than one column key"),
         ("imgedit", "long.json", r"id: 'n+\.\.': does not exist below '\.'"),
-        (
-            "dpg",
-            "https://me:hunter2@host/prompts",
-            r"prompts: 'https://host/prompts': is a URL, which is not read here",
-        ),
     ]:
         benchmark = Benchmark(prompts=prompts, format=form)
         with pytest.raises(ValueError, match=message):
             import_prompts(benchmark, Path("out/prompts.jsonl")) if source_files(benchmark) else None
+    with pytest.raises(ConfigError, match="prompts: 'https://host/prompts' is not allowed: is a URL: download"):
+        check_config({"format": "dpg", "prompts": "https://me:hunter2@host/prompts"}, Benchmark, "b.yml")
     benchmark = Benchmark(prompts=parquet(gedit_rows()), format="gedit", language="fr")
     with pytest.raises(ValueError, match="holds no prompts in language 'fr'"):
         source_files(benchmark)

@@ -13,7 +13,7 @@ from omnitune.config import Benchmark
 from omnitune.config.choices import PROMPT_FORMATS
 from omnitune.errors import Refused
 from omnitune.evaluation.formats.source import SourcePrompt
-from omnitune.evaluation.prompts import PromptLine, checked_lines, refuse_url
+from omnitune.evaluation.prompts import PromptLine, checked_lines
 from omnitune.images.prepare import check_image
 from omnitune.images.read import read_bytes
 from omnitune.images.verdicts import MAX_PIXELS, most_bytes
@@ -39,7 +39,6 @@ def as_imported(name: str, benchmark: Benchmark) -> Benchmark:
 
 def source_files(benchmark: Benchmark) -> list[Path]:
     """All files that an import reads, each once; ValueError for what is wrong in any, images inside them left out."""
-    refuse_url(benchmark.prompts, f"prompts: {benchmark.prompts!r}")
     found: list[Path] = []
     try:
         for source, _ in _checked(benchmark, pixels=False):

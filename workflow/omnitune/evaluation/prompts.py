@@ -20,7 +20,6 @@ from omnitune.images.prepare import read_rgb
 from omnitune.io.files import is_plain_file, lock_folder, sha256_of, write_json
 from omnitune.io.jsonl import read_objects
 from omnitune.io.places import require_below
-from omnitune.io.storage import is_url, redact
 from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
@@ -354,14 +353,7 @@ def open_image(path: Path | str) -> Image.Image:
         raise ValueError(f"{path}: cannot be read as an image: {error}.") from None
 
 
-def refuse_url(name: str, where: str) -> None:
-    """Raises ValueError for a URL where a file is wanted."""
-    if is_url(name):
-        raise ValueError(f"{redact(where)}: is a URL, which is not read here. Fetch the file and name it.")
-
-
 def _find(name: str, folders: Sequence[Path], where: str) -> Path:
-    refuse_url(name, where)
     tried = list(dict.fromkeys(folder / name for folder in folders))
     for path in tried:
         if is_plain_file(path):
