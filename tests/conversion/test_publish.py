@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,20 @@ def test_a_text_that_names_paths_of_a_machine_is_refused(folder: Path, text: str
     rewrite(folder, "adapter_config.json", json.dumps({"a": [{"b": text}]}))
     with pytest.raises(ValueError, match=r"adapter_config\.json, a\.b: names .*, a path of this machine"):
         prepare_upload(folder, REPO)
+
+
+def test_the_own_folder_is_found_whatever_stands_before_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (folder / "README.md").read_text()
+    for home, text, found in (
+        ("/me", "-I/me/x", True),
+        ("/me", "<code>/me</code>", True),
+        ("/me", "/means", False),
+        ("/", "LoRA / DoRA", False),
+    ):
+        monkeypatch.setenv("HOME", home)
+        rewrite(folder, "README.md", f"{card}\n{text}\n")
+        with pytest.raises(ValueError, match="names /me, a path of this machine") if found else nullcontext():
+            prepare_upload(folder, REPO)
 
 
 def test_addresses_patterns_and_words_are_no_paths(folder: Path) -> None:

@@ -156,15 +156,18 @@ def _written(folder: Path) -> dict[str, str]:
 
 def _require_public(path: Path) -> None:
     for where, text in _texts(path):
-        plain = URL.sub(" ", text)
-        found = PRIVATE.search(plain) or _home().search(plain)
+        found = PRIVATE.search(URL.sub(" ", text)) or _home_in(text)
         if found:
-            raise ValueError(f"{path}, {where}: names {found[0]}, a path of this machine. Convert again without it.")
+            raise ValueError(
+                f"{path}, {where}: names {found[0]}, a path of this machine. Take it out of where it comes from (the "
+                "options, or this file of the base model), and convert again."
+            )
 
 
-def _home() -> re.Pattern[str]:
-    """The user's own folder, which may be of one part alone."""
-    return re.compile(rf"{START}{re.escape(str(Path.home()))}(?!\w)")
+def _home_in(text: str) -> re.Match[str] | None:
+    """The user's own folder, whatever stands before it; that of a container may be /, which says nothing."""
+    home = str(Path.home())
+    return re.search(rf"{re.escape(home)}(?!\w)", text) if len(home) > 1 else None
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
