@@ -143,11 +143,17 @@ def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
     for read in (load_text_encoder, lambda folder: check_encoder(folder / "mllm", "key")):
         with pytest.raises(ValueError, match=r"mllm/adapter_config\.json: an adapter does not belong into"):
             read(tmp_path)
+    (path.parent / "adapter_config.json").unlink()
+    (path.parent / "model.safetensors").rename(path.parent / "shard-00001-model-00001-of-00001.safetensors")
+    with pytest.raises(ValueError, match=r"of-00001\.safetensors: is a part of a distributed checkpoint, which is not"):
+        load_text_encoder(tmp_path)
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     """Of these, readers take different ones."""
-    for text in ('{"a": 1, "b": 2, "a": 3}', '{"b": [{"a": 1, "a": 1}]}'):
+    (tmp_path / "config.json").write_text('{"a": 1, "b": [{"c": [1], "c": [1]}], "a": 1}')
+    assert read_json(tmp_path / "config.json") == {"a": 1, "b": [{"c": [1]}]}
+    for text in ('{"a": 1, "b": 2, "a": 3}', '{"b": [{"a": 1, "a": true}]}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json: cannot be read: the key 'a' stands twice in it\."):
             read_json(tmp_path / "config.json")

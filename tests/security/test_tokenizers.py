@@ -81,6 +81,25 @@ def test_steps_of_another_tokenizer_are_refused(tmp_path: Path, written: Path, s
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"extra_special_tokens": {"messages": "x"}}, r"extra_special_tokens.* is not allowed"),
+        ({"extra_special_tokens": [f"<{n}>" for n in range(600)]}, "tokens beside its words, more than 1000"),
+        ({f"a{n}_token": "x" for n in range(1001)}, "tokens beside its words, more than 1000"),
+        ({"additional_special_tokens": ["x" * 1001]}, r"additional_special_tokens.* is not allowed"),
+    ],
+    ids=["names", "listed", "named", "long"],
+)
+def test_tokens_beside_the_words_are_few(tmp_path: Path, written: Path, values: Any, message: str) -> None:
+    """The library looks at each for each other."""
+    tokens = [{"id": 10**5 + n, "content": f"<<{n}>>"} for n in range(500)]
+    path = copy_with(tmp_path, written, added_tokens=tokens) / "processor/tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("type", "WordPiece"),

@@ -178,9 +178,14 @@ def read_own(path: Path) -> dict[str, Any]:
 
 
 def require_no_adapter(folder: Path) -> None:
-    """Raises ValueError for an adapter beside a model, which transformers would put into it unasked."""
+    """Raises ValueError for what transformers would take beside or in place of a model's weights, unasked.
+
+    An adapter, and parts of a distributed checkpoint, which lie where their own headers say.
+    """
     if os.path.lexists(folder / ADAPTER_FILE):
         raise ValueError(f"{folder / ADAPTER_FILE}: an adapter does not belong into a model's folder. Take it out.")
+    for path in sorted(folder.glob("shard-*-model-*.safetensors")):
+        raise ValueError(f"{path}: is a part of a distributed checkpoint, which is not read. Take it out.")
 
 
 def checked(path: Path, content: object, model: type[M]) -> M:

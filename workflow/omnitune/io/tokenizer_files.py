@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from omnitune.io.weights import FETCH, JSON_LIMIT, read_json, read_limited
 SETTINGS_FILE, MAP_FILE, TEMPLATE_FILE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
 STEPS_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 MAX_WORDS = 1_000_000  # beyond any model; the published tokenizer has 151,643
-MAX_ADDED = 10_000
+MAX_ADDED = 1000  # the published has 22; the library looks at each for each other
 # How text is split before pairs are merged. An expression of somebody else's may take for ever.
 SPLITTING = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,8 +39,10 @@ class _NumberedToken(_Token):
     id: Annotated[int, Field(ge=0, lt=2**31)]
 
 
-_Named = str | _Token | None
-_Several = Annotated[list[str | _Token], Field(fail_fast=True, max_length=MAX_ADDED)]
+_Content = Annotated[str, Field(min_length=1, max_length=1000)]
+_Named = _Content | _Token | None
+_Several = Annotated[list[_Content | _Token], Field(fail_fast=True, max_length=MAX_ADDED)]
+_Names = Annotated[dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+_token$")], _Content], Field(max_length=MAX_ADDED)]
 _Number = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -63,10 +66,10 @@ class _Settings(Part):
     add_eos_token: Literal[False] = False
     added_tokens_decoder: Annotated[dict[_Number, _Token], Field(max_length=MAX_ADDED)] | None = None
     additional_special_tokens: _Several | None = None
-    extra_special_tokens: _Several | dict[str, str] | None = None
+    extra_special_tokens: _Several | _Names | None = None
     bos_token: _Named = None
     eos_token: _Named = None
-    pad_token: str | _Token = "<|endoftext|>"  # texts of a batch are padded
+    pad_token: _Content | _Token = "<|endoftext|>"  # texts of a batch are padded
     unk_token: _Named = None
     sep_token: _Named = None
     cls_token: _Named = None
@@ -193,7 +196,11 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         raise ValueError(f"{folder}: needs {STEPS_FILE}, as {SETTINGS_FILE} names no added_tokens_decoder.")
     else:
         vocab, merges = read_json(words), _lines(pairs)
-    return TokenizerFiles(_words(words, vocab), _pairs(pairs, merges), added, _passed_on(folder, settings))
+    passed = _passed_on(folder, settings)
+    named = len(added) + len(passed["extra_special_tokens"]) + len(passed.get("model_specific_special_tokens", {}))
+    if named > MAX_ADDED:
+        raise ValueError(f"{folder}: has {named} tokens beside its words, more than {MAX_ADDED}. {FETCH}")
+    return TokenizerFiles(_words(words, vocab), _pairs(pairs, merges), added, passed)
 
 
 def _settings(folder: Path) -> _Settings:
@@ -221,7 +228,7 @@ def _passed_on(folder: Path, settings: _Settings) -> dict[str, Any]:
     specific = {
         name: given
         for name, given in (settings.model_extra or {}).items()
-        if name.endswith("_token") and isinstance(given, str)
+        if re.fullmatch(r"[a-z0-9_]+_token", name) and isinstance(given, str) and 0 < len(given) <= 1000
     }
     extra, older = settings.extra_special_tokens or [], settings.additional_special_tokens or []
     if isinstance(extra, dict):

@@ -4,7 +4,6 @@ import errno
 import json
 import struct
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -161,6 +160,7 @@ class _TwiceError(Exception):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise _TwiceError(key)
+        for key, value in pairs:
+            if json.dumps(value) != json.dumps(found[key]):
+                raise _TwiceError(key)
     return found

@@ -95,6 +95,10 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
     template = tokenizer.chat_template
     template = template.get("default", "") if isinstance(template, dict) else template  # several have names
     chat = render_chat(template, messages, **tokenizer.special_tokens_map)
+    try:
+        chat.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the tokenizer's chat template makes what is no text. Take that of the base model.") from None
     if not chat:
         raise ValueError("the tokenizer's chat template makes no text of an instruction. Take that of the base model.")
     return chat

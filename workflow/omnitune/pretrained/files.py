@@ -107,7 +107,8 @@ def _read_configs(folder: Path, part: str) -> None:
     """Reads the JSON of a part, and of a tokenizer that lies in its folder."""
     if part != "processor":
         read_part(folder, part)
-    if part in {"processor", "mllm"} and (folder / SETTINGS_FILE).is_file():
+    beside = part == "mllm" and (folder.parent / "processor" / SETTINGS_FILE).is_file()  # which is the one that is read
+    if part in {"processor", "mllm"} and (folder / SETTINGS_FILE).is_file() and not beside:
         read_tokenizer(folder)
 
 
