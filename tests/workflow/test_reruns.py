@@ -185,7 +185,7 @@ def test_wrong_targets_are_one_sentence(workplace: Workplace) -> None:
         (
             f"{tiny}/checkpoint-12/transformer_lora/conversion.json",
             "is converted to transformer, transformer_comfyui, transformer_pipeline, transformer_extracted, not to "
-                "transformer_lora",
+            "transformer_lora",
         ),
         (f"{tiny}/evaluation/9999/tiny/scores.json", "saves no checkpoint at step 9999; known: 4, 8, 12."),
         (f"{tiny}/evaluation/0/tiny/parts/9.jsonl", "has 1 parts, from 0"),
