@@ -79,7 +79,7 @@ wildcard_constraints:
     group=r"\d{4}\d*",
     model=one_of(PROJECT.models),
     experiment=one_of(PROJECT.experiments),
-    step="|".join([r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?", *BASELINES]),
+    step="|".join([r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?", *sorted(BASELINES)]),
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
     judge=one_of(

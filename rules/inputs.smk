@@ -284,7 +284,7 @@ def get_transformer(wildcards):
     """Of a baseline what is drawn with it; of other steps what the experiment started from."""
     step = EvaluatedStep.parse(wildcards.step)
     keys = wildcards.experiment, step, wildcards.benchmark
-    return str(named(PROJECT.transformer, *keys))
+    return str(named(PROJECT.loaded, *keys)[0])
 
 
 def get_protocol(wildcards):

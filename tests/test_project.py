@@ -76,13 +76,6 @@ def test_impossible_starts_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         project(tmp_path, first, changed(name="second", model={**after("first", 10), "pretrained_revision": "main"}))
 
 
-def test_experiments_that_share_a_data_set_agree(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"share the data set 'mix'.*max_side_length: 2048 and 512"):
-        project(tmp_path, changed(name="a"), changed(name="b", data={"max_side_length": 512}))
-    with pytest.raises(ConfigError, match="is also the name in"):
-        project(tmp_path, changed(name="a"), changed(name="a"))
-
-
 def test_starting_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another experiment's converted adapter, by its folder or file, is what that one will leave."""
     monkeypatch.chdir(tmp_path)
@@ -112,14 +105,6 @@ def test_starting_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ):
         with pytest.raises(ConfigError, match=expected):
             project(tmp_path, first, changed(name="whole", train={"max_train_steps": 10}), content)
-
-
-def test_benchmarks_and_experiments_need_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    files = [str(write(tmp_path / folder / "b.yml", {"prompts": "p.jsonl"})) for folder in ("one", "two")]
-    options = str(write(tmp_path / "x.yml", changed()))
-    with pytest.raises(ConfigError, match="two files are called 'b'"):
-        Project.load({"experiments": [options], "benchmarks": files})
 
 
 def family() -> list[dict[str, Any]]:
@@ -374,25 +359,6 @@ def test_steps_and_weights_that_no_training_leaves_are_refused(tmp_path: Path, m
             loaded.experiments[name].require_step(EvaluatedStep.parse(step), weights)
 
 
-def test_two_base_models_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    one = changed(name="one", model={"pretrained_model_path": "foo/bar"})
-    two = changed(name="two", model={"pretrained_model_path": "foo--bar"})
-    with pytest.raises(
-        ConfigError, match=r"1\.yml: its base model would be resources/pretrained/foo--bar, and so would"
-    ):
-        project(tmp_path, one, two)
-
-
-def test_names_become_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "config/data/mix{v}.yml", "data: []")
-    with pytest.raises(
-        ConfigError, match=r"data_path: '.*mix\{v\}\.yml' is not allowed: .* names folders; take letters"
-    ):
-        project(tmp_path, changed(data={"data_path": "config/data/mix{v}.yml"}))
-
-
 def test_prompts_in_a_published_format_are_looked_at_before_they_are_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,8 +429,8 @@ def test_baselines_are_drawn_once_for_all_experiments_of_a_base_model(
     assert [found for found in evaluated if found[1].baseline] == [("b", part, "with"), ("b", whole, "with")]
     assert len(evaluated) == len(set(evaluated)) == 2 * 3 + 2, "the base, two last checkpoints, two baselines"
     assert loaded.scored("b", whole, "with")[-2] == Phase.of("prepare_pretrained", model="demo")
-    assert loaded.transformer("b", whole, "with") == loaded.transformer("b", part, "with") == Path(folders["part"])
-    assert loaded.transformer("b", BASE, "with") == Path("resources/pretrained/demo/transformer")
+    assert loaded.loaded("b", whole, "with")[0] == loaded.loaded("b", part, "with")[0] == Path(folders["part"])
+    assert loaded.loaded("b", BASE, "with")[0] == Path("resources/pretrained/demo/transformer")
     assert set(loaded.baseline_files("with", "whole")) > set(loaded.baseline_files("with", "part"))
     for name, file, said in (
         ("whole", "vae/config.json", "whole: .*models/whole/vae"),
@@ -475,26 +441,4 @@ def test_baselines_are_drawn_once_for_all_experiments_of_a_base_model(
             loaded.baseline_files("with", name)
         moved.rename(tmp_path / "models/whole" / file)
     with pytest.raises(ConfigError, match="benchmark 'without': baselines: none is called 'part'"):
-        loaded.transformer("b", part, "without")
-
-
-@pytest.mark.parametrize(
-    ("baselines", "said"),
-    [
-        ({"base": "m"}, "baselines: 'base' is not allowed as a name"),
-        ({"../x": "m"}, r"baselines: '\.\./x' is not allowed as a name"),
-        (
-            {"x": "experiments/x/checkpoint-4000/transformer"},
-            "which this config trains. Compare experiments by `reports`",
-        ),
-        ({"x": "./resources/../resources/pretrained/demo/transformer"}, "is the base of 'x', which this workflow prep"),
-    ],
-)
-def test_baselines_that_cannot_be_are_refused(
-    baselines: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = write(tmp_path / "b.yml", {"prompts": "p.jsonl", "baselines": baselines})
-    write(tmp_path / "mix.yml", {"data": [{"path": "a.jsonl"}]})
-    with pytest.raises(ConfigError, match=said):
-        Project.load({"experiments": [str(write(tmp_path / "x.yml", changed()))], "benchmarks": [str(file)]})
+        loaded.loaded("b", part, "without")

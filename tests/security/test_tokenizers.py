@@ -86,9 +86,11 @@ def test_steps_of_another_tokenizer_are_refused(tmp_path: Path, written: Path, s
         ({"extra_special_tokens": {"messages": "x"}}, r"extra_special_tokens.* is not allowed"),
         ({"extra_special_tokens": [f"<{n}>" for n in range(600)]}, "tokens beside its words, more than 1000"),
         ({f"a{n}_token": "x" for n in range(1001)}, "tokens beside its words, more than 1000"),
+        ({"image_token": "x" * 1001}, "image_token: a token has 1 to 1000 characters, and a name in small letters"),
+        ({"Image_token": "x"}, "Image_token: a token has 1 to 1000 characters, and a name in small letters"),
         ({"additional_special_tokens": ["x" * 1001]}, r"additional_special_tokens.* is not allowed"),
     ],
-    ids=["names", "listed", "named", "long"],
+    ids=["names", "listed", "named", "text", "name", "long"],
 )
 def test_tokens_beside_the_words_are_few(tmp_path: Path, written: Path, values: Any, message: str) -> None:
     """The library looks at each for each other."""

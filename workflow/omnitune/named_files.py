@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from omnitune.config.training import trained_layers
 from omnitune.errors import ConfigError
 from omnitune.io.weights import read_header
 from omnitune.paths import starting_adapter_file
 from omnitune.pretrained.files import check_named
-from omnitune.pretrained.transformer import LARGEST, linear_layers, parameter_names
+from omnitune.pretrained.transformer import LARGEST, linear_layers, parameter_names, trained_layers
 from omnitune.project import Project
 from omnitune.validation.heldout import read_heldout_rows
 

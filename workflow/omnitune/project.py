@@ -238,20 +238,12 @@ class Project:
             raise ConfigError(f"benchmark {benchmark!r}: baselines: none is called {name!r}; {near}")
         return Path(known[name])
 
-    def transformer(self, experiment: str, step: EvaluatedStep, benchmark: str) -> Path:
-        """Folder of the transformer that a baseline is drawn with; of other steps that of the experiment's start."""
-        start = self.starts[experiment]
-        if not step.baseline:
-            return start.transformer
-        return baseline_weights(start.base, self._baseline(benchmark, step.baseline)).folders[0]
-
     def loaded(self, experiment: str, step: EvaluatedStep, benchmark: str) -> list[Path]:
-        """Folders of the models that a step is drawn with; of an adapter, what lies under it."""
+        """Folders of what a baseline is drawn with, or other steps before training; the first is the transformer's."""
         start = self.starts[experiment]
-        weights = EvaluatedWeights(start.base, start.transformer, None)
         if step.baseline:
-            weights = baseline_weights(start.base, self._baseline(benchmark, step.baseline))
-        return weights.folders
+            return baseline_weights(start.base, self._baseline(benchmark, step.baseline)).folders
+        return EvaluatedWeights(start.base, start.transformer, None).folders
 
     def labels(self, benchmark: str) -> list[str]:
         """Files of people's scores of a benchmark's judges; ValueError for one that is not there, or an unsafe name."""

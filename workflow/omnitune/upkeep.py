@@ -79,7 +79,10 @@ def remove_experiment(project: Project, name: str) -> None:
         if other != name and any(owner == name for owner, _ in project.evaluations(other).values())
     ]
     if borrowers:
-        logger.warning("the base was evaluated there for %s, too; it is drawn again", ", ".join(borrowers))
+        logger.warning(
+            "what %s shares with it, the base or a baseline, was evaluated there; it is drawn again",
+            ", ".join(borrowers),
+        )
 
 
 def _require_names(*names: str) -> None:

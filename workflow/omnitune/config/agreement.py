@@ -70,9 +70,8 @@ def check_baselines(benchmarks: Mapping[str, Benchmark], starts: Mapping[str, St
     """Raises ConfigError for a baseline that a run of this workflow makes: it has to be there before."""
     for benchmark, config in benchmarks.items():
         for name, path in config.baselines.items():
-            place = Path(path).resolve()
+            place, key = Path(path).resolve(), f"benchmark {benchmark!r}: baselines.{name}: {path} is"
             for experiment, start in starts.items():
-                key = f"benchmark {benchmark!r}: baselines.{name}: {path} is"
                 if place.is_relative_to(Path(EXPERIMENT.format(experiment=experiment)).resolve()):
                     raise ConfigError(
                         f"{key} of the experiment {experiment!r}, which this config trains. Compare experiments by "

@@ -8,6 +8,8 @@ from omnitune.config.affects import Affects
 from omnitune.config.base import PositiveInt, Section
 from omnitune.paths import FORMATS, Format
 
+EXTRACTED_RANK = 64
+
 
 class ConvertOptions(Section):
     """In which forms the weights are written."""
@@ -40,7 +42,7 @@ class ConvertOptions(Section):
         PositiveInt,
         Field(description="Rank of the LoRA of the format `extracted`."),
         Affects("conversions"),
-    ] = 64
+    ] = EXTRACTED_RANK
 
     @field_validator("formats")
     @classmethod

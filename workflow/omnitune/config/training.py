@@ -106,27 +106,6 @@ def trained_names(names: Iterable[str], groups: Sequence[ParameterGroup] | None)
     return {name: rates[name] for name in known if name in rates}
 
 
-def trained_layers(names: Iterable[str], linear: Iterable[str], groups: Sequence[ParameterGroup] | None) -> list[str]:
-    """The linear layers whose weights are trained, which the format `extracted` makes factors of.
-
-    Args:
-        names: of all parameters.
-        linear: of all linear layers.
-        groups: train.parameter_groups.
-
-    Raises:
-        ValueError: as `trained_names`, and where there is none.
-    """
-    trained = trained_names(names, groups)
-    layers = [name for name in linear if f"{name}.weight" in trained]
-    if not layers:
-        raise ValueError(
-            "train.parameter_groups: trains no weight of a linear layer, of which alone the format extracted makes a "
-            "LoRA. Take extracted out of convert.formats, or train some, as with the pattern `*.attn.to_q.weight`."
-        )
-    return layers
-
-
 class TrainOptions(Section):
     """The optimisation."""
 

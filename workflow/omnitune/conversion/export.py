@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import trained_layers, trained_names
+from omnitune.config.training import trained_names
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.card import model_card
 from omnitune.conversion.checkpoint import check_checkpoint, hashing_thread
@@ -30,6 +30,7 @@ from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.base_fingerprint import folder_fingerprint
 from omnitune.models.lora import FACTORS, linear_names
 from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
+from omnitune.pretrained.transformer import trained_layers
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
 

@@ -15,8 +15,8 @@ from omnitune.conversion.tensors import LazyTensor, State, open_safetensors, wri
 from omnitune.models.files import is_finite
 from omnitune.models.lora import FACTORS
 
-# Of differences with spectra as flat as training leaves them, the explained share is that of a full decomposition to
-# 2e-5, in a twentieth of its time.
+# In a fine-tune of the demo they explain what a full decomposition does to 2e-4 of each layer's change, at ranks from 4
+# to 64; of a matrix of 2520 x 2520 they take a sixteenth of its time.
 MORE, ROUNDS = 16, 4  # columns beyond the rank, and power iterations, of torch.svd_lowrank
 TOLERANCE = 1e-6  # of what is added, as read back: the same factors, in float32
 FILE = "factors.tmp"

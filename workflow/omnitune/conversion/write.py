@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnitune.config.convert import EXTRACTED_RANK
 from omnitune.conversion.adapters import Adapter, folded, merged
 from omnitune.conversion.card import CARD_FILE, MARK
 from omnitune.conversion.checkpoint import hashing_thread
@@ -57,7 +58,7 @@ class Target:
     dtype: str | None = None
     max_shard_size: str = "10GB"
     base: Path | None = None
-    rank: int = 64
+    rank: int = EXTRACTED_RANK
 
     def __post_init__(self) -> None:
         for key, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, (None, *PRECISIONS))):

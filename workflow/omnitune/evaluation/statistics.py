@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 
 CONFIDENCE = 0.95
 POWER = 0.8  # of the trials that `prompts_needed` counts for
 RESAMPLES = 10_000
-HELD = 2_500_000  # numbers of prompts that are drawn together
+HELD = 2_500_000  # numbers of prompts that are drawn and held in memory together
 
 Verdict = Literal["better", "worse", "no difference shown"]
 NO_DIFFERENCE: Verdict = "no difference shown"
@@ -70,28 +70,26 @@ def mean_intervals(values: np.ndarray, confidence: float = CONFIDENCE) -> list[I
     """
     if too_few(values.shape[1], confidence):
         return [Interval()] * len(values)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_drawn_means(values), (tail, 1 - tail), axis=1)
-    return [Interval(float(one), float(other)) for one, other in zip(low, high, strict=True)]
-
-
-def _drawn_means(values: np.ndarray) -> np.ndarray:
-    """[rows, RESAMPLES]: means over prompts that are drawn with replacement, as scipy.stats.bootstrap draws them.
-
-    A mean is that of how often each prompt was drawn: one product of matrices for all rows, and no copy of the values.
-    """
     prompts = values.shape[1]
-    rng, columns = np.random.default_rng(0), np.ascontiguousarray(values.T)
-    held = max(1, HELD // prompts)
-    means = np.empty((len(values), RESAMPLES))
-    for start in range(0, RESAMPLES, held):
-        block = means[:, start : start + held]
-        drawn = rng.integers(0, prompts, (block.shape[1], prompts), dtype=np.int32)
-        counts = np.empty(drawn.shape)
-        for count, own in zip(counts, drawn, strict=True):
-            count[:] = np.bincount(own, minlength=prompts)
-        block[:] = (counts @ columns / prompts).T
-    return means
+
+    def means(drawn: np.ndarray, axis: int) -> np.ndarray:
+        """[rows, resamples] of the numbers of prompts, [resamples, prompts]; through how often each was drawn."""
+        drawn = np.atleast_2d(drawn)
+        offsets = prompts * np.arange(len(drawn))[:, None]
+        counts = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
+        return values @ counts.T / prompts
+
+    found = bootstrap(
+        (np.arange(prompts),),
+        means,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=max(1, HELD // prompts),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return [Interval(float(low), float(high)) for low, high in zip(found.low, found.high, strict=True)]
 
 
 def compare(

@@ -80,7 +80,7 @@ def _starts(edges: Floats, after: Image.Image) -> Iterator[Motion]:
     reduced = after.resize(_with_side(after.size, 2 * COARSE_SIDE), Image.Resampling.BICUBIC)
     window = _window(size[1], size[0])
     small = _resized(edges, size) * window
-    # Edges that are zoomed are nearly those of a zoomed picture, at a thirtieth of the time.
+    # Edges that are zoomed are nearly those of a zoomed picture, at a sixteenth of the time.
     there = Image.fromarray(_resized(_edges(reduced), size))
     moved = np.stack([np.asarray(_undone(there, Motion(0, 0, zoom))) * window for zoom in ZOOMS])
     shifts, peaks = _shifts(_spectrum(small[None]), moved)

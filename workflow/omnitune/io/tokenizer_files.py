@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, Strict
+from pydantic import ConfigDict, Field, Strict, model_validator
 
 from omnitune.io.part_configs import Part, checked, not_allowed, read_own
 from omnitune.io.weights import FETCH, JSON_LIMIT, read_json, read_limited
@@ -26,8 +26,12 @@ SPLITTING = (
 BYTES = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(174, 324))))
 
 
+NAME, LONGEST = r"[a-z0-9_]+_token", 1000  # of a token that is named, and of its text
+_Content = Annotated[str, Field(min_length=1, max_length=LONGEST)]
+
+
 class _Token(Part):
-    content: Annotated[str, Field(min_length=1, max_length=1000)]
+    content: _Content
     single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
@@ -39,10 +43,9 @@ class _NumberedToken(_Token):
     id: Annotated[int, Field(ge=0, lt=2**31)]
 
 
-_Content = Annotated[str, Field(min_length=1, max_length=1000)]
 _Named = _Content | _Token | None
 _Several = Annotated[list[_Content | _Token], Field(fail_fast=True, max_length=MAX_ADDED)]
-_Names = Annotated[dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+_token$")], _Content], Field(max_length=MAX_ADDED)]
+_Names = Annotated[dict[Annotated[str, Field(pattern=f"^{NAME}$")], _Content], Field(max_length=MAX_ADDED)]
 _Number = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -74,6 +77,19 @@ class _Settings(Part):
     sep_token: _Named = None
     cls_token: _Named = None
     mask_token: _Named = None
+
+    @model_validator(mode="after")
+    def _tokens_are_named(self) -> Self:
+        for name, text in self.named.items():
+            if not (re.fullmatch(NAME, name) and 0 < len(text) <= LONGEST):
+                raise ValueError(f"{name[:80]}: a token has 1 to {LONGEST} characters, and a name in small letters")
+        return self
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Tokens beside those above, by their names."""
+        extra = self.model_extra or {}
+        return {name: text for name, text in extra.items() if name.endswith("_token") and isinstance(text, str)}
 
 
 SPECIAL = {f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")}
@@ -172,6 +188,12 @@ class TokenizerFiles:
     settings: dict[str, Any]
 
 
+def tokenizer_folder(pipeline: Path) -> Path:
+    """Where a pipeline's tokenizer is: in processor/, or in mllm/, where it lies there."""
+    processor = pipeline / "processor"
+    return processor if (processor / SETTINGS_FILE).is_file() else pipeline / "mllm"
+
+
 def read_tokenizer(folder: Path) -> TokenizerFiles:
     """A tokenizer in the published layout: tokenizer.json, or vocab.json with merges.txt, and tokenizer_config.json.
 
@@ -225,11 +247,7 @@ def _passed_on(folder: Path, settings: _Settings) -> dict[str, Any]:
         return _values(given) if isinstance(given, _Token) else given
 
     passed = {name: value(getattr(settings, name)) for name in sorted(PASSED_ON & settings.model_fields_set)}
-    specific = {
-        name: given
-        for name, given in (settings.model_extra or {}).items()
-        if re.fullmatch(r"[a-z0-9_]+_token", name) and isinstance(given, str) and 0 < len(given) <= 1000
-    }
+    specific = settings.named
     extra, older = settings.extra_special_tokens or [], settings.additional_special_tokens or []
     if isinstance(extra, dict):
         specific, extra = specific | extra, []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.errors import reason_of
-from omnitune.io.tokenizer_files import SETTINGS_FILE, SPECIAL, read_tokenizer
+from omnitune.io.tokenizer_files import SPECIAL, read_tokenizer, tokenizer_folder
 from omnitune.io.weights import FETCH, read_json, require_json
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
@@ -20,15 +20,14 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a pipeline folder, from processor/ (or from mllm/, where it lies there).
+    """The tokenizer of a pipeline folder.
 
     The image processor beside it is left alone: text does not need it, and it would need torchvision.
     """
-    processor = Path(folder) / "processor"
-    source = processor if (processor / SETTINGS_FILE).is_file() else Path(folder) / "mllm"
+    source = tokenizer_folder(Path(folder))
     require_json(source)
     tokenizer = _tokenizer(source)
-    template = processor / "chat_template.json"
+    template = Path(folder) / "processor/chat_template.json"
     if not tokenizer.chat_template and template.is_file():
         tokenizer.chat_template = read_json(template).get("chat_template")
         if not isinstance(tokenizer.chat_template, str):

@@ -7,7 +7,7 @@ from pathlib import Path
 from omnitune.config.model import ModelOptions
 from omnitune.io.part_configs import read_part
 from omnitune.io.places import is_local
-from omnitune.io.tokenizer_files import SETTINGS_FILE, read_tokenizer
+from omnitune.io.tokenizer_files import SETTINGS_FILE, read_tokenizer, tokenizer_folder
 from omnitune.io.weights import require_json, require_weights
 from omnitune.paths import require_safe
 
@@ -72,7 +72,11 @@ def check_parts(folder: Path, parts: Sequence[str], key: str) -> None:
     try:
         for part in parts:
             (require_weights if part in WEIGHTED else require_json)(folder / part)
-            _read_configs(folder / part, part)
+            if part != "processor":
+                read_part(folder / part, part)
+        source = tokenizer_folder(folder)
+        if source.name in parts and (source / SETTINGS_FILE).is_file():
+            read_tokenizer(source)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 
@@ -86,7 +90,7 @@ def check_vae(folder: Path, subfolder: str | None) -> Path:
         )
     try:
         require_weights(found)
-        _read_configs(found, "vae")
+        read_part(found, "vae")
     except ValueError as error:
         raise ValueError(f"{VAE_KEY}: {error}") from None
     return found
@@ -98,18 +102,11 @@ def check_encoder(folder: Path, key: str) -> None:
         raise ValueError(f"{key}: {folder} lacks config.json; it is not a folder of a text encoder.")
     try:
         require_weights(folder)
-        _read_configs(folder, "mllm")
+        read_part(folder, "mllm")
+        if (folder / SETTINGS_FILE).is_file():
+            read_tokenizer(folder)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-
-
-def _read_configs(folder: Path, part: str) -> None:
-    """Reads the JSON of a part, and of a tokenizer that lies in its folder."""
-    if part != "processor":
-        read_part(folder, part)
-    beside = part == "mllm" and (folder.parent / "processor" / SETTINGS_FILE).is_file()  # which is the one that is read
-    if part in {"processor", "mllm"} and (folder / SETTINGS_FILE).is_file() and not beside:
-        read_tokenizer(folder)
 
 
 def local_files(name: str) -> list[Path]:

@@ -1,9 +1,10 @@
 """A folder of a transformer's weights in the published layout: whether it is all there. Imports nothing heavy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnitune.config.training import ParameterGroup, trained_names
 from omnitune.io.part_configs import read_part
 from omnitune.io.weights import read_header, weight_map
 
@@ -43,6 +44,27 @@ def linear_layers(names: Iterable[str]) -> list[str]:
     """The linear layers that have such parameters, sorted; all others with a weight are norms."""
     weights = {name.removesuffix(".weight") for name in names if name.endswith(".weight") and name not in SINGLE}
     return sorted(name for name in weights if "norm" not in name.rpartition(".")[2])
+
+
+def trained_layers(names: Iterable[str], linear: Iterable[str], groups: Sequence[ParameterGroup] | None) -> list[str]:
+    """The linear layers whose weights are trained, which the format `extracted` makes factors of.
+
+    Args:
+        names: of all parameters.
+        linear: of all linear layers.
+        groups: train.parameter_groups.
+
+    Raises:
+        ValueError: as `trained_names`, and where there is none.
+    """
+    trained = trained_names(names, groups)
+    layers = [name for name in linear if f"{name}.weight" in trained]
+    if not layers:
+        raise ValueError(
+            "train.parameter_groups: trains no weight of a linear layer, of which alone the format extracted makes a "
+            "LoRA. Take extracted out of convert.formats, or train some, as with the pattern `*.attn.to_q.weight`."
+        )
+    return layers
 
 
 def transformer_files(folder: Path) -> list[Path]:

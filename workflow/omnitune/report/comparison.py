@@ -130,14 +130,9 @@ def _benchmark(
         "labels": [(MEASURES[name].label, MEASURES[name].higher_is_better) for name in measures],
         "primary": MEASURES[primary].label if primary else None,
         "first": compared[0].label,
-        "bases": [
-            {"label": label, "cells": [_base_text(name, found[number].get(name)) for name in measures]}
-            for number, label in _bases(compared, evaluations).items()
-        ],
-        "baselines": [
-            {"label": label, "cells": [_mean_text(name, lines.get(name)) for name in measures]}
-            for label, evaluation, step in _baselines(compared, evaluations)
-            for lines in (_lines(evaluation, step),)
+        "others": [
+            {"label": label, "cells": [show(name, means[name]) if name in means else "none" for name in measures]}
+            for label, means in _others(compared, evaluations)
         ],
         "rows": rows,
         "examples": [
@@ -170,6 +165,19 @@ def _baselines(
     ]
 
 
+def _others(compared: Sequence[Compared], evaluations: Sequence[Evaluation]) -> list[tuple[str, dict[str, float]]]:
+    """Bases and baselines, each weights once, with their means by measure."""
+    bases = [
+        (label, {name: line.base_mean for name, line in _lines(evaluations[number], evaluations[number].last).items()})
+        for number, label in _bases(compared, evaluations).items()
+    ]
+    baselines = [
+        (label, {name: line.mean for name, line in _lines(evaluation, step).items()})
+        for label, evaluation, step in _baselines(compared, evaluations)
+    ]
+    return bases + baselines
+
+
 def _lines(evaluation: Evaluation, step: EvaluatedStep) -> dict[str, Comparison]:
     """A step against the base, by measure."""
     lines = [line for line in score_lines(evaluation) if line.task == ALL and line.step == step]
@@ -196,14 +204,6 @@ def _cell(measure: str, found: Comparison | None, best: float | None) -> dict[st
         "word": found.verdict.replace(" ", "-"),
         "best": found.mean == best,
     }
-
-
-def _base_text(measure: str, found: Comparison | None) -> str:
-    return "none" if found is None else show(measure, found.base_mean)
-
-
-def _mean_text(measure: str, found: Comparison | None) -> str:
-    return "none" if found is None else show(measure, found.mean)
 
 
 def _best(measure: str, values: Sequence[float]) -> float | None:
@@ -245,10 +245,8 @@ def _table(compared: Sequence[Compared]) -> pd.DataFrame:
         ]
         rows += [] if evaluations else [known]
     for group in zip(*(one.run.evaluations for one in compared), strict=True):
-        for number, label in _bases(compared, group).items():
-            means = {name: found.base_mean for name, found in _lines(group[number], group[number].last).items()}
-            rows.append({"experiment": label, "benchmark": group[number].entry.name, **means})
-        for label, evaluation, step in _baselines(compared, group):
-            means = {name: found.mean for name, found in _lines(evaluation, step).items()}
-            rows.append({"experiment": label, "benchmark": evaluation.entry.name, **means})
+        rows += [
+            {"experiment": label, "benchmark": group[0].entry.name, **means}
+            for label, means in _others(compared, group)
+        ]
     return pd.DataFrame(rows).convert_dtypes()  # whole numbers stay so beside what is missing
