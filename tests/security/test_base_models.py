@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
 from omnitune.io.part_configs import PARTS
@@ -121,6 +122,18 @@ def test_what_no_file_holds_is_not_made(tmp_path: Path) -> None:
     for part, load in (("transformer", None), ("vae", load_vae), ("mllm", load_text_encoder)):
         with pytest.raises(ValueError, match=rf"{part}/config\.json: asks for \d+ numbers, .* hold \d+\."):
             load(tmp_path) if load else read_transformer(tmp_path / part)
+
+
+@pytest.mark.parametrize("part", ["vae", "mllm"])
+def test_a_lost_tensor_is_never_left_at_random(tmp_path: Path, part: str) -> None:
+    """Each of these is far below the half that would be noticed by its size."""
+    {"vae": tiny_vae, "mllm": tiny_mllm}[part]().save_pretrained(tmp_path / part)
+    [path] = (tmp_path / part).glob("*.safetensors")
+    tensors = load_file(path)
+    lost = min(tensors, key=lambda name: tensors[name].numel())
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part}: its files lack 1 tensors of the model, such as [a-z_.0-9]+\.bias"):
+        {"vae": load_vae, "mllm": load_text_encoder}[part](tmp_path)
 
 
 def test_what_a_library_says_names_the_folder(tmp_path: Path) -> None:

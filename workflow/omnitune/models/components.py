@@ -30,13 +30,8 @@ def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float3
     require_weights(folder)
     read_part(Path(folder), "transformer")
     config = OmniGen2Transformer2DModel.load_config(folder)
-    empty = _require_sizes(Path(folder), lambda: OmniGen2Transformer2DModel.from_config(config))
-    found = {name for path in Path(folder).glob("*.safetensors") for name in read_header(path).shapes}
-    lost = sorted(empty.state_dict().keys() - found)  # the library would leave these at random
-    if lost:
-        raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
-    with loading(folder):
-        model = OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=torch_dtype, use_safetensors=True)
+    _require_sizes(Path(folder), lambda: OmniGen2Transformer2DModel.from_config(config))
+    model = _load_whole(OmniGen2Transformer2DModel, Path(folder), torch_dtype=torch_dtype)
     require_finite(model.state_dict(), folder)
     return model
 
@@ -48,8 +43,7 @@ def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Au
     read_part(source, "vae")
     config = AutoencoderKL.load_config(source)
     _require_sizes(source, lambda: AutoencoderKL.from_config(config))
-    with loading(source):
-        return AutoencoderKL.from_pretrained(source, torch_dtype=torch_dtype, use_safetensors=True)
+    return _load_whole(AutoencoderKL, source, torch_dtype=torch_dtype)
 
 
 def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
@@ -65,12 +59,23 @@ def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float
     with loading(source):
         config = Qwen2_5_VLConfig.from_pretrained(source, trust_remote_code=False)
     _require_sizes(source, lambda: model(config))
-    with loading(source):
-        return model.from_pretrained(source, dtype=torch_dtype, use_safetensors=True, trust_remote_code=False).eval()
+    return _load_whole(model, source, dtype=torch_dtype, trust_remote_code=False).eval()
 
 
-def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """The model of a config, without memory for its numbers; ValueError where these are far more than in its files.
+def _load_whole(model: Any, folder: Path, **options: Any) -> Any:
+    """`from_pretrained`; ValueError where the files lack a tensor, which a library would make up at random."""
+    with loading(folder):
+        loaded, info = model.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    # of several files, diffusers says nothing of what none of them holds, and leaves it without memory
+    empty = {name for name, tensor in loaded.state_dict().items() if tensor.is_meta}
+    lost = sorted(empty | set(info["missing_keys"]))
+    if lost:
+        raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
+    return loaded
+
+
+def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> None:
+    """ValueError where the model of a config has far more numbers than its files; built without memory for them.
 
     The library would make those that no file holds, in memory of any size.
     """
@@ -84,7 +89,6 @@ def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
             f"{folder / 'config.json'}: asks for {asked} numbers, and the weights beside it hold {held}. It is of "
             "another model: take the file from where the weights are from."
         )
-    return empty
 
 
 def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:
@@ -120,8 +124,7 @@ def model_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a pipeline folder, by the classes that its parts are of; our loader goes by their names.
 
     Transformer and scheduler are named by the module beside them, as in the published repository, where there is one,
-    and
-    otherwise by the published package, which the published script has: so it loads the folder.
+    and otherwise by the published package, which the published script has: so it loads the folder.
     """
     config = read_json(folder / "mllm" / "config.json")
     [mllm] = config.get("architectures") or ["Qwen2_5_VLForConditionalGeneration"]
