@@ -30,8 +30,7 @@ def plain_progress() -> bool:
     return PLAIN_PROGRESS in os.environ or not sys.stderr.isatty()
 
 
-# Where torchao is installed, importing diffusers warns of its kernels, which only GPUs of some kinds have.
-NOISY = ("torchao", "diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")
+UNUSED = "torchao"  # diffusers and peft import it where it is installed: a second, and warnings of absent kernels
 
 
 def _says_something(record: logging.LogRecord) -> bool:
@@ -43,8 +42,7 @@ def setup_process(log_file: Path | str | None = None) -> None:
     """At the start of a process of ours: sends log lines to stderr and, if given, to a file as well."""
     # What importing the libraries makes stays; looking for garbage among it takes a fifth of a process's start.
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    sys.modules.setdefault(UNUSED, None)  # type: ignore[arg-type]  # Python's way to say that there is no such module
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:

@@ -1,9 +1,12 @@
 """Float8 matrix products in the transformer's blocks, by torchao."""
 
+import sys
 from typing import Any
 
 import torch
 from torch import nn
+
+from omnitune.console import UNUSED
 
 from .transformer_omnigen2 import OmniGen2Transformer2DModel, OmniGen2TransformerBlock
 
@@ -29,6 +32,8 @@ def convert_to_float8(model: OmniGen2Transformer2DModel, emulate: bool = False) 
     _check_sizes(model, layers)
     if not emulate:
         _check_device()
+    if sys.modules.get(UNUSED, True) is None:  # hidden from the libraries alone
+        del sys.modules[UNUSED]
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
