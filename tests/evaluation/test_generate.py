@@ -264,6 +264,7 @@ def test_a_lost_part_is_made_again_from_the_images_that_are_there(
     drawn.clear()
     generations = output / "generations.jsonl"
     generations.write_text(generations.read_text().replace("make the circle red.", "make the circle blue."))
+    parts[0].unlink()
     run(0)
     assert drawn == ["edit-1"], "a row that was changed is none"
     run(1, weights={**weights, "sha256": "other"})

@@ -160,7 +160,7 @@ def generate(
 
 def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None:
     """Draws what is not there yet, noting each image in a ledger of its own, and writes all rows as `final`."""
-    rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, job.ledger))
+    rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, final, job.ledger))
     left = [prompt for prompt in own if prompt.key not in rows]
     left.sort(key=lambda prompt: _shape(prompt, job.benchmark))
     write_text(job.ledger, "".join(map(json_line, rows.values())))
