@@ -64,9 +64,9 @@ rule generate_images:
     output:
         part=paths.PART,
     log:
-        "logs/generate_images/{experiment}/{step}-{benchmark}-{part}.log",
+        "logs/generate_images/{experiment}/{step}/{benchmark}/{part}.log",
     benchmark:
-        "logs/benchmarks/generate_images/{experiment}/{step}-{benchmark}-{part}.tsv"
+        "logs/benchmarks/generate_images/{experiment}/{step}/{benchmark}/{part}.tsv"
     conda:
         "../envs/evaluate.yaml"
     threads: 1
@@ -92,9 +92,9 @@ rule judge_images:
     output:
         judgements=paths.JUDGEMENTS,
     log:
-        "logs/judge_images/{experiment}/{step}-{benchmark}-{judge}.log",
+        "logs/judge_images/{experiment}/{step}/{benchmark}/{judge}.log",
     benchmark:
-        "logs/benchmarks/judge_images/{experiment}/{step}-{benchmark}-{judge}.tsv"
+        "logs/benchmarks/judge_images/{experiment}/{step}/{benchmark}/{judge}.tsv"
     retries: 0
     conda:
         "../envs/evaluate.yaml"
@@ -120,9 +120,9 @@ checkpoint score_images:
         scores=paths.SCORES,
         generations=paths.GENERATIONS,
     log:
-        "logs/score_images/{experiment}/{step}-{benchmark}.log",
+        "logs/score_images/{experiment}/{step}/{benchmark}.log",
     benchmark:
-        "logs/benchmarks/score_images/{experiment}/{step}-{benchmark}.tsv"
+        "logs/benchmarks/score_images/{experiment}/{step}/{benchmark}.tsv"
     conda:
         "../envs/evaluate.yaml"
     threads: 1
@@ -144,7 +144,7 @@ rule export_images:
     output:
         official=directory(paths.OFFICIAL),
     log:
-        "logs/export_images/{experiment}/{step}-{benchmark}.log",
+        "logs/export_images/{experiment}/{step}/{benchmark}.log",
     conda:
         "../envs/evaluate.yaml"
     threads: 1

@@ -97,10 +97,11 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
+    width = max(map(len, facts)) + 2
     for name, value in facts.items():
         text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else text
-        typer.echo(f"{name + ':':<18}{'none' if text is None else text}")
+        typer.echo(f"{name + ':':<{width}}{'none' if text is None else text}")
 
 
 def publish(
