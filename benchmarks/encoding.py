@@ -21,7 +21,7 @@ from omnitune.images.prepare import ImageLimits
 from omnitune.sharding.shard import shard_dataset
 from omnitune.training.inputs import TrainingFiles
 from omnitune.training.loop import Trainer
-from omnitune.validation.source import validate_mixture
+from omnitune.validation.dataset import validate_mixture
 
 THREADS = 2
 STEPS = 16

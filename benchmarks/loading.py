@@ -23,7 +23,7 @@ from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.loading.loader import ShardIndex, TrainingBatches
 from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.shard import shard_dataset
-from omnitune.validation.source import validate_mixture
+from omnitune.validation.dataset import validate_mixture
 
 SIZE = (4000, 3000)
 LIMITS = ImageLimits(max_output_pixels=1024 * 1024, max_input_pixels=1024 * 1024, max_side_length=2048)

@@ -16,7 +16,8 @@ from omnitune.project import Project
 from omnitune.sharding.shard import ImageLimits, shard_dataset
 from omnitune.stages import Experiment, convert_checkpoint, prepare_base
 from omnitune.training.loop import Trainer
-from omnitune.validation.source import Checks, validate_mixture
+from omnitune.validation.dataset import validate_mixture
+from omnitune.validation.source import Checks
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

@@ -17,7 +17,7 @@ from omnitune.images.prepare import ImageLimits
 from omnitune.loading.loader import Sample, ShardIndex, TrainingBatches, training_loader
 from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.shard import shard_dataset
-from omnitune.validation.source import validate_mixture
+from omnitune.validation.dataset import validate_mixture
 
 pytestmark = pytest.mark.unit
 

@@ -26,7 +26,8 @@ from omnitune.sharding.digests import read_limits, read_sources, write_shard_dig
 from omnitune.sharding.index import ShardIndex
 from omnitune.sharding.shard import ImageLimits, shard_dataset, write_shard
 from omnitune.sharding.write_index import write_index
-from omnitune.validation.source import Checks, validate_mixture
+from omnitune.validation.dataset import validate_mixture
+from omnitune.validation.source import Checks
 
 pytestmark = pytest.mark.unit
 

@@ -20,8 +20,8 @@ from helpers.samples import (
 )
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import ImageLimits
-from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation
-from omnitune.validation.source import Checks, validate_mixture, validate_source
+from omnitune.validation.dataset import RejectedTooMany, ShardCut, estimated_bytes, merge_validation, validate_mixture
+from omnitune.validation.source import Checks, validate_source
 
 pytestmark = pytest.mark.unit
 

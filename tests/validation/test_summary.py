@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.samples import rendered, some_rows, write_lines, write_mixture
-from omnitune.validation.dataset import RejectedTooMany
-from omnitune.validation.source import validate_mixture
+from omnitune.validation.dataset import RejectedTooMany, validate_mixture
 from omnitune.validation.summary import script_of
 
 pytestmark = pytest.mark.unit

@@ -16,8 +16,9 @@ from omnitune.images.inspect import Depth, inspect_image
 from omnitune.images.verdicts import ImageRefused
 from omnitune.io import storage
 from omnitune.io.url_limits import UrlLimits
+from omnitune.validation.dataset import validate_mixture
 from omnitune.validation.image_places import image_places
-from omnitune.validation.source import Checks, validate_mixture, validate_source
+from omnitune.validation.source import Checks, validate_source
 
 pytestmark = pytest.mark.unit
 

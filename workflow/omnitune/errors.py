@@ -25,3 +25,8 @@ def reason_of(error: BaseException) -> str:
     if checkpointing and isinstance(error, checkpointing.CheckpointException):
         return "; ".join(str(failure[0]) for failure in error.failures.values())
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def shown(value: str) -> str:
+    """A value as messages quote it: cut, as a line may be a million characters."""
+    return repr(value if len(value) <= 80 else f"{value[:80]}..")

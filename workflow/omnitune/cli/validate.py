@@ -66,8 +66,8 @@ def validate(
     from rich.console import Console
 
     from omnitune.config.urls import with_networks
-    from omnitune.validation.dataset import RejectedTooMany
-    from omnitune.validation.source import Checks, validate_mixture
+    from omnitune.validation.dataset import RejectedTooMany, validate_mixture
+    from omnitune.validation.source import Checks
     from omnitune.validation.summary import summary_tables
 
     checks = Checks(

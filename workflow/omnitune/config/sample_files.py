@@ -8,8 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import islice, takewhile
 from pathlib import Path
 
-from omnitune.errors import ConfigError
-from omnitune.io.jsonl import shown
+from omnitune.errors import ConfigError, shown
 
 PATTERN = re.compile(r"[*?\[]")
 ANY_FOLDER = "**"

@@ -11,9 +11,8 @@ from yaml.constructor import SafeConstructor
 from yaml.cyaml import CParser  # type: ignore[attr-defined]
 from yaml.resolver import Resolver
 
-from omnitune.errors import ConfigError
+from omnitune.errors import ConfigError, shown
 from omnitune.io.files import open_regular
-from omnitune.io.jsonl import shown
 
 MAX_BYTES = 4 << 20
 MAX_NODES = 100_000  # keys and values, also once aliases and merge keys are written out

@@ -14,7 +14,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
 from omnitune.errors import Refused
-from omnitune.io.places import is_below
+from omnitune.io.url_limits import is_below_url
 
 ANYWHERE = ("0.0.0.0/0", "::/0")
 CHUNK = 1 << 18
@@ -59,7 +59,7 @@ class GuardedHTTP(HTTPFileSystem):
 async def _open_session(networks: tuple[str, ...], roots: tuple[str, ...], **_: Any) -> aiohttp.ClientSession:
     async def guard(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         """Each request, those after a redirect included."""
-        if roots and not any(is_below(str(request.url), str(URL(root))) for root in roots):
+        if roots and not any(is_below_url(str(request.url), str(URL(root))) for root in roots):
             message = f"leads to {request.url}, which does not lie below {' or '.join(roots)}"
             raise Refused("outside_image_root", message)
         answer = await send(request)

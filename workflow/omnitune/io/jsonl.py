@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from omnitune.errors import ConfigError, Refused
+from omnitune.errors import ConfigError, Refused, shown
 from omnitune.io import storage
 from omnitune.io.files import open_regular
 
@@ -215,11 +215,6 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise Refused("bad_json", f"{shown(text)} is no number of JSON")
     return value
-
-
-def shown(value: str) -> str:
-    """A value as messages quote it: cut, as a line may be a million characters."""
-    return repr(value if len(value) <= 80 else f"{value[:80]}..")
 
 
 def json_kind(value: Any) -> str:

@@ -5,11 +5,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
-from omnitune.errors import ConfigError, Refused
+from omnitune.errors import ConfigError, Refused, shown
 from omnitune.io import storage
-from omnitune.io.jsonl import shown
+from omnitune.io.url_limits import is_below_url
 from omnitune.paths import local_problem
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf", "http", "https")  # others may lead to this machine's own files
@@ -86,9 +85,7 @@ def require_below(place: str | Path, roots: Sequence[str | Path], where: str, fi
 def is_below(place: str | Path, root: str | Path) -> bool:
     """Whether a place lies below a folder or URL once links and `..` are resolved."""
     if storage.is_url(root) or storage.is_url(place):
-        # A service may take `..`, also as %2e%2e, for the folder above; there is no honest use of it in a URL.
-        climbs = ".." in re.split(r"[/\\]", unquote(unquote(str(place))))
-        return not climbs and str(place).startswith(f"{str(root).rstrip('/')}/")
+        return is_below_url(str(place), str(root))
     try:
         return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(root))
     except ValueError:  # a NUL byte: there is no such file anywhere, which the reader finds out

@@ -1,11 +1,13 @@
 """How much is read from the URLs that a data set names, how long, and from where: in force for a block of code."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from omnitune.errors import Refused
 
@@ -108,3 +110,10 @@ def fetching(
 def budget() -> Budget | None:
     """That in force; None for what no stranger names, such as tars of our own."""
     return _budget.get()
+
+
+def is_below_url(url: str, root: str) -> bool:
+    """Whether a URL lies below another one."""
+    # A service may take `..`, also as %2e%2e, for the folder above; there is no honest use of it in a URL.
+    climbs = ".." in re.split(r"[/\\]", unquote(unquote(url)))
+    return not climbs and url.startswith(f"{root.rstrip('/')}/")

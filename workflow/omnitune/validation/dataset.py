@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from omnitune.config.choices import IMAGE_FORMATS
+from omnitune.config.sources import read_mixture
 from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.io.files import atomic_folder, atomic_path, json_line, lock_folder, sha256_of, write_json, write_text
 from omnitune.io.parquet import ParquetRows
@@ -17,7 +18,7 @@ from omnitune.io.storage import redact
 from omnitune.paths import shard_name
 from omnitune.validation.limits import ValidatedSource, under_limits
 from omnitune.validation.sample import MANIFEST_KEYS, SCHEMA
-from omnitune.validation.source import REJECTED, SAMPLES, SUMMARY
+from omnitune.validation.source import REJECTED, SAMPLES, SUMMARY, Checks, check_files, validate_source
 from omnitune.validation.summary import Tally
 
 SHARDS = "shards"
@@ -254,3 +255,32 @@ def _apply_limit(
         "Correct the rows, or raise data.max_reject_fraction.",
         merged,
     )
+
+
+def validate_mixture(
+    mixture: Path | str,
+    output: Path,
+    checks: Checks | None = None,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    max_reject_fraction: float = 0.01,
+    source_roots: Sequence[str] | None = None,
+    **cut: Any,
+) -> dict[str, Any]:
+    """Validates every source of a mixture into output/sources/{source} and merges them into `output`.
+
+    `checks` are by default those of `Checks()`, `cut` the arguments of `ShardCut`, by default samples_per_shard=1000;
+    source_roots those of `read_mixture`.
+    Returns the merged summary. Raises what `read_mixture`, `validate_source` and `merge_validation` raise.
+    """
+    shard_cut = ShardCut(**cut or {"samples_per_shard": 1000})
+    sources = read_mixture(mixture, source_roots)
+    for source in sources:
+        check_files(source)
+    folders = []
+    for source in sources:
+        folder = Path(output) / "sources" / source.name
+        validate_source(source.name, source.files, folder, checks or Checks(), workers=workers, progress=progress)
+        folders.append(folder)
+    return merge_validation(folders, Path(output), max_reject_fraction=max_reject_fraction, cut=shard_cut)

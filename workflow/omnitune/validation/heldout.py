@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from omnitune.errors import Refused
-from omnitune.io.jsonl import read_objects, shown
+from omnitune.errors import Refused, shown
+from omnitune.io.jsonl import read_objects
 from omnitune.io.storage import is_url, redact
 from omnitune.paths import path_problem
 from omnitune.validation.row import check_row

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from omnitune.errors import Refused
+from omnitune.errors import Refused, shown
 from omnitune.io import storage
-from omnitune.io.jsonl import shown
 from omnitune.io.places import check_url, is_below
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from omnitune.errors import Refused
-from omnitune.io.jsonl import json_kind, shown
+from omnitune.errors import Refused, shown
+from omnitune.io.jsonl import json_kind
 
 # Task types as published, and the name each is kept under.
 TASK_TYPES = {"t2i": "t2i", "text_to_image": "t2i", "edit": "edit", "ic": "ic", "in_context": "ic"}

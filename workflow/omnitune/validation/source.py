@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, get_args
 
-from omnitune.config.sources import Source, read_mixture
+from omnitune.config.sources import Source
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
@@ -307,37 +307,6 @@ def check_files(source: Source) -> None:
                 f"{source.mixture}: source {source.name!r}: no such file of samples; tried "
                 f"{tried}{path_hint(str(file))}."
             )
-
-
-def validate_mixture(
-    mixture: Path | str,
-    output: Path,
-    checks: Checks = Checks(),
-    *,
-    workers: int = 1,
-    progress: bool = True,
-    max_reject_fraction: float = 0.01,
-    source_roots: Sequence[str] | None = None,
-    **cut: Any,
-) -> dict[str, Any]:
-    """Validates every source of a mixture into output/sources/{source} and merges them into `output`.
-
-    `cut` are the arguments of `omnitune.validation.dataset.ShardCut`, by default samples_per_shard=1000;
-    source_roots those of `read_mixture`.
-    Returns the merged summary. Raises what `read_mixture`, `validate_source` and `merge_validation` raise.
-    """
-    from omnitune.validation.dataset import ShardCut, merge_validation
-
-    shard_cut = ShardCut(**cut or {"samples_per_shard": 1000})
-    sources = read_mixture(mixture, source_roots)
-    for source in sources:
-        check_files(source)
-    folders = []
-    for source in sources:
-        folder = Path(output) / "sources" / source.name
-        validate_source(source.name, source.files, folder, checks, workers=workers, progress=progress)
-        folders.append(folder)
-    return merge_validation(folders, Path(output), max_reject_fraction=max_reject_fraction, cut=shard_cut)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omnitune.config import Benchmark
+from omnitune.errors import shown
 from omnitune.evaluation.formats.source import LaidOut, Layout, SourcePrompt, prompts_file, text_of
 from omnitune.io.files import is_plain_file
-from omnitune.io.jsonl import json_kind, read_object, shown
+from omnitune.io.jsonl import json_kind, read_object
 from omnitune.io.places import require_below
 
 
