@@ -1,5 +1,6 @@
 """Images on their way into shards: what is kept, what is changed, and that the fast way shows what the exact does."""
 
+import io
 import json
 import struct
 import zlib
@@ -331,6 +332,19 @@ def test_any_image_is_brought_within_the_limits(
     written = load_rgb(result.data)
     assert (result.width, result.height) == written.size == target_size(*upright, 64 * 64, 96)
     assert result.kept == (result.data == data)
+
+
+@pytest.mark.parametrize("words", ["short", "word " * 300_000])
+def test_a_png_is_kept_without_text_that_other_readers_refuse(words: str, tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", words, zip=True)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture(64, 48), "PNG", pnginfo=text))
+    for file in (path, path.read_bytes()):
+        prepared = prepare_image(file, 1 << 20, 2048)
+        with Image.open(io.BytesIO(prepared.data)) as image:  # as anybody opens it
+            assert ("workflow" in image.info) == (words == "short")
+            assert image.tobytes() == picture(64, 48).tobytes() and (prepared.kept, prepared.extension) == (True, "png")
 
 
 def test_a_png_of_16_bits_is_written_anew() -> None:

@@ -42,3 +42,22 @@ PrivateNetworks = Annotated[
         "Address or network (10.1.0.0/16) that URLs may lead to although it is not public; may be given several times.",
     ),
 ]
+OutputPixels = Annotated[int, option("max_output_pixels", "Limit of output images in pixels.", min=256)]
+InputPixels = Annotated[
+    str, option("max_input_pixels", "Limit of input images, or limits for 1, 2, .. inputs: N[,N..].")
+]
+SideLength = Annotated[int, option("max_side_length", "Limit of any side in pixels.", min=16)]
+OUTPUT_PIXELS, INPUT_PIXELS, SIDE_LENGTH = 1048576, "1048576,1048576,589824,262144", 2048
+
+
+def input_limits(text: str) -> list[int]:
+    """The numbers of --max_input_pixels; ValueError for what is none, or too few pixels."""
+    try:
+        limits = [int(word) for word in text.split(",")]
+    except ValueError:
+        limits = [0]
+    if min(limits) < 256:
+        raise ValueError(
+            f"--max_input_pixels: {text!r} is not allowed; give numbers of at least 256, as in 1048576,589824."
+        )
+    return limits

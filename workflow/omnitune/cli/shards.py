@@ -3,7 +3,21 @@
 from pathlib import Path
 from typing import Annotated
 
-from omnitune.cli.options import CPUS, Base, Config, Index, PrivateNetworks, option
+from omnitune.cli.options import (
+    CPUS,
+    INPUT_PIXELS,
+    OUTPUT_PIXELS,
+    SIDE_LENGTH,
+    Base,
+    Config,
+    Index,
+    InputPixels,
+    OutputPixels,
+    PrivateNetworks,
+    SideLength,
+    input_limits,
+    option,
+)
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.paths import INDEX
 from omnitune.stages import Experiment
@@ -12,13 +26,9 @@ from omnitune.stages import Experiment
 def shard(
     validated: Annotated[Path, option("validated", "Folder that `omnitune validate` wrote.")],
     output: Annotated[Path, option("output", "Folder for the tars, their indexes, index.parquet and index.arrow.")],
-    max_output_pixels: Annotated[
-        int, option("max_output_pixels", "Limit of output images in pixels.", min=256)
-    ] = 1048576,
-    max_input_pixels: Annotated[
-        str, option("max_input_pixels", "Limit of input images, or limits for 1, 2, .. inputs: N[,N..].")
-    ] = "1048576,1048576,589824,262144",
-    max_side_length: Annotated[int, option("max_side_length", "Limit of any side in pixels.", min=16)] = 2048,
+    max_output_pixels: OutputPixels = OUTPUT_PIXELS,
+    max_input_pixels: InputPixels = INPUT_PIXELS,
+    max_side_length: SideLength = SIDE_LENGTH,
     image_format: Annotated[
         str,
         option(
@@ -41,16 +51,9 @@ def shard(
     from omnitune.config.urls import with_networks
     from omnitune.sharding.shard import ImageLimits, shard_dataset
 
-    try:
-        inputs = [int(word) for word in max_input_pixels.split(",")]
-    except ValueError:
-        inputs = [0]
-    if min(inputs) < 256:
-        raise ValueError(
-            f"--max_input_pixels: {max_input_pixels!r} is not allowed; "
-            "give numbers of at least 256, as in 1048576,589824."
-        )
-    limits = ImageLimits(max_output_pixels, inputs, max_side_length, image_format, image_quality)
+    limits = ImageLimits(
+        max_output_pixels, input_limits(max_input_pixels), max_side_length, image_format, image_quality
+    )
     urls = with_networks(private_network)
     shard_dataset(validated, output, limits, workers=workers, tars=tars, urls=urls, image_root=image_root)
 

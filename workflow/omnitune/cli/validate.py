@@ -5,7 +5,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from omnitune.cli.options import CPUS, PrivateNetworks, option
+from omnitune.cli.options import (
+    CPUS,
+    INPUT_PIXELS,
+    OUTPUT_PIXELS,
+    SIDE_LENGTH,
+    InputPixels,
+    OutputPixels,
+    PrivateNetworks,
+    SideLength,
+    input_limits,
+    option,
+)
 
 Mixture = Annotated[Path, typer.Argument(help="Mixture file (.yml).")]
 Output = Annotated[
@@ -56,9 +67,14 @@ def validate(
     source_root: SourceRoots = None,
     private_network: PrivateNetworks = None,
     samples_per_shard: SamplesPerShard = 1000,
+    max_output_pixels: OutputPixels = OUTPUT_PIXELS,
+    max_input_pixels: InputPixels = INPUT_PIXELS,
+    max_side_length: SideLength = SIDE_LENGTH,
     workers: Workers = CPUS,
 ) -> None:
     """Check every row and image of a mixture; rejected ones go to a ledger with their reasons.
+
+    Pixel limits are those that `omnitune shard` will be given: they refuse images that would have no pixels left.
 
     Prints a summary, and exits with an error where more rows are rejected than allowed; the ledger is kept in
     OUTPUT.failed then.
@@ -66,6 +82,7 @@ def validate(
     from rich.console import Console
 
     from omnitune.config.urls import with_networks
+    from omnitune.images.prepare import ImageLimits
     from omnitune.validation.dataset import RejectedTooMany, validate_mixture
     from omnitune.validation.source import Checks
     from omnitune.validation.summary import summary_tables
@@ -79,9 +96,13 @@ def validate(
         urls=with_networks(private_network),
         source_roots=tuple(source_root or ()),
     )
-    limits: dict[str, Any] = {"max_reject_fraction": max_reject_fraction, "samples_per_shard": samples_per_shard}
+    limits = ImageLimits(max_output_pixels, input_limits(max_input_pixels), max_side_length)
+    cut: dict[str, Any] = {"samples_per_shard": samples_per_shard, "limits": vars(limits)}
+    roots = source_root or None
     try:
-        summary = validate_mixture(mixture, output, checks, workers=workers, source_roots=source_root or None, **limits)
+        summary = validate_mixture(
+            mixture, output, checks, workers=workers, max_reject_fraction=max_reject_fraction, source_roots=roots, **cut
+        )
     except RejectedTooMany as error:
         Console().print(*summary_tables(error.summary), sep="\n")
         raise

@@ -6,6 +6,7 @@ from typing import IO, NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT = (b"tEXt", b"zTXt", b"iTXt")
+LONG = {b"tEXt": 1 << 20, b"zTXt": 1000, b"iTXt": 1000}  # bytes; deflate makes a thousand of one at most
 # How chunks start that can hold an orientation, as Pillow looks for it.
 ORIENTATIONS = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
 MAX_PROFILE = 16 << 20  # bytes of a profile or of EXIF once decompressed; those of printers have a few million
@@ -49,6 +50,18 @@ def image_stream(stream: IO[bytes]) -> IO[bytes]:
     left_out = [(chunk.place, chunk.size) for chunk in chunks(stream) if _is_text(chunk)]
     stream.seek(0)
     return io.BufferedReader(_Without(stream, left_out)) if left_out else stream
+
+
+def without_long_text(stream: IO[bytes]) -> bytes:
+    """All bytes, from the start; of a PNG without its text where that may be more than other readers take.
+
+    Pillow, for one, takes 1 MB of each, decompressed.
+    """
+    stream.seek(0)
+    is_png = stream.read(len(SIGNATURE)) == SIGNATURE
+    long = is_png and any(chunk.size > LONG[chunk.start[:4]] for chunk in chunks(stream) if _is_text(chunk))
+    stream.seek(0)
+    return (image_stream(stream) if long else stream).read()
 
 
 def _is_text(chunk: Chunk) -> bool:

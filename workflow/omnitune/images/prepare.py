@@ -20,7 +20,7 @@ from omnitune.images.colour import fits, is_foreign, profile_of, to_srgb
 from omnitune.images.decode import check_data, decode_pixels, open_image, own_limits
 from omnitune.images.formats import FORMATS
 from omnitune.images.metadata import EXIF_ORIENTATION, SIXTEEN_BITS, TURNED, orientation
-from omnitune.images.png import has_late_orientation, image_stream
+from omnitune.images.png import has_late_orientation, image_stream, without_long_text
 from omnitune.images.read import read_bytes
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor, upright
 from omnitune.images.verdicts import MAX_PIXELS, check_before_decoding, check_bytes, most_bytes
@@ -106,7 +106,7 @@ class ImageLimits:
 
 
 class PreparedImage(NamedTuple):
-    """An image as it goes into a shard: its file, extension, size in pixels, and whether bytes are the original's."""
+    """An image as it goes into a shard: its file, extension, size in pixels; kept: its pixels are stored as they were."""
 
     data: bytes
     extension: str
@@ -164,7 +164,8 @@ def prepare_image(
         image_format, image_quality: of an image that is changed, as in `ImageLimits`.
 
     Returns:
-        The original bytes where they are a JPEG, PNG or WebP that needs no change at all; otherwise an image of the
+        The original bytes where they are a JPEG, PNG or WebP that needs no change at all, of a PNG without text that
+        other readers may find too long; otherwise an image of the
         asked format, resized by Lanczos.
 
     Raises:
@@ -178,7 +179,8 @@ def prepare_image(
     upright = image.size[::-1] if turn in TURNED else image.size
     size = target_size(*upright, max_pixels, max_side_length)
     if size == image.size and turn == 1 and _is_plain(image):
-        data = file if isinstance(file, bytes) else file.read_bytes()
+        with _stream(file) as stream:
+            data = without_long_text(stream)
         return PreparedImage(data, KEPT_EXTENSIONS[image.format or ""], *size, True)
     try:
         rgb = _resized(file, image, turn, size)
