@@ -107,9 +107,10 @@ def kill(process: int) -> None:
 
 
 def rows(place: Workplace, name: str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl."""
+    """The rows of metrics.jsonl, but for one that is being written."""
     path = place.root / f"experiments/{name}/logs/metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str = "loss") -> float:
