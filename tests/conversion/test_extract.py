@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from helpers.conversions import CONFIG, options_for, predict, random_model, write_checkpoint
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.export import convert
-from omnitune.conversion.extract import verify_extraction
+from omnitune.conversion.extract import require_rank, verify_extraction
 from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import LazyTensor
 from omnitune.conversion.write import Target
@@ -193,3 +193,16 @@ def test_an_extraction_needs_all_weights_and_what_they_started_from(tmp_path: Pa
     with pytest.raises(ValueError, match="start"):
         convert(options_for(), *arguments, tmp_path / "start", target=Target("extracted"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_no_layer_has_is_refused() -> None:
+    shapes = {"a.weight": (800, 40), "b.weight": (90, 70), "c.weight": (99, 99)}
+    require_rank(shapes, ["a", "b"], 70)
+    with pytest.raises(ValueError, match=r"rank: 71 is not allowed .*: a LoRA of rank 70 has all of each layer"):
+        require_rank(shapes, ["a", "b"], 71)
+
+
+@pytest.mark.parametrize("size", ["x", "-5GB", "1e400GB", "1B", "0GB"])
+def test_a_size_of_files_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match=rf"max_shard_size: '{size}' is not allowed: needs KB, MB or GB, as in 5GB"):
+        Target(max_shard_size=size)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.conversions import RANK, adapters_of, lora_model, options_for, predict, random_model, write_checkpoint
+from helpers.conversions import (
+    RANK,
+    adapters_of,
+    lora_model,
+    options_for,
+    predict,
+    random_model,
+    start_of,
+    write_checkpoint,
+)
 from omnitune.conversion.export import convert
 from omnitune.conversion.inspect import inspect
 from omnitune.conversion.merge import merge
@@ -90,8 +99,25 @@ def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
             merge(tmp_path / base, [tmp_path / name for name in loras], scales, tmp_path / "out", Target("merged"))
     assert not (tmp_path / "out").exists()
     (tmp_path / "base/conversion.json").write_text("{}")
-    with pytest.raises(ValueError, match="base: is read for this; name another folder"):
+    with pytest.raises(ValueError, match="base is read for this, and would be changed"):
         merge(tmp_path / "base", [tmp_path / "wide"], [], tmp_path / "base", Target("merged"))
+
+
+def test_what_is_read_is_neither_replaced_nor_added_to(tmp_path: Path) -> None:
+    start = start_of(tmp_path)
+    write_checkpoint(random_model().state_dict(), tmp_path / "checkpoint-3", "distributed")
+    states = {path for path in (tmp_path / "checkpoint-3").iterdir() if path.is_dir()}
+    for folder in (*states, start):
+        with pytest.raises(ValueError, match=rf"/x: {folder} is read for this, and would be changed"):
+            convert(options_for(), tmp_path / "checkpoint-3", folder / "x", start)
+    convert(options_for(), tmp_path / "checkpoint-3", tmp_path / "checkpoint-3/transformer", start)
+    assert {path for path in (tmp_path / "checkpoint-3").iterdir() if path.is_dir()} - states
+    (tmp_path / "whole").mkdir()
+    random_model().save_pretrained(tmp_path / "whole/transformer")
+    save_lora(tmp_path / "lora", lora_state_dict(lora_model()))
+    for folder in ("whole", "whole/transformer/x", "lora/x"):
+        with pytest.raises(ValueError, match="is read for this, and would be changed"):
+            merge(tmp_path / "whole/transformer", [tmp_path / "lora"], [], tmp_path / folder, Target("merged"))
 
 
 def test_an_adapter_knows_the_weights_that_it_was_trained_over(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from helpers.pipelines import build_pipeline
 from omnitune.cli import app
+from omnitune.cli.commands import _spread
 from omnitune.evaluation.prompts import read_instructions
 from omnitune.io.files import sha256_of
 from omnitune.models import lora_config, lora_state_dict, save_lora
@@ -105,7 +106,7 @@ def test_adapters_have_strengths(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_list_of_instructions_draws_what_is_not_there(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a red circle\n\na blue square\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text("a red circle\n\na blue\u2028square\n", encoding="utf-8")
     options = [
         "--prompts",
         tmp_path / "list.txt",
@@ -123,6 +124,14 @@ def test_a_list_of_instructions_draws_what_is_not_there(base: Path, tmp_path: Pa
     drawn(base, tmp_path, *options, "--batch_size", "3")
     changed = [image for image in images if image.stat().st_mtime_ns != before[image]]
     assert changed == [images[2]]
+    with (tmp_path / "list.txt").open("a", encoding="utf-8") as file:
+        file.write("a green triangle\n")
+    with (tmp_path / "drawn/parts/0.jsonl").open("ab") as file:
+        file.write(b'5\n{}\n{"key": ["x"]}\n{"key": "00001-0"}\n\xff\n' + b"[" * 100_000)
+    before = {image: image.stat().st_mtime_ns for image in images}
+    drawn(base, tmp_path, *options)
+    assert {image: image.stat().st_mtime_ns for image in images} == before, "a longer list keeps what is drawn"
+    assert (tmp_path / "drawn/images/00004-1.png").is_file()
     drawn(base, tmp_path, *options, "--enable_teacache", "--teacache_rel_l1_thresh", "1")
     assert all(image.stat().st_mtime_ns != before[image] for image in images), "a cache draws other images"
 
@@ -154,8 +163,31 @@ def test_instructions_of_a_jsonl(tmp_path: Path) -> None:
         (["--prompts", "list.txt", "--output_image_path", "a.png"], r"--output_image_path: a\.png is no folder"),
         (["--prompts", "list.csv", "--output_image_path", "a"], r"list\.csv: is no file of instructions"),
         (["--enable_teacache", "--enable_group_offload"], "this cache looks into a block that is off the GPU"),
+        (["--output_image_path", "folder.png"], r"--output_image_path: folder\.png is no name of an image"),
+        (["--output_image_path", "list.txt/a.png"], r"cannot be written, as .*list\.txt is no folder"),
+        (["--num_inference_step", "0"], r"--num_inference_step: 0 is not allowed"),
+        (["--height", "7"], r"--height: 7 is not allowed: .* multiple of 16"),
+        (["--text_guidance_scale", "nan"], r"--text_guidance_scale: nan is not allowed"),
+        (["--cfg_range_start", "0.9", "--cfg_range_end", "0.1"], r"--cfg_range_start and --cfg_range_end: \[0\.9"),
+        (["--num_images_per_prompt", "1000000"], "--num_images_per_prompt: 1000000 is not allowed"),
+        (["--transformer_lora_path", "a", "--transformer_lora_scale", "nan"], "--transformer_lora_scale: .* needs num"),
+        (["--instruction", "\udcff"], "--instruction: is no text in UTF-8"),
     ],
 )
-def test_options_that_do_not_go_together(tmp_path: Path, options: list[str], message: str) -> None:
+def test_options_are_looked_at_before_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "list.txt").write_text("a cat\n")
     with pytest.raises(ValueError, match=message):
         drawn(tmp_path / "nowhere", tmp_path, *options)
+
+
+def test_an_option_that_no_value_follows_is_no_option_less() -> None:
+    """As an empty variable of a shell leaves it: without its inputs an edit would be drawn from nothing."""
+    names = ("--input_image_path",)
+    assert _spread(["generate", "--input_image_path", "a", "b", "--seed", "1"], names) == [
+        *("generate", "--input_image_path", "a", "--input_image_path", "b", "--seed", "1")
+    ]
+    assert _spread(["--input_image_path", "--seed", "1"], names) == ["--input_image_path", "--seed", "1"]

@@ -47,7 +47,23 @@ def test_changed_and_missing_weights_are_named_with_the_command(converted: Path,
 
 def test_a_damaged_manifest_is_named(converted: Path) -> None:
     write(converted / "conversion.json", "{")
-    with pytest.raises(ValueError, match=r"conversion\.json: cannot be read .*\. Convert again: snakemake "):
+    with pytest.raises(ValueError, match=r"conversion\.json: cannot be read: .*\. Convert again: snakemake "):
+        check_weights([converted])
+
+
+@pytest.mark.parametrize("name", ["/proc/kmsg", "../secret", "a/../../secret", "a//b", ""])
+def test_a_manifest_names_files_of_its_folder_alone(converted: Path, name: str) -> None:
+    """Others would be opened, however long they are."""
+    content = {"files": {name: {"sha256": "0"}}}
+    write(converted / "conversion.json", json.dumps(content))
+    with pytest.raises(ValueError, match=r"conversion\.json: names '.*', which is no file of this folder"):
+        check_weights([converted])
+    write(converted.parent / "manifest.json", json.dumps({f"transformer/{name}": "0"}))
+    (converted / "conversion.json").unlink()
+    with pytest.raises(ValueError, match=r"manifest\.json: names '.*', which is no file of this folder"):
+        check_weights([converted])
+    write(converted.parent / "manifest.json", "[" * 100_000)
+    with pytest.raises(ValueError, match=r"manifest\.json: cannot be read"):
         check_weights([converted])
 
 

@@ -193,3 +193,12 @@ def test_estimates_follow_the_limits() -> None:
 def test_impossible_cuts_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShardCut(**arguments)
+
+
+def test_a_folder_of_manifests_with_something_else_in_it_is_left_alone(folder: Path) -> None:
+    write_lines(folder / "a.jsonl", GOOD_ROW)
+    (folder / "out/shards").mkdir(parents=True)
+    (folder / "out/shards/mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"out/shards: holds 'mine\.txt', which no validation wrote"):
+        validate_mixture(write_mixture(folder, "a.jsonl"), folder / "out", progress=False)
+    assert (folder / "out/shards/mine.txt").read_text() == "precious"

@@ -36,9 +36,8 @@ def _spread(arguments: list[str], names: tuple[str, ...]) -> list[str]:
     for word in arguments:
         if word.startswith("--"):
             current = word if word in names else None
-            if current is None:
-                result.append(word)
-        elif current:
+            result.append(word)  # also of one that no value follows, which is then said
+        elif current and result[-1] != current:
             result += [current, word]
         else:
             result.append(word)

@@ -47,11 +47,12 @@ def convert(
     """Convert a training checkpoint for other programs, account for every key and verify what was written."""
     from omnitune.conversion.export import convert as convert_checkpoint
     from omnitune.conversion.write import Target
+    from omnitune.pretrained.transformer import require_transformer
 
-    if transformer and not transformer.is_dir():
-        raise ValueError(
-            f"--transformer: {transformer} is no folder. Name that of the weights that training started from."
-        )
+    if transformer:
+        require_transformer(transformer, "--transformer")
+    if rank and weight_format != "extracted":
+        raise ValueError(f"--rank is of a LoRA that is extracted; --format {weight_format} has none.")
     experiment = Experiment.alone(config_path)
     start, asked = transformer or experiment.start.transformer, experiment.options.convert
     precision, size = dtype.value if dtype else asked.dtype, max_shard_size or asked.max_shard_size

@@ -9,6 +9,7 @@ from omnitune.config.base import PositiveInt, Section
 from omnitune.paths import FORMATS, Format
 
 EXTRACTED_RANK = 64
+SHARD_SIZE = r"^[1-9]\d{0,8}(KB|MB|GB)$"
 
 
 class ConvertOptions(Section):
@@ -32,7 +33,7 @@ class ConvertOptions(Section):
     max_shard_size: Annotated[
         str,
         Field(
-            pattern=r"^[1-9]\d*(KB|MB|GB)$",
+            pattern=SHARD_SIZE,
             description="Weights of more bytes are written in several files; those for ComfyUI are one in any case.",
         ),
         Affects("conversions"),
@@ -40,7 +41,7 @@ class ConvertOptions(Section):
 
     extracted_rank: Annotated[
         PositiveInt,
-        Field(description="Rank of the LoRA of the format `extracted`."),
+        Field(le=4096, description="Rank of the LoRA of the format `extracted`."),
         Affects("conversions"),
     ] = EXTRACTED_RANK
 

@@ -13,6 +13,7 @@ from omnitune.config.training import trained_names
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.card import model_card
 from omnitune.conversion.checkpoint import check_checkpoint, hashing_thread
+from omnitune.conversion.extract import require_rank
 from omnitune.conversion.keys import (
     base_shapes_beside_lora,
     empty_transformer,
@@ -29,7 +30,7 @@ from omnitune.io.files import portable
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.base_fingerprint import folder_fingerprint
 from omnitune.models.lora import FACTORS, linear_names
-from omnitune.paths import AVERAGE_FOLDER, MODEL_FOLDER
+from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 from omnitune.pretrained.transformer import trained_layers
 from omnitune.training.adapter import lora_config_of
 from omnitune.training.architecture import differing_keys, read_architecture
@@ -67,7 +68,7 @@ def convert(
         ValueError: for a checkpoint that cannot be read or whose keys, shapes or rank do not fit.
     """
     target = target or Target()
-    require_replaceable(save_path, [transformer] if transformer else [])
+    require_replaceable(save_path, _sources(model_path, transformer, target.base))
     _require_adapter(options, target.format, scale)
     sha256, checks = check_checkpoint(model_path, AVERAGE_FOLDER if ema else MODEL_FOLDER)
     with hashing_thread(wait=False) as thread:
@@ -78,7 +79,7 @@ def convert(
             found = read_checkpoint(averaged_state(model_path) if ema else model_path)
         state, counts = _checked_state(options, found, model, model_path, transformer)
         _require_one_dtype(state, target.dtype, model_path)
-        weights = _weights(options, state, config, model, transformer, target.format, scale)
+        weights = _weights(options, state, config, model, transformer, target, scale)
 
         def facts() -> dict[str, Any]:
             for checked in checking:
@@ -88,6 +89,14 @@ def convert(
 
         with _damage_first(checking):
             return write_weights(save_path, weights, target, facts, partial(model_card, options, model_path))
+
+
+def _sources(model_path: Path, *others: Path | None) -> list[Path]:
+    """What is read; of a checkpoint the states and files in it, as conversions lie beside them."""
+    own = [model_path]
+    if model_path.is_dir() and not (model_path / METADATA_FILE).is_file():
+        own = [path for path in model_path.iterdir() if path.is_file() or (path / METADATA_FILE).is_file()]
+    return [*own, *filter(None, others)]
 
 
 @contextmanager
@@ -137,13 +146,14 @@ def _weights(
     config: dict[str, Any],
     model: OmniGen2Transformer2DModel,
     transformer: Path | None,
-    format: str,
+    target: Target,
     scale: float,
 ) -> Weights:
     """The transformer's weights; of an adapter, it, and the weights under it where the format wants them merged."""
-    train = options.train
+    train, format = options.train, target.format
     if not train.lora_ft and format == "extracted":
         modules = trained_layers(full_shapes(model), linear_names(model), train.parameter_groups)
+        require_rank(full_shapes(model), modules, target.rank)
         start = starting_state(transformer, model)
         return Weights(config, state, (), modules, folder_fingerprint(transformer) if transformer else None, start)
     if not train.lora_ft:

@@ -1,7 +1,7 @@
 """A LoRA extracted from a full fine-tune: the best factors of a rank for what it has changed in each linear layer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from omnitune.config.convert import EXTRACTED_RANK
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.formats.readers import READERS
 from omnitune.conversion.tensors import LazyTensor, State, open_safetensors, write_safetensors
@@ -61,6 +62,15 @@ def extract(
     write_safetensors(folder / FILE, state)
     adapter = Adapter(open_safetensors(folder / FILE), dict.fromkeys(modules, float(rank)))
     return adapter, {"rank": rank} | _shares(energies, shares, left)
+
+
+def require_rank(shapes: Mapping[str, Sequence[int]], modules: Sequence[str], rank: int) -> None:
+    """Raises ValueError for a rank that is far beyond each layer's, where it would be zeros, in files of any size."""
+    widest = max(min(shapes[f"{module}.weight"]) for module in modules)
+    if rank > max(widest, EXTRACTED_RANK):
+        raise ValueError(
+            f"rank: {rank} is not allowed for the format extracted: a LoRA of rank {widest} has all of each layer."
+        )
 
 
 def _shares(energies: dict[str, float], shares: dict[str, float], left: float) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def inspect(path: Path) -> Facts:
         ValueError: for what is none of these, damaged, or incomplete, with the reason.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: does not exist.")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path}: {'is neither a file nor a folder' if path.exists() else 'does not exist'}.")
     if path.is_dir():
         if (path / INDEX).is_file():
             return _pipeline(path)

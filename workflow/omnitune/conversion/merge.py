@@ -37,7 +37,7 @@ def merge(
             scales.
     """
     strengths = _strengths(loras, scales)
-    require_replaceable(save_path, [transformer, *loras])
+    require_replaceable(save_path, [transformer, *loras, *([target.base] if target.base else [])])
     config = require_transformer(transformer, "--transformer")
     model = empty_transformer(config)
     state, base = starting_state(transformer, model), folder_fingerprint(transformer)

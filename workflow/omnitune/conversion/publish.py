@@ -175,7 +175,10 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".json":
         yield from _strings(read_json(path), "")
     else:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is no UTF-8 text ({error}). Convert again.") from None
         yield from ((f"line {number}", line) for number, line in enumerate(lines, 1))
 
 

@@ -56,7 +56,7 @@ def averaged_state(checkpoint: Path) -> Path:
 
 def _locate(path: Path) -> Path:
     """The file, or the distributed checkpoint folder, that holds the model state."""
-    partial = path.with_name(f"{path.name}.tmp")
+    partial = path.absolute().with_name(f"{path.absolute().name}.tmp")  # `.` has no name
     if path.suffix == ".tmp" or (not path.exists() and partial.exists()):
         found = path if path.suffix == ".tmp" else partial
         raise ValueError(

@@ -1,11 +1,12 @@
 """Write weights in one of the formats, and see that the programs that it is for read them as they should."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnitune.config.convert import EXTRACTED_RANK
+from omnitune.config.convert import EXTRACTED_RANK, SHARD_SIZE
 from omnitune.conversion.adapters import Adapter, folded, merged
 from omnitune.conversion.card import CARD_FILE, MARK
 from omnitune.conversion.checkpoint import hashing_thread
@@ -64,6 +65,8 @@ class Target:
         for key, value, known in (("format", self.format, FORMATS), ("dtype", self.dtype, (None, *PRECISIONS))):
             if value not in known:
                 raise ValueError(f"{key}: {value!r} is not allowed: needs one of {', '.join(filter(None, known))}.")
+        if not re.fullmatch(SHARD_SIZE, self.max_shard_size):
+            raise ValueError(f"max_shard_size: {self.max_shard_size!r} is not allowed: needs KB, MB or GB, as in 5GB.")
         if self.format == "pipeline" and self.base is None:
             raise ValueError("format pipeline: give the folder of the base pipeline, whose other parts are copied.")
 
@@ -216,11 +219,14 @@ def require_replaceable(save_path: Path, sources: Iterable[Path] = ()) -> None:
     """Raises ValueError for a folder with more in it than a conversion wrote: a typo must not cost someone's files.
 
     Weights of others have the same names, so it must hold conversion.json; beside the state of a training, where
-    Snakemake removes that file before the rule writes anew, the names are enough. Nor is one of the `sources` replaced,
-    that are read.
+    Snakemake removes that file before the rule writes anew, the names are enough. Nor is it written over, into or
+    around one of the `sources`, that are read.
     """
-    if any(save_path.resolve() == source.resolve() for source in sources):
-        raise ValueError(f"{save_path}: is read for this; name another folder to write.")
+    asked = save_path.resolve()
+    for source in sources:
+        read = source.resolve()
+        if asked == read or read in asked.parents or asked in read.parents:
+            raise ValueError(f"{save_path}: {source} is read for this, and would be changed; name another folder.")
     if save_path.exists() and not save_path.is_dir():
         raise ValueError(f"{save_path}: is a file; name the folder to write.")
     foreign = [entry.name for entry in (save_path.iterdir() if save_path.is_dir() else ()) if not _is_own(entry)]

@@ -1,7 +1,8 @@
 """Generate a benchmark's images with given weights, in parts that jobs can share, and held-out losses beside them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ class _Job:
         conditions: of its images, with the pipeline.
         output: evaluation/{step}/{benchmark}.
         ledger: where each image is noted as soon as it is drawn.
-        weights, protocol: what they are drawn with.
+        weights: what they are drawn with.
+        protocols: hash of the protocol, by the key of the prompt.
     """
 
     benchmark: Benchmark
@@ -114,7 +116,7 @@ class _Job:
     output: Path
     ledger: Path
     weights: dict[str, Any]
-    protocol: str
+    protocols: Mapping[str, str]
 
 
 def generate(
@@ -126,6 +128,7 @@ def generate(
     weights: dict[str, Any],
     part: int = 0,
     name: str = "",
+    each_alone: bool = False,
 ) -> Path:
     """Generates one part of a benchmark's images: images/{key}.png, then parts/{part}.jsonl, which completes it.
 
@@ -142,6 +145,7 @@ def generate(
         weights: from `describe_weights`.
         part: 0 .. parts - 1.
         name: shown with the progress.
+        each_alone: other prompts are no part of an image's protocol, so that it is kept when the list changes.
 
     Returns:
         The path of parts/{part}.jsonl.
@@ -149,18 +153,22 @@ def generate(
     own = part_of(prompts, part, benchmark.parts)
     output = Path(output)
     final = output / "parts" / f"{part}.jsonl"
-    ledger, protocol = final.with_name(f".{part}.unfinished.jsonl"), protocol_fingerprint(benchmark, prompts)
+    ledger = final.with_name(f".{part}.unfinished.jsonl")
+    if each_alone:
+        protocols = {prompt.key: protocol_fingerprint(benchmark, [prompt]) for prompt in own}
+    else:
+        protocols = dict.fromkeys((prompt.key for prompt in own), protocol_fingerprint(benchmark, prompts))
     with lock(
         final.with_name(f".{part}.lock"), f"{final}: another process is drawing this part. Wait for it or stop it."
     ):
         conditions = Conditions(pipeline, benchmark)
-        _draw_part(_Job(benchmark, conditions, output, ledger, weights, protocol), own, final, name)
+        _draw_part(_Job(benchmark, conditions, output, ledger, weights, protocols), own, final, name)
     return final
 
 
 def _draw_part(job: _Job, own: Sequence[Prompt], final: Path, name: str) -> None:
     """Draws what is not there yet, noting each image in a ledger of its own, and writes all rows as `final`."""
-    rows = _finished(job, {prompt.key for prompt in own}, (job.output / GENERATIONS_FILE, final, job.ledger))
+    rows = _finished(job, (job.output / GENERATIONS_FILE, final, job.ledger))
     left = [prompt for prompt in own if prompt.key not in rows]
     left.sort(key=lambda prompt: _shape(prompt, job.benchmark))
     write_text(job.ledger, "".join(map(json_line, rows.values())))
@@ -195,21 +203,25 @@ def _asked_size(prompt: Prompt, benchmark: Benchmark) -> tuple[int, int] | None:
     return prompt.size or (benchmark.width, benchmark.height)
 
 
-def _finished(job: _Job, keys: set[str], ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Rows of earlier runs that hold: same protocol, same weights, image as written."""
+def _finished(job: _Job, ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs that hold, by key: same protocol, same weights, image as written."""
     rows: dict[str, dict[str, Any]] = {}
-    lines = [line for path in ledgers if path.is_file() for line in path.read_text(encoding="utf-8").splitlines()]
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the line that a kill has cut
-            continue
-        image = job.output / "images" / f"{row['key']}.png"
-        same = row["protocol"] == job.protocol and row["weights"] == job.weights and is_whole(row)
-        same = same and row["image"] == f"images/{row['key']}.png"
-        if row["key"] in keys and same and image.is_file() and sha256_of(image) == row["sha256"]:
-            rows[row["key"]] = row
+    for path in ledgers:
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+            with suppress(ValueError, RecursionError):  # of a line that a kill has cut, or that somebody else wrote
+                row = json.loads(line)
+                if isinstance(row, dict) and _holds(job, row):
+                    rows[row["key"]] = row
     return rows
+
+
+def _holds(job: _Job, row: dict[str, Any]) -> bool:
+    key = row.get("key")
+    if not isinstance(key, str) or row.get("protocol") != job.protocols.get(key, ""):
+        return False
+    name = f"images/{key}.png"
+    same = row.get("weights") == job.weights and row.get("image") == name and is_whole(row)
+    return same and (job.output / name).is_file() and sha256_of(job.output / name) == row.get("sha256")
 
 
 def _generate_batch(job: _Job, batch: Sequence[Prompt]) -> list[dict[str, Any]]:
@@ -236,7 +248,7 @@ def _keep(job: _Job, prompt: Prompt, latent: Tensor, losses: dict[str, list[floa
         "losses": losses.get(prompt.key),
         "loss_times": loss_times(job.benchmark) if prompt.key in losses else None,
         "weights": job.weights,
-        "protocol": job.protocol,
+        "protocol": job.protocols[prompt.key],
     }
     if image is None:
         (job.output / name).unlink(missing_ok=True)

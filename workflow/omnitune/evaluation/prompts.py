@@ -220,15 +220,7 @@ def read_instructions(path: Path, draws: int = 1) -> list[Prompt]:
 
 def _instruction_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each instruction stands, and the line of a prompt list that it is."""
-    if path.suffix == ".jsonl":
-        lines = read_objects(path)
-    else:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
-        numbered = enumerate(text.splitlines(), start=1)
-        lines = ((number, {"instruction": line.strip()}) for number, line in numbered if line.strip())
+    lines = read_objects(path) if path.suffix == ".jsonl" else _text_lines(path)
     for number, content in lines:
         images = content.get("input_images") or []
         task = "t2i" if not images else "ic" if isinstance(images, list) and len(images) > 1 else "edit"
@@ -236,6 +228,17 @@ def _instruction_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             name: content[name] for name in ("key", "instruction", "input_images") if name in content
         }
         yield f"{path}:{number}", {"key": f"{number:05d}", **known, "task_type": task}
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a text file that are not blank, by their numbers as editors count them."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, {"instruction": line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
 
 
 def _checked_line(content: dict[str, Any], where: str) -> PromptLine:

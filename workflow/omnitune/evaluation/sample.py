@@ -1,6 +1,8 @@
 """Drawing or editing images for one instruction, or for a list of them: what `omnitune generate` does."""
 
 import logging
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 from omnitune.config import Benchmark
 from omnitune.config.base import check_config
 from omnitune.config.urls import with_networks
-from omnitune.errors import Refused
+from omnitune.errors import ConfigError, Refused
 from omnitune.evaluation.generate import generate, load_pipeline
 from omnitune.evaluation.placement import Offload, place
 from omnitune.evaluation.prompts import open_image, read_instructions
@@ -36,6 +38,14 @@ OUTPUT, OUTPUT_FOLDER = Path("output.png"), Path("output")
 NOT_FINITE = (
     "their numbers are not finite. The weights, or an adapter at this strength, are broken, or --dtype is too narrow."
 )
+# Options whose names are not those of the keys of a protocol.
+OPTIONS = {
+    "num_inference_steps": "num_inference_step",
+    "cfg_range": "cfg_range_start and --cfg_range_end",
+    "images_per_prompt": "num_images_per_prompt",
+    "max_input_pixels": "max_input_image_pixels",
+    "max_side_length": "max_input_image_side_length",
+}
 WRITTEN = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -93,6 +103,8 @@ class Asked:
                 f"--transformer_lora_scale: {len(scales)} strengths for {len(paths)} adapters "
                 "(--transformer_lora_path); give one for each, or none."
             )
+        if not all(map(math.isfinite, scales)):
+            raise ValueError(f"--transformer_lora_scale: {scales} is not allowed: needs numbers.")
         return list(zip(paths, scales or [1.0] * len(paths), strict=True))
 
     @property
@@ -118,7 +130,8 @@ def generate_images(asked: Asked) -> list[Path]:
         ValueError, OSError: naming the option, for what does not go together or cannot be read; as far as it can be
             known before weights are loaded. For images whose numbers are not finite, which are not written.
     """
-    output = _output(asked)
+    _require_text(asked)
+    output, settings = _output(asked), _settings(asked)
     prompts = read_instructions(asked.prompts, asked.num_images_per_prompt) if asked.prompts else []
     with fetching(with_networks(asked.private_network)):
         inputs = [_input_image(place) for place in _input_places(asked.input_image_path or ())]
@@ -137,7 +150,7 @@ def generate_images(asked: Asked) -> list[Path]:
         rows = [
             row
             for _, row in read_objects(
-                generate(_settings(asked), prompts, pipeline, output, weights=weights, name=output.name)
+                generate(settings, prompts, pipeline, output, weights=weights, name=output.name, each_alone=True)
             )
         ]
         failed = [row["key"] for row in rows if row["image"] is None]
@@ -145,8 +158,18 @@ def generate_images(asked: Asked) -> list[Path]:
             raise ValueError(
                 f"{len(failed)} of {len(rows)} images were not drawn ({', '.join(failed[:10])}): {NOT_FINITE}"
             )
+        logger.info("wrote %d images to %s", len(rows), output / "images")
         return [output / row["image"] for row in rows]
     return _save(_draw(pipeline, asked, inputs), output)
+
+
+def _require_text(asked: Asked) -> None:
+    """Raises ValueError for words that a shell has passed on in another encoding."""
+    for option, text in (("instruction", asked.instruction), ("negative_prompt", asked.negative_prompt)):
+        try:
+            (text or "").encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"--{option}: is no text in UTF-8. Check the encoding of your terminal.") from None
 
 
 def _input_image(place: str) -> Image.Image:
@@ -172,9 +195,14 @@ def _output(asked: Asked) -> Path:
     path = asked.output_image_path or (OUTPUT_FOLDER if asked.prompts else OUTPUT)
     if asked.prompts and (path.suffix.lower() in WRITTEN or path.is_file()):
         raise ValueError(f"--output_image_path: {path} is no folder, which --prompts writes; name one.")
-    if not asked.prompts and path.suffix.lower() not in WRITTEN:
+    if not asked.prompts and (path.suffix.lower() not in WRITTEN or path.is_dir()):
         raise ValueError(
             f"--output_image_path: {path} is no name of an image; end it with one of {', '.join(WRITTEN)}."
+        )
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not (above.is_dir() or above == path) or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"--output_image_path: {path} cannot be written, as {above} is no folder of yours to write to."
         )
     return path
 
@@ -200,6 +228,7 @@ def _check_weights(asked: Asked) -> None:
     Naming the file, for what is not what its manifest says.
     """
     folders: list[Path] = []
+    adapters = asked.adapters
     if is_local(asked.model_path, "--model_path"):
         parts = [part for part in PARTS if part != "transformer" or asked.transformer_path is None]
         check_parts(Path(asked.model_path), parts, "--model_path")
@@ -210,7 +239,7 @@ def _check_weights(asked: Asked) -> None:
         except ValueError as error:
             raise ValueError(f"--transformer_path: {error}") from None
         folders.append(asked.transformer_path)
-    for lora, _ in asked.adapters:
+    for lora, _ in adapters:
         if is_local(str(lora), "--transformer_lora_path"):
             read_header(adapter_file(str(lora)))
             folders.append(adapter_file(str(lora)).parent)
@@ -236,7 +265,7 @@ def _flag(offload: Offload) -> str:
 
 
 def _settings(asked: Asked) -> Benchmark:
-    """The options as a protocol; ConfigError for values that none has."""
+    """The options as a protocol; ValueError, naming the option, for values that none has."""
     content = {
         "prompts": str(asked.prompts),
         "seed": asked.seed,
@@ -257,7 +286,11 @@ def _settings(asked: Asked) -> Benchmark:
         "batch_size": asked.batch_size,
         "loss_timesteps": 0,
     }
-    return check_config(content, Benchmark, "the options beside --prompts")
+    try:
+        return check_config(content, Benchmark, "options")
+    except ConfigError as error:
+        problems = [line.strip(" -").partition(":") for line in str(error).splitlines()[1:]]
+        raise ValueError(" ".join(f"--{OPTIONS.get(key, key)}:{text}" for key, _, text in problems)) from None
 
 
 def _described(asked: Asked, pipeline: OmniGen2Pipeline) -> dict[str, Any]:

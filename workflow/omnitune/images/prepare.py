@@ -106,7 +106,7 @@ class ImageLimits:
 
 
 class PreparedImage(NamedTuple):
-    """An image as it goes into a shard: file, extension, size in pixels, and whether its pixels are kept as they were."""
+    """An image as it goes into a shard: file, extension, size in pixels, whether its pixels are kept as they were."""
 
     data: bytes
     extension: str

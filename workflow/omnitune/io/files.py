@@ -206,6 +206,8 @@ def open_lock(path: Path) -> int:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EROFS):
+            raise ValueError(f"{path.parent}: cannot be written to ({error.strerror}). Name another folder.") from None
         problem = (
             "is a link, which no lock is" if error.errno == errno.ELOOP else f"cannot be opened ({error.strerror})"
         )

@@ -1,13 +1,17 @@
 """Folders of weights: one hash of each, and whether its files are what its manifest says. Imports nothing heavy."""
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from omnitune.errors import shown
 from omnitune.io.files import sha256_of
+from omnitune.io.weights import read_json
 from omnitune.paths import CONVERSION_FILE, MANIFEST_FILE
+
+FILE_NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")  # below its folder
 
 
 class Manifest(NamedTuple):
@@ -27,14 +31,22 @@ def read_manifest(folder: Path) -> Manifest | None:
     for path in (folder / CONVERSION_FILE, folder.parent / MANIFEST_FILE):
         if path.is_file():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_json(path)
+            except ValueError as error:
+                raise ValueError(f"{error} {_fix(path)}") from None
+            try:
                 if path.parent == folder:
-                    return Manifest(path, {name: facts["sha256"] for name, facts in content["files"].items()})
-                start = f"{folder.name}/"
-                hashes = {k.removeprefix(start): str(v) for k, v in content.items() if k.startswith(start)}
-                return Manifest(path, hashes) if hashes else None  # of something else
-            except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+                    hashes = {name: str(facts["sha256"]) for name, facts in content["files"].items()}
+                else:
+                    start = f"{folder.name}/"
+                    hashes = {k.removeprefix(start): str(v) for k, v in content.items() if k.startswith(start)}
+            except (AttributeError, LookupError, TypeError) as error:
                 raise ValueError(f"{path}: cannot be read ({error}). {_fix(path)}") from None
+            outside = [name for name in hashes if not FILE_NAME.fullmatch(name) or ".." in name.split("/")]
+            if outside:
+                raise ValueError(f"{path}: names {shown(outside[0])}, which is no file of this folder. {_fix(path)}")
+            # a pipeline's may be of something else
+            return Manifest(path, hashes) if hashes or path.parent == folder else None
     return None
 
 

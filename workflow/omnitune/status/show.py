@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 
 from rich.console import Console, Group, RenderableType
@@ -52,8 +52,13 @@ def status_json(found: Sequence[ExperimentStatus]) -> str:
 
 
 def follow(collect: Callable[[], Sequence[ExperimentStatus]], interval: float) -> None:
-    """Keeps the table fresh until it is interrupted (Ctrl-C)."""
-    with suppress(KeyboardInterrupt), Live(status_table(collect()), console=Console(), auto_refresh=False) as live:
+    """Keeps the table fresh until it is interrupted (Ctrl-C); where it cannot, as in a file, prints it anew."""
+    console = Console()
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        live = Live(console=console, auto_refresh=False)
+        if console.is_terminal:
+            stack.enter_context(live)
         while True:
+            table = status_table(collect())
+            live.update(table, refresh=True) if console.is_terminal else console.print(table)
             time.sleep(interval)
-            live.update(status_table(collect()), refresh=True)

@@ -171,6 +171,7 @@ class Trainer:
                 if self.main:
                     require_steps(self.files.output, self.options.evaluated_steps)
                     write_json(self.files.output / "train.json", self._manifest())
+                    logger.info("training %s is done, all %d steps", self.options.name, last)
         return finished
 
     def _take_steps(self, done: int, last: int, metrics: MetricsLog | None, bar: Progress | None) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from omnitune.config.choices import IMAGE_FORMATS
 from omnitune.config.sources import read_mixture
+from omnitune.errors import shown
 from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.io.files import atomic_folder, atomic_path, json_line, lock_folder, sha256_of, write_json, write_text
 from omnitune.io.parquet import ParquetRows
@@ -166,6 +167,7 @@ def merge_validation(
 
 def _merge_samples(sources: Sequence[ValidatedSource], output: Path, repeated: np.ndarray, cut: ShardCut) -> None:
     """Writes samples.parquet, and the folder of manifests whole: those of an earlier run must not stay in it."""
+    require_manifests(output / SHARDS)
     with atomic_folder(output / SHARDS) as manifests:
         with atomic_path(output / SAMPLES) as temporary, ParquetRows(temporary, SCHEMA) as samples:
             flags = iter(repeated)
@@ -173,6 +175,15 @@ def _merge_samples(sources: Sequence[ValidatedSource], output: Path, repeated: n
                 _merge_source(source, flags, samples, manifests, cut)
         for manifest in sorted(manifests.glob("*.jsonl")):
             write_text(manifest.with_suffix(DIGEST), sha256_of(manifest) + "\n")
+
+
+def require_manifests(folder: Path) -> None:
+    """Raises ValueError for a folder of manifests that holds anything else: it is replaced whole."""
+    others = (
+        [path.name for path in folder.iterdir() if path.suffix not in (".jsonl", DIGEST)] if folder.is_dir() else []
+    )
+    if others:
+        raise ValueError(f"{folder}: holds {shown(min(others))}, which no validation wrote; name another folder.")
 
 
 def _merge_source(
@@ -229,6 +240,7 @@ def _merged_summary(
 
 
 def _failed(output: Path) -> Path:
+    output = output.absolute()  # `.` has no name
     return output.with_name(f"{output.name}.failed")
 
 
@@ -275,6 +287,7 @@ def validate_mixture(
     Returns the merged summary. Raises what `read_mixture`, `validate_source` and `merge_validation` raise.
     """
     shard_cut = ShardCut(**cut or {"samples_per_shard": 1000})
+    require_manifests(Path(output) / SHARDS)
     sources = read_mixture(mixture, source_roots)
     for source in sources:
         check_files(source)
