@@ -19,6 +19,7 @@ from helpers.conversions import (
 from omnitune.conversion.export import convert
 from omnitune.conversion.inspect import inspect
 from omnitune.conversion.merge import merge
+from omnitune.conversion.publish import prepare_upload
 from omnitune.conversion.write import Target
 from omnitune.models import OmniGen2Transformer2DModel, load_lora, lora_state_dict, save_lora
 
@@ -49,6 +50,10 @@ def test_several_adapters_with_strengths(tmp_path: Path) -> None:
     assert report["merged"] == [0.7, -0.5]
     assert [entry["scale"] for entry in report["adapters"]] == report["merged"]
     assert report["verified"][0]["modules"] == len(modules)
+    text = (tmp_path / "out/README.md").read_text()
+    assert f"| {report['adapters'][1]['sha256']} | -0.5 |" in text and "--transformer_path FOLDER" in text
+    assert str(tmp_path) not in text
+    assert prepare_upload(tmp_path / "out", "me/merged").files.keys() > {"README.md", "config.json"}
 
 
 def test_ranks_of_each_module_have_a_scale_of_1_without_more(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def model_card(options: ExperimentOptions, model_path: Path, report: Mapping[str
     known = model_path.is_dir() and (model_path / STATE_FILE).is_file()
     state = read_state(model_path) if known else None
     parts = [
-        _front(options, report),
+        _front(_base(options), is_adapter=options.train.lora_ft or report["format"] == "extracted"),
         f"# {options.name}\n",
         f"{_sentence(options, report, state.step if state else None)}\n",
     ]
@@ -71,6 +71,26 @@ def model_card(options: ExperimentOptions, model_path: Path, report: Mapping[str
     return "\n".join(parts)
 
 
+def merge_card(report: Mapping[str, Any]) -> str:
+    """Text of the card of adapters that were merged: with which strengths, and how to load what came of it.
+
+    Args:
+        report: content of conversion.json, without its files.
+    """
+    rows = [f"| {found['sha256']} | {found['scale']:g} |" for found in report["adapters"]]
+    parts = [
+        _front(None, is_adapter=False),
+        "# OmniGen2 with adapters merged in\n",
+        f"{report['parameters']:,} parameters, {report['dtype']}.\n",
+        "\n".join(["| SHA-256 of the adapter | strength |", "|---|---|", *rows, ""]),
+        "## Loading\n",
+        LOADING[_kind(report)],
+        _verified(report),
+        MARK + "\n",
+    ]
+    return "\n".join(parts)
+
+
 def _base(options: ExperimentOptions) -> str | None:
     """The repository of the base model; None for a local one, whose path is nobody's business."""
     name = options.model.pretrained_model_path
@@ -78,12 +98,10 @@ def _base(options: ExperimentOptions) -> str | None:
     return None if local else name
 
 
-def _front(options: ExperimentOptions, report: Mapping[str, Any]) -> str:
-    base = _base(options)
+def _front(base: str | None, *, is_adapter: bool) -> str:
     content: dict[str, Any] = {"license": LICENCE, "library_name": "diffusers", "pipeline_tag": "image-to-image"}
     content |= {"base_model": base} if base else {}
-    adapter = options.train.lora_ft or report["format"] == "extracted"
-    content["tags"] = ["omnigen2", "text-to-image", *(["lora"] if adapter else [])]
+    content["tags"] = ["omnigen2", "text-to-image", *(["lora"] if is_adapter else [])]
     return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
 
 

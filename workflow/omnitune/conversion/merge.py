@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.conversion.adapters import Adapter
+from omnitune.conversion.card import merge_card
 from omnitune.conversion.keys import empty_transformer
 from omnitune.conversion.start import starting_state
 from omnitune.conversion.write import Target, Weights, require_replaceable, write_weights
@@ -53,7 +54,7 @@ def merge(
         "keys": len(state),
         "parameters": sum(tensor.numel for tensor in state.values()),
     }
-    return write_weights(save_path, Weights(config, state, adapters), target, lambda: facts)
+    return write_weights(save_path, Weights(config, state, adapters), target, lambda: facts, merge_card)
 
 
 def _strengths(loras: Sequence[Path], scales: Sequence[float]) -> list[float]:
