@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.projects import changed, project, write
+from omnitune.config.measure import MeasureEntry
 from omnitune.errors import ConfigError
 from omnitune.evaluation.weights import evaluated_weights, require_there
 from omnitune.io.places import is_local
@@ -140,6 +141,20 @@ def test_mistakes_in_prompts_name_the_benchmark(place: Path) -> None:
     write(place / "p.jsonl", '\n{"task_type": "t2i", "instruction": "x"}\n')
     with pytest.raises(ConfigError, match=r"benchmark 'b': p\.jsonl:2: 1 problem\n  - key: is required and missing"):
         found.prompts("b")
+
+
+def test_a_label_that_a_measures_model_does_not_have_is_met_before_any_job(place: Path) -> None:
+    found = project(place, changed(), benchmarks=("b",))
+    entry = {"name": "aesthetic", "model": "models/m", "label": "beauty"}
+    measures = {"measures": [MeasureEntry(**entry)], "prompts": "p.jsonl", "check": None}
+    found.benchmarks["b"] = found.benchmarks["b"].model_copy(update=measures)
+    write(place / "p.jsonl", '{"key": "a", "task_type": "t2i", "instruction": "x"}\n')
+    read_named_files(found)  # a model that is not there is not measured, which is no mistake
+    write(place / "models/m/config.json", '{"id2label": {"0": "plain", "1": "fair"}}')
+    with pytest.raises(
+        ConfigError, match=r"^benchmark 'b': measures\.label: 'beauty' is no label of models/m; it has pl"
+    ):
+        read_named_files(found)
 
 
 def test_a_folder_without_safetensors_is_no_model(place: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 
 from helpers.pictures import moved, scene
@@ -20,7 +21,13 @@ from omnitune.evaluation import measures_of_sets
 from omnitune.evaluation.encoders import load_image, load_models
 from omnitune.evaluation.measures import Case, measure
 from omnitune.evaluation.measures_of_sets import fid, kid, measure_sets
-from omnitune.evaluation.model_files import NotThereError, find_model, local_model_files, models_read
+from omnitune.evaluation.model_files import (
+    NotThereError,
+    check_labels,
+    find_model,
+    local_model_files,
+    models_read,
+)
 from omnitune.evaluation.prompts import Prompt
 
 pytestmark = pytest.mark.unit
@@ -114,7 +121,10 @@ def _tokenizer() -> Any:
 
 
 def with_models(models: Path, *names: str) -> Benchmark:
-    entries = [{"name": name, "model": str(models / name)} for name in names]
+    return with_entries(*({"name": name, "model": str(models / name)} for name in names))
+
+
+def with_entries(*entries: dict[str, Any]) -> Benchmark:
     return check_config({"prompts": "p.jsonl", "measures": ["psnr", *entries]}, Benchmark, "b.yml")
 
 
@@ -177,6 +187,117 @@ def test_likeness_to_text_and_inputs(models: Path, tmp_path: Path) -> None:
     assert set(other) == {"clip", "siglip", "dino"} and other["dino"] < 99.9
 
 
+def test_preference_is_the_models_own_score(models: Path) -> None:
+    """Beside a clip of another model: its logit, as its forward gives it; none of edits."""
+    picture, caption = scene((48, 40)), Prompt("p", "t2i", "a red circle")
+    for name in ("clip", "siglip"):
+        entry = {"name": "preference", "model": str(models / name)}
+        loaded, _ = load_models(with_entries(entry, {"name": "clip", "model": str(models / "clip")}))
+        encoder = loaded["preference"]
+        with torch.no_grad():  # a scale and a bias of their own, as training leaves them
+            encoder.model.logit_scale.fill_(3.0)
+            padding = {"padding": "max_length", "max_length": 8} if name == "siglip" else {}
+            tokens = encoder.tokenizer([caption.instruction], return_tensors="pt", **padding)
+            output = encoder.model(**tokens, **encoder.processor([picture], return_tensors="pt"))
+        found = measure(Case(caption, picture, models=loaded), ["clip", "preference"])
+        assert found["preference"] == pytest.approx(float(output.logits_per_image), abs=1e-4)
+        assert found["preference"] != pytest.approx(found["clip"], abs=0.1)
+        assert measure(Case(Prompt("p", "edit", "make it red"), picture, models=loaded), ["preference"]) == {}
+
+
+def classifier(folder: Path, **config: Any) -> Path:
+    """A tiny BEiT for image classification, as cafe_aesthetic is one."""
+    import transformers
+
+    torch.manual_seed(4)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = transformers.BeitConfig(image_size=32, patch_size=16, initializer_range=0.5, **sizes, **config)
+    transformers.BeitForImageClassification(settings).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    transformers.BeitImageProcessorPil(size=square, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+def outputs_of(folder: Path, picture: Image.Image) -> np.ndarray:
+    """By other means: the picture prepared by hand, as the processor's file says."""
+    import transformers
+
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    pixels = np.asarray(picture.resize((32, 32), Image.Resampling(said["resample"])), dtype=np.float64) / 255
+    pixels = (pixels - said["image_mean"]) / said["image_std"]
+    model = transformers.BeitForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(torch.tensor(pixels.transpose(2, 0, 1)[None]).float()).logits[0].double().numpy()
+
+
+LABELS = {"id2label": {0: "not_aesthetic", 1: "aesthetic", 2: "none"}}
+
+
+def test_aesthetic_is_the_probability_of_a_label_or_the_output(tmp_path: Path) -> None:
+    picture, prompt = scene((48, 40)), Prompt("p", "edit", "make it red")
+
+    def score(folder: Path, **label: str) -> float:
+        loaded, absent = load_models(with_entries({"name": "aesthetic", "model": str(folder), **label}))
+        assert not absent
+        return measure(Case(prompt, picture, models=loaded), ["aesthetic"])["aesthetic"]
+
+    logits = outputs_of(folder := classifier(tmp_path / "labels", **LABELS), picture)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    assert abs(shares[1] - 1 / 3) > 0.01, "no figure that any model would give"
+    assert score(folder, label="aesthetic") == pytest.approx(shares[1], abs=1e-4)
+    assert score(folder, label="none") == pytest.approx(shares[2], abs=1e-4)
+    folder = classifier(tmp_path / "each", **LABELS, problem_type="multi_label_classification")
+    wanted = 1 / (1 + np.exp(-outputs_of(folder, picture)[1]))
+    assert score(folder, label="aesthetic") == pytest.approx(wanted, abs=1e-4)
+    folder = classifier(tmp_path / "value", num_labels=1)
+    assert score(folder) == pytest.approx(outputs_of(folder, picture)[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "label", "message"),
+    [
+        (LABELS, {"label": "beauty"}, "'beauty' is no label of {}; it has not_aesthetic, aesthetic, none"),
+        (LABELS, {}, "is missing of {}; it has not_aesthetic, aesthetic, none"),
+        ({}, {"label": "beauty"}, "'beauty' is no label of {}; it has LABEL_0, LABEL_1"),
+        ({"num_labels": 1}, {"label": "beauty"}, "{} has one output, which needs no label; take 'beauty' out"),
+    ],
+)
+def test_a_label_that_the_model_does_not_have_is_an_error_before_any_job(
+    tmp_path: Path, config: dict[str, Any], label: dict[str, str], message: str
+) -> None:
+    """And where that cannot be known yet, as of a model on the hub, no figure."""
+    folder = classifier(tmp_path / "m", **config)
+    benchmark = with_entries({"name": "aesthetic", "model": str(folder), **label})
+    message = f"measures.label: {message.format(folder)}"
+    with pytest.raises(NotThereError) as error:
+        check_labels(benchmark)
+    assert str(error.value) == message
+    assert load_models(benchmark) == ({}, {"aesthetic": message})
+
+
+def test_a_model_without_the_head_that_is_asked_for_is_absent(models: Path, tmp_path: Path) -> None:
+    """The library would make one up; also of a CLIP whose files lack a part."""
+    benchmark = with_entries({"name": "aesthetic", "model": str(models / "dino"), "label": "LABEL_1"})
+    loaded, absent = load_models(benchmark)
+    assert not loaded
+    assert "its files lack 2 tensors of a Dinov2ForImageClassification: classifier.bias, .." in absent["aesthetic"]
+    shutil.copytree(models / "clip", tmp_path / "clip")
+    weights = load_file(tmp_path / "clip/model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "clip/model.safetensors", {"format": "pt"})
+    loaded, absent = load_models(with_models(tmp_path, "clip"))
+    assert not loaded and "its files lack 1 tensors of a CLIPModel: text_projection.weight, .." in absent["clip"]
+    gone = with_entries({"name": "aesthetic", "model": str(tmp_path / "none"), "label": "x"})
+    check_labels(gone)  # it is not there, which is no mistake
+    assert "does not exist" in load_models(gone)[1]["aesthetic"]
+
+
+def test_measures_of_one_model_load_it_once(models: Path) -> None:
+    entries = ({"name": name, "model": str(models / "clip")} for name in ("clip", "preference"))
+    loaded, _ = load_models(with_entries(*entries))
+    assert loaded["clip"] is loaded["preference"]
+
+
 def find_reason(name: str) -> str:
     with pytest.raises(NotThereError) as error:
         find_model(name)
@@ -215,6 +336,8 @@ def test_scores_depend_on_the_models_that_are_there(models: Path, tmp_path: Path
         (["check_passed"], r"measures\.0\.name: 'check_passed' is not allowed"),
         (["clip"], r"measures\.0: .*clip needs one; write \{name: clip, model: FOLDER\}"),
         ([{"name": "psnr", "model": "x"}], r"measures\.0.*: psnr takes none; write psnr"),
+        ([{"name": "clip", "model": "x", "label": "y"}], r"measures\.0\.label: clip takes none; take it out"),
+        (["aesthetic"], r"measures\.0: .*aesthetic needs one; write \{name: aesthetic, model: FOLDER\}"),
         ([{"name": "clip", "modle": "x"}], r"measures\.0\.modle: unknown key"),
         (["psnr", "psnr"], r"measures: psnr stands there twice; take one out"),
         ([3], r"measures\.0: 3 is not allowed"),

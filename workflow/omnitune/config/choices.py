@@ -6,7 +6,6 @@ Functions are named, not imported: what reads a config needs none of the librari
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -127,6 +126,7 @@ class Measure:
         share: whether it is a share of 1, shown in percent.
         headline: its place among those that a verdict is about where the benchmark names none, from 1; 0: the last.
         model: `module:name` of a function of a folder to what `Case.models` has for it, where it needs a model.
+        has_label: whether that function takes the entry's `label` beside the folder.
         of_set: whether it is of all images together: a function of features of images and targets, [N, D] each. It has
             neither an interval nor a verdict.
     """
@@ -138,6 +138,7 @@ class Measure:
     share: bool = False
     headline: int = 0
     model: str | None = None
+    has_label: bool = False
     of_set: bool = False
 
     def load(self) -> Any:
@@ -145,10 +146,10 @@ class Measure:
         assert self.function
         return resolve_name(self.function)
 
-    def load_model(self, folder: Path) -> Any:
-        """The model in a folder."""
+    def load_loader(self) -> Any:
+        """The function that loads the model."""
         assert self.model
-        return resolve_name(self.model)(folder)
+        return resolve_name(self.model)
 
 
 JUDGED = ("instruction", "quality")  # what judges score, from 0 to 10
@@ -212,6 +213,12 @@ MEASURES = Measures(
         "clip": Measure(f"{_MEASURES}_of_models:clip", "CLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
         "siglip": Measure(f"{_MEASURES}_of_models:siglip", "SigLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
         "dino": Measure(f"{_MEASURES}_of_models:dino", "DINO to inputs", digits=2, model=f"{_ENCODERS}:load_image"),
+        "preference": Measure(
+            f"{_MEASURES}_of_models:preference", "preference", digits=2, model=f"{_ENCODERS}:load_text_image"
+        ),
+        "aesthetic": Measure(
+            f"{_MEASURES}_of_models:aesthetic", "aesthetic", model=f"{_ENCODERS}:load_classifier", has_label=True
+        ),
         "fid": Measure(
             f"{_MEASURES}_of_sets:fid",
             "FID",

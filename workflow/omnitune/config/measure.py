@@ -19,8 +19,17 @@ class MeasureEntry(Section):
         PathText | None,
         Field(
             min_length=1,
-            description="Of clip, siglip, dino, fid and kid: folder of a model in the layout of transformers, or id "
-            "on the hub. Where there is none, the report says so in place of a figure.",
+            description="Of clip, siglip, dino, preference, aesthetic, fid and kid: folder of a model in the layout of "
+            "transformers, or id on the hub. Where there is none, the report says so in place of a figure.",
+        ),
+    ] = None
+    label: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            exclude_if=lambda label: label is None,  # so that entries without one are what they were
+            description="Of aesthetic: the label of the model whose probability is the figure. null: the model has "
+            "one output, which is the figure.",
         ),
     ] = None
 
@@ -37,6 +46,8 @@ class MeasureEntry(Section):
             raise ValueError(
                 f"model: {self.name} {'needs' if needed else 'takes'} {'one' if needed else 'none'}; write {wanted}"
             )
+        if self.label is not None and not MEASURES[self.name].has_label:
+            raise ValueError(f"label: {self.name} takes none; take it out")
         return self
 
     @classmethod

@@ -4,6 +4,7 @@ Images are prepared by the processors that work with Pillow, as torchvision is n
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from PIL import Image
 from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
 from omnitune.errors import reason_of
-from omnitune.evaluation.model_files import NotThereError, find_model
+from omnitune.evaluation.model_files import NotThereError, find_model, label_index
 
 logger = logging.getLogger("omnitune")
 
@@ -59,6 +60,47 @@ class Encoder:
         ).to(self.model.device)
         return _unit(_pooled(self.model.get_text_features(**tokens)))
 
+    def logit(self, likeness: float) -> float:
+        """What the model makes of the cosine of an image and a text: times its scale, plus its bias where it has one.
+
+        Of PickScore and others that were trained on people's choices, it is their score.
+        """
+        bias = self.model.logit_bias.item() if hasattr(self.model, "logit_bias") else 0.0
+        return likeness * math.exp(self.model.logit_scale.item()) + bias
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that scores an image alone.
+
+    Attributes:
+        model: of transformers.
+        processor: of images.
+        index: of the output that counts; None of a regression, which has one.
+    """
+
+    model: Any
+    processor: Any
+    index: int | None
+
+    @torch.inference_mode()
+    def score(self, image: Image.Image) -> float:
+        """The probability of a label, or the value of a regression."""
+        pixels = self.processor([image], return_tensors="pt").to(self.model.device)
+        [logits] = self.model(**pixels).logits.float().cpu()
+        if self.index is None:
+            return float(logits[0])
+        each = self.model.config.problem_type == "multi_label_classification"
+        return float((logits.sigmoid() if each else logits.softmax(-1))[self.index])
+
+
+def load_classifier(folder: Path, label: str | None) -> Classifier:
+    """An image classifier with such a label, or a regression where that is None."""
+    from transformers import AutoModelForImageClassification
+
+    encoder = Encoder(*_loaded(AutoModelForImageClassification, folder))
+    return Classifier(encoder.model, encoder.processor, label_index(encoder.model.config.id2label, label, folder))
+
 
 def load_text_image(folder: Path) -> Encoder:
     """A CLIP or SigLIP."""
@@ -73,26 +115,49 @@ def load_text_image(folder: Path) -> Encoder:
 
 def load_image(folder: Path) -> Encoder:
     """A DINO, or any other that turns images into features."""
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    model, processor = _loaded(AutoModel, folder, unused="pooler.")
     tokens = any(name.endswith(("cls_token", "class_embedding")) for name, _ in model.named_parameters())
     if not tokens and not hasattr(model, "get_image_features"):
         raise NotThereError(f"{folder} holds a {type(model).__name__}, which makes no one vector of an image")
+    return Encoder(model, processor)
+
+
+def _loaded(auto_class: Any, folder: Path, unused: str | None = None) -> tuple[Any, Any]:
+    """A model in evaluation mode, on the GPU where there is one, and the processor of its images.
+
+    Args:
+        auto_class: of transformers.
+        folder: of the model.
+        unused: how the names of tensors start that may lack.
+
+    Raises:
+        NotThereError: where other tensors lack, which the library would make up.
+    """
+    from transformers import AutoImageProcessor
+
+    model, found = auto_class.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    lost = sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused)))
+    if lost:
+        raise NotThereError(f"{folder}: its files lack {len(lost)} tensors of a {type(model).__name__}: {lost[0]}, ..")
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-    return Encoder(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def load_models(benchmark: Benchmark) -> tuple[dict[str, Any], dict[str, str]]:
     """What the measures of a benchmark need: models by measure, and of those that are not there why."""
     models: dict[str, Any] = {}
     absent: dict[str, str] = {}
-    load = cache(lambda loader, folder: loader(folder))  # measures share what they have in common
+    load = cache(lambda loader, *facts: loader(*facts))  # measures share what they have in common
     for entry in benchmark.measured:
         if entry.model is None:
             continue
         try:
-            models[entry.name] = load(MEASURES[entry.name].load_model, find_model(entry.model))
+            measure, folder = MEASURES[entry.name], find_model(entry.model)
+            models[entry.name] = load(measure.load_loader(), folder, *([entry.label] if measure.has_label else []))
         except Exception as error:  # the library raises anything where files are missing or of another kind
             own = isinstance(error, NotThereError)
             absent[entry.name] = str(error) if own else f"model: {entry.model}: {reason_of(error)}"

@@ -1,6 +1,6 @@
-"""Measures by models: cosines of features, times 100."""
+"""Measures by models: cosines of features, times 100, and scores of models that were trained to give some."""
 
-from omnitune.evaluation.encoders import Encoder
+from omnitune.evaluation.encoders import Classifier, Encoder
 from omnitune.evaluation.measures import Case
 
 
@@ -21,6 +21,18 @@ def dino(case: Case) -> float | None:
         return None
     image, *inputs = encoder.images([case.image, *case.inputs])
     return 100 * sum(float(image @ one) for one in inputs) / len(inputs)
+
+
+def preference(case: Case) -> float | None:
+    """Score of image and instruction by a CLIP that was trained on people's choices: its own logit; none of edits."""
+    likeness, encoder = _to_text(case, "preference"), case.models.get("preference")
+    return None if likeness is None or encoder is None else encoder.logit(likeness / 100)
+
+
+def aesthetic(case: Case) -> float | None:
+    """Score of the image alone by a classifier or a regression."""
+    classifier: Classifier | None = case.models.get("aesthetic")
+    return None if classifier is None else classifier.score(case.image)
 
 
 def _to_text(case: Case, name: str) -> float | None:

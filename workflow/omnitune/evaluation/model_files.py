@@ -1,8 +1,10 @@
 """Where the models lie that measures need. Imports nothing heavy."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from omnitune.config import Benchmark
+from omnitune.config.choices import MEASURES
 from omnitune.io.part_configs import read_own, require_no_adapter
 from omnitune.io.places import is_local
 from omnitune.pretrained.weights import weights_hash
@@ -13,6 +15,8 @@ PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 # By these transformers chooses what it loads.
 LOADED_BY = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
+UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers takes where a config names no outputs
 
 
 class NotThereError(ValueError):
@@ -35,6 +39,36 @@ def models_read(benchmark: Benchmark) -> dict[str, dict[str, str]]:
             except NotThereError as error:
                 found[entry.name] = {"model": entry.model, "absent": str(error)}
     return found
+
+
+def label_index(labels: Mapping[int, str], label: str | None, model: str | Path) -> int | None:
+    """Which output of a classifier has a label; None of a regression, which has one output.
+
+    Raises:
+        NotThereError: for a label that the model does not have, or none where it has several.
+    """
+    known = ", ".join(labels.values())
+    if len(labels) == 1:
+        if label is not None:
+            raise NotThereError(f"measures.label: {model} has one output, which needs no label; take {label!r} out")
+        return None
+    if label not in labels.values():
+        said = "is missing" if label is None else f"{label!r} is no label"
+        raise NotThereError(f"measures.label: {said} of {model}; it has {known}")
+    return next(index for index, name in labels.items() if name == label)
+
+
+def check_labels(benchmark: Benchmark) -> None:
+    """Raises NotThereError for a label that a model in a folder does not have; of others it is not known yet."""
+    for entry in benchmark.measured:
+        if not MEASURES[entry.name].has_label or entry.model is None or not Path(entry.model).is_dir():
+            continue
+        try:
+            labels = read_own(find_model(entry.model) / "config.json").get("id2label", UNNAMED)
+        except ValueError:
+            continue  # the model is not there, which the report says
+        if isinstance(labels, dict):
+            label_index(dict(enumerate(map(str, labels.values()))), entry.label, entry.model)
 
 
 def find_model(name: str, *, fetch: bool = False) -> Path:
