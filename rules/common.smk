@@ -25,6 +25,7 @@ from omnitune.config.data import DataOptions
 from omnitune.config.model import ModelOptions
 from omnitune.config.yaml_file import read_yaml
 from omnitune.distributed.gpus import shared_gpus
+from omnitune.evaluation.model_files import judge_folders
 from omnitune.evaluation.prompts import prompt_images, prompts_hash
 from omnitune.io.storage import is_url, version_of
 from omnitune.io.url_limits import fetching
@@ -71,6 +72,11 @@ BASELINES = {
 }
 
 
+JUDGES = [
+    judge for benchmark in PROJECT.benchmarks.values() for judge in benchmark.judges
+]
+
+
 # Files of experiments and data sets that are not in the config are files like others, which no rule makes.
 wildcard_constraints:
     dataset=one_of(PROJECT.sources),
@@ -82,13 +88,6 @@ wildcard_constraints:
     step="|".join([r"0|[1-9]\d*(-ema)?(-x\d+(\.\d+)?)?", *sorted(BASELINES)]),
     benchmark=one_of(PROJECT.benchmarks),
     part=r"0|[1-9]\d*",
-    judge=one_of(
-        {
-            judge.name
-            for benchmark in PROJECT.benchmarks.values()
-            for judge in benchmark.judges
-        }
-    ),
     weights=paths.WEIGHTS_NAME,
     comparison=one_of(PROJECT.comparisons),
 

@@ -85,7 +85,7 @@ rule generate_images:
 
 
 rule judge_images:
-    # On the machine that runs Snakemake: nodes of a cluster may have no network.
+    # Behind an endpoint; on the machine that runs Snakemake, as nodes of a cluster may have no network.
     input:
         parts=get_parts,
         protocol=get_protocol,
@@ -95,6 +95,8 @@ rule judge_images:
         "logs/judge_images/{experiment}/{step}/{benchmark}/{judge}.log",
     benchmark:
         "logs/benchmarks/judge_images/{experiment}/{step}/{benchmark}/{judge}.tsv"
+    wildcard_constraints:
+        judge=one_of({judge.name for judge in JUDGES if judge.base_url}),
     retries: 0
     conda:
         "../envs/evaluate.yaml"
@@ -102,11 +104,24 @@ rule judge_images:
     resources:
         mem_mb=2000,
         runtime=limited(720),
+        gpus_per_node=0,
     params:
         judge=get_judge,
         format=f"format: {omnitune.evaluation.JUDGEMENTS_FORMAT}",
     script:
         "../scripts/judge_images.py"
+
+
+use rule judge_images as run_judge with:
+    # The same by a model that runs here.
+    wildcard_constraints:
+        judge=one_of({judge.name for judge in JUDGES if not judge.base_url}),
+    resources:
+        **GPU_PARTITION,
+        mem_mb=get_judging_memory,
+        runtime=limited(720),
+        gpus_per_node=min(NODE_GPUS, 1),
+        gres=gres(min(NODE_GPUS, 1)),
 
 
 checkpoint score_images:

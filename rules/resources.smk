@@ -101,3 +101,9 @@ def get_generating_memory(wildcards):
     step = EvaluatedStep.parse(wildcards.step)
     loaded = PROJECT.loaded(wildcards.experiment, step, wildcards.benchmark)
     return host_memory_mb(loaded, 4)
+
+
+def get_judging_memory(wildcards):
+    """Of a model that is not downloaded yet, what a small one takes."""
+    folders = judge_folders(get_benchmark(wildcards).judge(wildcards.judge))
+    return host_memory_mb(folders, 4, least=4000 if folders else 32000)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.projects import changed, project, write
+from omnitune.config.judge import Judge
 from omnitune.config.measure import MeasureEntry
 from omnitune.errors import ConfigError
 from omnitune.evaluation.weights import evaluated_weights, require_there
@@ -155,6 +156,17 @@ def test_a_label_that_a_measures_model_does_not_have_is_met_before_any_job(place
         ConfigError, match=r"^benchmark 'b': measures\.label: 'beauty' is no label of models/m; it has pl"
     ):
         read_named_files(found)
+
+
+def test_the_model_of_a_local_judge_is_met_before_any_job(place: Path) -> None:
+    found = project(place, changed(), benchmarks=("b",))
+    judges = {"judges": [Judge(name="j", model="./models/m")], "prompts": "p.jsonl", "check": None}
+    found.benchmarks["b"] = found.benchmarks["b"].model_copy(update=judges)
+    write(place / "p.jsonl", '{"key": "a", "task_type": "t2i", "instruction": "x"}\n')
+    with pytest.raises(ConfigError, match=r"^benchmark 'b': judges\.j\.model: '\./models/m' does not exist"):
+        read_named_files(found)
+    write(place / "models/m/config.json", "{}")
+    read_named_files(found)
 
 
 def test_a_folder_without_safetensors_is_no_model(place: Path) -> None:

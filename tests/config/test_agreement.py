@@ -58,6 +58,26 @@ def test_baselines_that_cannot_be_are_refused(
         Project.load({"experiments": [str(write(tmp_path / "x.yml", changed()))], "benchmarks": [str(file)]})
 
 
+def test_a_judge_runs_here_or_behind_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers have one folder, and its jobs one rule."""
+    monkeypatch.chdir(tmp_path)
+    here, there = {"name": "j", "model": "m"}, {"name": "j", "model": "m", "base_url": "http://x/v1"}
+    write(tmp_path / "mix.yml", {"data": [{"path": "a.jsonl"}]})
+    options = str(write(tmp_path / "x.yml", changed()))
+
+    def load(*judges: dict[str, str]) -> None:
+        files = [
+            str(write(tmp_path / f"b{number}.yml", {"prompts": "p.jsonl", "judges": [judge]}))
+            for number, judge in enumerate(judges)
+        ]
+        Project.load({"experiments": [options], "benchmarks": files})
+
+    load(here, here)
+    load(there, there)
+    with pytest.raises(ConfigError, match=r"benchmarks 'b0' and 'b1': judges: 'j' has a base_url in one of them alone"):
+        load(here, there)
+
+
 def test_names_become_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "config/data/mix{v}.yml", "data: []")

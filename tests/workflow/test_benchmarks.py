@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from helpers.judge_models import build_knowing
 from helpers.tiny import BENCHMARK
 from helpers.workplace import Workplace
 
@@ -46,4 +47,22 @@ def test_a_published_benchmark_runs_to_the_files_of_its_scorer(workplace: Workpl
     metadata.write_text(json.dumps({"tag": "counting"}))
     refused = workplace.snakemake(ok=False)
     assert "benchmark 'mine': metadata.jsonl:1: prompt: needs a text, it is missing." in refused
+    assert "Traceback" not in refused
+
+
+def test_a_local_judge_scores_images_in_a_job_of_its_own(workplace: Workplace) -> None:
+    """The report counts its answers; a model that is not there any more is an error before any job."""
+    root = workplace.root
+    answers = [json.dumps({"reason": "so", "instruction": score, "quality": 5}) for score in (9, 2)]
+    build_knowing(root / "models/judge", *answers)
+    judge = {"name": "here", "model": "models/judge"}
+    workplace.edit("config/benchmarks/tiny.yml", lambda content: content.update(judges=[judge]))
+    assert workplace.ran() == {"prepare_benchmark": 1, "run_judge": 2, "score_images": 2, "build_report": 1}
+    scores = json.loads((root / "experiments/tiny/evaluation/12/tiny/scores.json").read_text())
+    assert scores["judges"]["here"]["missing"] == {} and scores["judges"]["here"]["asked"] == scores["prompts"]
+    assert {row["judge_here_instruction"] for row in scores["per_prompt"]} <= {2, 9}
+    assert "Judge here (models/judge), base: 0 of" in (root / "experiments/tiny/report/index.html").read_text()
+    (root / "models/judge/config.json").unlink()
+    refused = workplace.snakemake("--force", "run_judge", ok=False)
+    assert "benchmark 'tiny': judges.here.model: 'models/judge' has no config.json" in refused
     assert "Traceback" not in refused

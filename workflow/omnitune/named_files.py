@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnitune.errors import ConfigError
-from omnitune.evaluation.model_files import NotThereError, check_labels
+from omnitune.evaluation.model_files import check_judges, check_labels
 from omnitune.io.weights import read_header
 from omnitune.paths import starting_adapter_file
 from omnitune.pretrained.files import check_named
@@ -32,8 +32,9 @@ def read_named_files(project: Project) -> None:
         project.labels(name)
         try:
             check_labels(benchmark)
-        except NotThereError as error:
-            raise ConfigError(f"benchmark {name!r}: {error}.") from None
+            check_judges(benchmark)
+        except ValueError as error:
+            raise ConfigError(f"benchmark {name!r}: {str(error).removesuffix('.')}.") from None
         for baseline in benchmark.baselines:
             project.baseline_files(name, baseline)
 

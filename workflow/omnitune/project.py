@@ -122,6 +122,7 @@ class Project:
         names = (variants, swept, workflow.reports)
         project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, workflow)
         agreement.check_reports(workflow.reports, experiments, swept, where)
+        agreement.check_judges(benchmarks)
         agreement.check_baselines(benchmarks, starts)
         agreement.check_base_models(starts, files)
         agreement.check_datasets(experiments, files)

@@ -10,6 +10,7 @@ from omnitune.cli.options import CPUS, Config, Ema, option
 from omnitune.config import Benchmark, load_config
 from omnitune.config.yaml_file import read_yaml
 from omnitune.evaluation.foreign import as_imported
+from omnitune.evaluation.model_files import fetch_judges
 from omnitune.paths import COMPARISON, COMPARISON_TABLE, SCORES, VOTES, EvaluatedStep, file_stem
 from omnitune.project import Project
 from omnitune.stages import Experiment, compare_experiments, prepare_prompts
@@ -37,6 +38,7 @@ def evaluate(
     protocol = prepare_prompts(name, load_config(benchmark, Benchmark))
     row = EvaluatedStep(step, ema, lora_scale, baseline or "")
     evaluation = Experiment.alone(config).evaluation(name, protocol, row)
+    fetch_judges(protocol)
     for part in range(protocol.parts):
         evaluation.generate(part, num_threads)
     for judge in protocol.judges:

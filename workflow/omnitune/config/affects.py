@@ -24,7 +24,7 @@ Stage = Literal[
     "conversions",  # how converted weights are written [convert_checkpoint]
     "images",  # what a benchmark draws and its held-out losses [prepare_benchmark]
     "parts",  # how its prompts are cut into jobs [generate_images]
-    "judgements",  # what judges are asked of the images [judge_images]
+    "judgements",  # what judges are asked of the images [judge_images, run_judge]
     "scores",  # how images are measured [prepare_benchmark]
     "reports",  # what the report says of the scores [build_report]
     "names",  # where something lies: compared is what is found there

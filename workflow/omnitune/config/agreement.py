@@ -66,6 +66,19 @@ def check_reports(
             raise ConfigError(f"{key}: an experiment stands there twice. Take one of the two out.")
 
 
+def check_judges(benchmarks: Mapping[str, Benchmark]) -> None:
+    """Raises ConfigError where a judge runs here in one benchmark, and behind an endpoint in another."""
+    local: dict[str, tuple[str, bool]] = {}
+    for name, benchmark in benchmarks.items():
+        for judge in benchmark.judges:
+            other, here = local.setdefault(judge.name, (name, judge.base_url is None))
+            if here != (judge.base_url is None):
+                raise ConfigError(
+                    f"benchmarks {other!r} and {name!r}: judges: {judge.name!r} has a base_url in one of them alone. "
+                    "Rename one."
+                )
+
+
 def check_baselines(benchmarks: Mapping[str, Benchmark], starts: Mapping[str, StartingWeights]) -> None:
     """Raises ConfigError for a baseline that a run of this workflow makes: it has to be there before."""
     for benchmark, config in benchmarks.items():

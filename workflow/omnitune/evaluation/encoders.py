@@ -18,6 +18,7 @@ from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
 from omnitune.errors import reason_of
 from omnitune.evaluation.model_files import NotThereError, find_model, label_index
+from omnitune.models.files import load_whole
 
 logger = logging.getLogger("omnitune")
 
@@ -124,25 +125,20 @@ def load_image(folder: Path) -> Encoder:
     return Encoder(model, processor)
 
 
-def _loaded(auto_class: Any, folder: Path, unused: str | None = None) -> tuple[Any, Any]:
+def _loaded(auto_class: Any, folder: Path, **options: Any) -> tuple[Any, Any]:
     """A model in evaluation mode, on the GPU where there is one, and the processor of its images.
 
     Args:
         auto_class: of transformers.
         folder: of the model.
-        unused: how the names of tensors start that may lack.
-
-    Raises:
-        NotThereError: where other tensors lack, which the library would make up.
+        options: of load_whole.
     """
     from transformers import AutoImageProcessor
 
-    model, found = auto_class.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
-    lost = sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused)))
-    if lost:
-        raise NotThereError(f"{folder}: its files lack {len(lost)} tensors of a {type(model).__name__}: {lost[0]}, ..")
+    try:
+        model = load_whole(auto_class, folder, dtype=torch.float32, trust_remote_code=False, **options)
+    except ValueError as error:
+        raise NotThereError(str(error)) from None
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
 

@@ -5,13 +5,13 @@ import json
 import logging
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from omnitune.config.judge import Judge
-from omnitune.evaluation.judge_prompt import Answer, read_answer
+from omnitune.evaluation.judge_prompt import Answer, MissingError, Part, messages, read_answer
 
 logger = logging.getLogger("omnitune")
 
@@ -22,15 +22,8 @@ REFUSALS = 3  # so many requests that are wrong for the endpoint, and none that 
 SHOWN = 200  # characters of a server's words in a message
 
 
-class MissingError(Exception):
-    """Why there is no answer; `again` where another try may bring one."""
-
-    def __init__(self, reason: str, *, again: bool = False, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.reason, self.again, self.after = reason, again, after
-
-
-Found = Callable[[str, Answer | MissingError], Awaitable[None]]
+Found = Callable[[str, Answer | MissingError], None]
+Asked = Callable[[], Sequence[Part]]
 
 
 class Endpoint:
@@ -59,8 +52,8 @@ class Endpoint:
         self.failures = self.refusals = self.running = 0
         self.refused = ""  # by what status and words, of the last one
 
-    async def ask(self, client: httpx.AsyncClient, messages: Callable[[], list[dict[str, Any]]]) -> Answer:
-        """The scores that the model gives; `messages` are made when it is their turn.
+    async def ask(self, client: httpx.AsyncClient, asked: Asked) -> Answer:
+        """The scores that the model gives; what is asked is made when it is its turn.
 
         Raises:
             MissingError: where there is none to be had.
@@ -73,13 +66,13 @@ class Endpoint:
                 raise MissingError("not asked: the endpoint had refused others like it")
             self.running += 1
             try:
-                return await self._asked(client, messages())
+                return await self._asked(client, asked())
             finally:
                 self.running -= 1
 
-    async def _asked(self, client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Answer:
+    async def _asked(self, client: httpx.AsyncClient, parts: Sequence[Part]) -> Answer:
         """The same, as often as it is worth another try."""
-        request = {**self.judge.parameters, "model": self.judge.model, "messages": messages}
+        request = {**self.judge.parameters, "model": self.judge.model, "messages": messages(parts)}
         for attempt in range(self.judge.retries + 1):
             try:
                 answer = read_answer(_text_of(await self._post(client, request)))
@@ -178,9 +171,7 @@ class Endpoint:
         return (text.replace(self.key, "***") if self.key else text)[:SHOWN]
 
 
-async def ask_all(
-    endpoint: Endpoint, questions: Mapping[str, Callable[[], list[dict[str, Any]]]], found: Found
-) -> None:
+async def ask_all(endpoint: Endpoint, questions: Mapping[str, Asked], found: Found) -> None:
     """Asks all questions, and hands over each answer, or why there is none, as it comes."""
 
     async def one(client: httpx.AsyncClient, name: str) -> None:
@@ -188,7 +179,7 @@ async def ask_all(
             answer: Answer | MissingError = await endpoint.ask(client, questions[name])
         except MissingError as missing:
             answer = missing
-        await found(name, answer)
+        found(name, answer)
 
     async with httpx.AsyncClient(timeout=None, follow_redirects=False) as client:
         tasks = [asyncio.create_task(one(client, name)) for name in questions]

@@ -26,6 +26,16 @@ smears, seams or noise. 0: ruined; 5: faults that one sees at once; 10: none tha
 Answer with one JSON object and nothing else: {"reason": "one short sentence", "instruction": 0, "quality": 0}"""
 MAX_ANSWER = 20_000  # characters of an answer that are looked at
 
+Part = str | Image.Image  # of what a judge is asked
+
+
+class MissingError(Exception):
+    """Why there is no answer; `again` where another try may bring one."""
+
+    def __init__(self, reason: str, *, again: bool = False, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.after = reason, again, after
+
 
 class Answer(Section):
     """A judge's scores of an image, 0 to 10, and why in its own words."""
@@ -35,14 +45,17 @@ class Answer(Section):
     reason: str = ""
 
 
-def messages(
-    instruction: str, inputs: Sequence[Image.Image], image: Image.Image, max_side: int
-) -> list[dict[str, Any]]:
-    """The conversation that asks for scores; images with the longer side at most `max_side` pixels, as JPEG."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": f"The request: {instruction}"}]
+def parts_of(instruction: str, inputs: Sequence[Image.Image], image: Image.Image, max_side: int) -> list[Part]:
+    """What is asked, in order; images in RGB with the longer side at most `max_side` pixels."""
+    parts: list[Part] = [f"The request: {instruction}"]
     for number, one in enumerate(inputs, start=1):
-        content += [{"type": "text", "text": f"Picture {number} that came with it:"}, _picture(one, max_side)]
-    content += [{"type": "text", "text": "The result to score:"}, _picture(image, max_side)]
+        parts += [f"Picture {number} that came with it:", _reduced(one, max_side)]
+    return [*parts, "The result to score:", _reduced(image, max_side)]
+
+
+def messages(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The conversation that asks an endpoint; images as JPEG."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else _picture(part) for part in parts]
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
 
 
@@ -72,11 +85,14 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         start = text.find("{", start + 1)  # an answer may lie in another object
 
 
-def _picture(image: Image.Image, max_side: int) -> dict[str, Any]:
+def _reduced(image: Image.Image, max_side: int) -> Image.Image:
     scale = min(max_side / max(image.size), 1)
-    small = resize(image, (max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
+    return resize(image, (max(round(image.width * scale), 1), max(round(image.height * scale), 1))).convert("RGB")
+
+
+def _picture(image: Image.Image) -> dict[str, Any]:
     buffer = io.BytesIO()
-    small.convert("RGB").save(buffer, "JPEG", quality=95, subsampling=0)
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
     return {
         "type": "image_url",
         "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"},

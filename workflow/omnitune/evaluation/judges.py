@@ -19,8 +19,8 @@ from omnitune.config.base import PathText, Section, check_config
 from omnitune.config.choices import JUDGED, judge_measure
 from omnitune.config.judge import Judge
 from omnitune.console import Progress
-from omnitune.evaluation.judge_client import Endpoint, MissingError, ask_all
-from omnitune.evaluation.judge_prompt import FORMAT, SYSTEM, Answer, messages
+from omnitune.evaluation.judge_client import Endpoint, ask_all
+from omnitune.evaluation.judge_prompt import FORMAT, SYSTEM, Answer, MissingError, Part, parts_of
 from omnitune.evaluation.prompts import Prompt, open_image
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
 from omnitune.io.jsonl import read_objects
@@ -40,12 +40,12 @@ class Label(Section):
 
 @dataclass(frozen=True)
 class _Question:
-    """A name of its own, the key of the image, where its answer is kept, and what makes the conversation."""
+    """A name of its own, the key of the image, where its answer is kept, and what makes its parts."""
 
     name: str
     key: str
     place: Path
-    messages: Callable[[], list[dict[str, Any]]]
+    parts: Callable[[], list[Part]]
 
 
 def judge_hash(judge: Judge) -> str:
@@ -74,7 +74,7 @@ def judge_images(
         pause: see Endpoint.
 
     Raises:
-        ValueError: see Endpoint.
+        ValueError: see Endpoint and load_judge.
     """
     questions = _questions(judge, prompts, rows, folder, answers)
     found = _answered(judge, questions, pause)
@@ -99,14 +99,20 @@ def _answered(judge: Judge, questions: Sequence[_Question], pause: float) -> dic
     left = {question.name: question for question in questions if question.name not in found}
     with Progress(f"judge {judge.name}", len(questions), "answers", len(found)) as progress:
 
-        async def take(name: str, answer: Answer | MissingError) -> None:
+        def take(name: str, answer: Answer | MissingError) -> None:
             found[name] = answer
             if isinstance(answer, Answer):
                 write_json(left[name].place, answer.model_dump(mode="json"))
             progress.advance(1)
 
-        if left:
-            asked = {name: question.messages for name, question in left.items()}
+        asked = {name: question.parts for name, question in left.items()}
+        if left and judge.base_url is None:
+            from omnitune.evaluation.judge_model import load_judge
+
+            model = load_judge(judge)
+            for name, parts in asked.items():
+                take(name, model.answer(parts(), seed=int(left[name].place.stem[:15], 16)))
+        elif left:
             asyncio.run(ask_all(Endpoint(judge, pause, accepted=len(left) < len(questions)), asked, take))
     return found
 
@@ -188,7 +194,7 @@ def _questions(
             name=f"{row['key']} {repeat}",
             key=row["key"],
             place=answers / f"{_question_hash(judge, prompt, row, repeat)}.json",
-            messages=partial(_messages, judge, prompt, folder / row["image"]),
+            parts=partial(_parts, judge, prompt, folder / row["image"]),
         )
         for prompt, row in drawn
         for repeat in range(judge.repeats)
@@ -203,9 +209,9 @@ def _question_hash(judge: Judge, prompt: Prompt, row: Row, repeat: int) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _messages(judge: Judge, prompt: Prompt, image: Path) -> list[dict[str, Any]]:
+def _parts(judge: Judge, prompt: Prompt, image: Path) -> list[Part]:
     inputs = [open_image(path) for path in prompt.input_images]
-    return messages(prompt.instruction, inputs, open_image(image), judge.max_side)
+    return parts_of(prompt.instruction, inputs, open_image(image), judge.max_side)
 
 
 def _kept(place: Path) -> Answer | None:

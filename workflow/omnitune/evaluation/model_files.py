@@ -1,17 +1,18 @@
-"""Where the models lie that measures need. Imports nothing heavy."""
+"""Where the models lie that measures and local judges need. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
+from omnitune.config.judge import Judge
 from omnitune.io.part_configs import read_own, require_no_adapter
 from omnitune.io.places import is_local
 from omnitune.pretrained.weights import weights_hash
 
 KEY = "measures.model"  # for messages
 # Of a repository: what transformers reads, and nothing that would run as code.
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model")
 
 # By these transformers chooses what it loads.
 LOADED_BY = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -20,7 +21,7 @@ UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers takes where a co
 
 
 class NotThereError(ValueError):
-    """A model that a measure needs and that is not there."""
+    """A model that a measure or a judge needs and that is not there."""
 
 
 def local_model_files(benchmark: Benchmark) -> list[Path]:
@@ -71,12 +72,40 @@ def check_labels(benchmark: Benchmark) -> None:
             label_index(dict(enumerate(map(str, labels.values()))), entry.label, entry.model)
 
 
-def find_model(name: str, *, fetch: bool = False) -> Path:
+def judge_key(judge: Judge) -> str:
+    """That of a local judge's model, for messages."""
+    return f"judges.{judge.name}.model"
+
+
+def check_judges(benchmark: Benchmark) -> None:
+    """Raises NotThereError for the model of a local judge that is a folder and not there, or looks like one."""
+    for judge in benchmark.judges:
+        if judge.base_url is None and is_local(judge.model, judge_key(judge)):
+            find_model(judge.model, key=judge_key(judge))
+
+
+def fetch_judges(benchmark: Benchmark) -> None:
+    """Downloads the models of local judges that are repositories; NotThereError where one cannot be had."""
+    for judge in benchmark.judges:
+        if judge.base_url is None:
+            find_model(judge.model, fetch=True, key=judge_key(judge))
+
+
+def judge_folders(judge: Judge) -> list[Path]:
+    """That of a local judge's model, as far as it is there."""
+    try:
+        return [find_model(judge.model, key=judge_key(judge))]
+    except NotThereError:
+        return []
+
+
+def find_model(name: str, *, fetch: bool = False, key: str = KEY) -> Path:
     """The folder of a model: the one that is named, or a download of the repository.
 
     Args:
         name: a folder or a repository id.
         fetch: download it where it is not yet.
+        key: that names it, for messages.
 
     Raises:
         NotThereError: where it is not there, or a JSON would have the library load something else.
@@ -84,16 +113,16 @@ def find_model(name: str, *, fetch: bool = False) -> Path:
     from omnitune.pretrained.hub import fetch_repository  # each start of the workflow imports this module
 
     try:
-        local = is_local(name, KEY)
-        folder = Path(name) if local else fetch_repository(name, None, KEY, None, PATTERNS, downloaded=not fetch)
+        local = is_local(name, key)
+        folder = Path(name) if local else fetch_repository(name, None, key, None, PATTERNS, downloaded=not fetch)
     except ValueError as error:
         raise NotThereError(str(error)) from None
     if not (folder / "config.json").is_file():
-        raise NotThereError(f"{KEY}: {name!r} has no config.json; it is no folder of a model.")
+        raise NotThereError(f"{key}: {name!r} has no config.json; it is no folder of a model.")
     try:
         require_no_adapter(folder)
         for path in filter(Path.is_file, map(folder.joinpath, LOADED_BY)):
             read_own(path)
     except ValueError as error:
-        raise NotThereError(f"{KEY}: {error}") from None
+        raise NotThereError(f"{key}: {error}") from None
     return folder

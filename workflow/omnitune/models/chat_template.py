@@ -41,20 +41,21 @@ class _TooMuchWorkError(Exception):
     pass
 
 
-def render_chat(template: str, messages: list[dict[str, str]], **values: Any) -> str:
-    """The text that a template makes of messages, as the library renders it with no generation prompt.
+def render_chat(template: str, messages: list[dict[str, Any]], *, generation: bool = False, **values: Any) -> str:
+    """The text that a template makes of messages, as the library renders it.
 
     Args:
         template: its source.
-        messages: `role` and `content` of each.
+        messages: `role` and `content` of each: a text, or a list of parts where images are among them.
+        generation: whether the prompt for the model's answer stands at the end.
         values: what else it may name, such as the tokenizer's special tokens.
 
     Raises:
         ValueError: for a template that is wrong, or does more than WORK and WORK_PER_CHARACTER of the messages allow.
     """
-    token = _left.set([WORK + WORK_PER_CHARACTER * sum(len(message["content"]) for message in messages)])
+    token = _left.set([WORK + WORK_PER_CHARACTER * sum(_size(message["content"]) for message in messages)])
     try:
-        known = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+        known = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": generation}
         return _compiled(template).render(**known, **values)
     except _TooMuchWorkError:
         problem = "does more than a chat needs, and was stopped"

@@ -12,7 +12,7 @@ from torch import nn
 from omnitune.io.part_configs import read_part
 from omnitune.io.weights import read_header, read_json, require_weights
 
-from .files import loading, require_finite
+from .files import load_whole, loading, require_finite
 from .prompts import load_tokenizer
 from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from .transformer_omnigen2 import OmniGen2Transformer2DModel
@@ -31,7 +31,7 @@ def read_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float3
     read_part(Path(folder), "transformer")
     config = OmniGen2Transformer2DModel.load_config(folder)
     _require_sizes(Path(folder), lambda: OmniGen2Transformer2DModel.from_config(config))
-    model = _load_whole(OmniGen2Transformer2DModel, Path(folder), torch_dtype=torch_dtype)
+    model = load_whole(OmniGen2Transformer2DModel, Path(folder), torch_dtype=torch_dtype)
     require_finite(model.state_dict(), folder)
     return model
 
@@ -43,7 +43,7 @@ def load_vae(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Au
     read_part(source, "vae")
     config = AutoencoderKL.load_config(source)
     _require_sizes(source, lambda: AutoencoderKL.from_config(config))
-    return _load_whole(AutoencoderKL, source, torch_dtype=torch_dtype)
+    return load_whole(AutoencoderKL, source, torch_dtype=torch_dtype)
 
 
 def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Any:
@@ -59,19 +59,7 @@ def load_text_encoder(folder: str | Path, torch_dtype: torch.dtype = torch.float
     with loading(source):
         config = Qwen2_5_VLConfig.from_pretrained(source, trust_remote_code=False)
     _require_sizes(source, lambda: model(config))
-    return _load_whole(model, source, dtype=torch_dtype, trust_remote_code=False).eval()
-
-
-def _load_whole(model: Any, folder: Path, **options: Any) -> Any:
-    """`from_pretrained`; ValueError where the files lack a tensor, which a library would make up at random."""
-    with loading(folder):
-        loaded, info = model.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
-    # of several files, diffusers says nothing of what none of them holds, and leaves it without memory
-    empty = {name for name, tensor in loaded.state_dict().items() if tensor.is_meta}
-    lost = sorted(empty | set(info["missing_keys"]))
-    if lost:
-        raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
-    return loaded
+    return load_whole(model, source, dtype=torch_dtype, trust_remote_code=False).eval()
 
 
 def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> None:

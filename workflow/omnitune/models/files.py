@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,28 @@ def loading(folder: Path | str) -> Iterator[None]:
             f"{folder}: cannot be loaded ({type(error).__name__}: {reason_of(error)[:300]}). A value of its JSON is "
             "none that its class takes, or does not fit its weights. Fetch the folder again."
         ) from error
+
+
+def load_whole(model: Any, folder: Path, *, unused: str = "", **options: Any) -> Any:
+    """`from_pretrained` of a library's class.
+
+    Args:
+        model: the class.
+        folder: of the weights.
+        unused: how the names of tensors start that nobody needs; "" for none.
+        options: for the library.
+
+    Raises:
+        ValueError: where the files lack a tensor, which a library would make up at random, or cannot be loaded.
+    """
+    with loading(folder):
+        loaded, info = model.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    # of several files, diffusers says nothing of what none of them holds, and leaves it without memory
+    empty = {name for name, tensor in loaded.state_dict().items() if tensor.is_meta}
+    lost = sorted(name for name in empty | set(info["missing_keys"]) if not (unused and name.startswith(unused)))
+    if lost:
+        raise ValueError(f"{folder}: its files lack {len(lost)} tensors of the model, such as {', '.join(lost[:3])}.")
+    return loaded
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
