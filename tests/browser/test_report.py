@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from helpers.runs import ATTACK
@@ -181,3 +182,57 @@ def test_a_curve_can_be_enlarged(opened: webdriver.Chrome) -> None:
         assert button.get_attribute("aria-pressed") == pressed
         widths.append(opened.find_element(By.CSS_SELECTOR, ".plots .plot svg").size["width"])
     assert widths[0] > 2 * widths[1]
+
+
+# Of the last place of a plot's first curve the numbers that the axes' ticks say; and what the ticks say.
+READ = """
+const [svg] = arguments, numberOf = (text) => Number(text.textContent.replaceAll('\u2212', '-'));
+const partsOf = (name, hasTick) =>
+  [...svg.querySelectorAll(`.${name}-axis > g`)].filter((g) => Boolean(g.querySelector('use')) === hasTick);
+const [factor] = [...partsOf('y', false).map((g) => numberOf(g.querySelector('text'))), 1];
+const ticksOf = (name) => partsOf(name, true).map((g) => {
+  const by = g.transform.baseVal.consolidate()?.matrix ?? {e: 0, f: 0};
+  const place = Number(g.querySelector('use').getAttribute(name)) + (name === 'x' ? by.e : by.f);
+  return [place, numberOf(g.querySelector('text')) * (name === 'y' ? factor : 1)];
+}).sort((a, b) => a[1] - b[1]);
+const [curve] = [...svg.querySelectorAll('path[clip-path]')].filter((p) => !p.closest('.x-axis, .y-axis'));
+const last = curve.getAttribute('d').trim().split(/\\s+/).slice(-2).map(Number);
+return ['x', 'y'].map((name, i) => {
+  const ticks = ticksOf(name), [[a, m], [b, n]] = [ticks[0], ticks.at(-1)];
+  return {last: m + (last[i] - a) / (b - a) * (n - m), ticks: ticks.map((tick) => tick[1])};
+});
+"""
+
+
+@pytest.mark.parametrize("title", ["Loss", "Learning rate"])
+def test_a_part_of_a_curve_can_be_looked_at_alone(opened: webdriver.Chrome, title: str) -> None:
+    """Axes and curve say the same numbers before and after, whole axes with a factor among them; a second stroke takes
+    a part of the part."""
+    plot = opened.find_element(By.XPATH, f"//figure[contains(@class, 'plot')][figcaption/b = '{title}']")
+    svg, back = plot.find_element(By.TAG_NAME, "svg"), plot.find_element(By.XPATH, ".//button[.='whole']")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", svg)
+    width, height = svg.size["width"], svg.size["height"]
+
+    def drag(x: float, y: float, to_x: float, to_y: float) -> None:
+        """In shares of the picture, from its middle."""
+        chain = ActionChains(opened, duration=50).move_to_element_with_offset(svg, round(x * width), round(y * height))
+        chain.click_and_hold().move_by_offset(round((to_x - x) * width), round((to_y - y) * height)).release().perform()
+
+    whole = opened.execute_script(READ, svg)
+    assert not back.is_displayed()
+    drag(-0.1, -0.2, 0.4, 0.3)
+    part = opened.execute_script(READ, svg)
+    assert back.is_displayed()
+    for before, after in zip(whole, part, strict=True):
+        assert after["last"] == pytest.approx(before["last"], abs=0.002 * max(before["ticks"]))
+        assert 2 <= len(after["ticks"]) <= 7
+        assert max(after["ticks"]) - min(after["ticks"]) < 0.8 * (max(before["ticks"]) - min(before["ticks"]))
+    drag(-0.2, 0.1, 0.1, 0.1)
+    smaller = opened.execute_script(READ, svg)
+    assert smaller[0]["ticks"] != part[0]["ticks"] and smaller[1]["ticks"] == part[1]["ticks"], "a level stroke"
+    assert smaller[0]["last"] == pytest.approx(whole[0]["last"], abs=0.002 * max(whole[0]["ticks"]))
+    drag(0, 0, 0, 0)
+    assert opened.execute_script(READ, svg) == smaller, "a click is no stroke"
+    opened.execute_script("arguments[0].click()", back)
+    assert opened.execute_script(READ, svg) == whole and not back.is_displayed()
+    assert opened.get_log("browser") == []

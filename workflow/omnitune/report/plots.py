@@ -1,6 +1,7 @@
 """Plots as inline SVG: no fonts, no dates, equal input gives equal bytes."""
 
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -169,20 +170,33 @@ def _figure(xlabel: str, marks: Sequence[int] = ()) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(xlabel)
+    for name, axis in (("x-axis", axes.xaxis), ("y-axis", axes.yaxis)):
+        axis.set_gid(name)
     for mark in marks:
         axes.axvline(mark, color=ORANGE, linewidth=0.9, linestyle=":")
     return figure, axes
 
 
 def _svg(figure: Figure, name: str) -> str:
+    """With what the page's script zooms by: classes of the axes, and where they lie."""
     buffer = io.StringIO()
     # the salt makes ids differ between plots of one page and be equal between runs
     with mpl.rc_context({"svg.hashsalt": f"omnitune-{name}"}):
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace("<svg", f"<svg data-axes='{json.dumps(_places(figure))}'", 1)
     # groups are numbered alike in each plot, and an id may occur only once in a page
-    return re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    return re.sub(r'<g id="[^"]*"', "<g", re.sub(r'<g id="([xy]-axis)"', r'<g class="\1"', text))
+
+
+def _places(figure: Figure) -> list[list[float]]:
+    """Of x and y where the axis begins and ends, in points from the picture's upper left, and the numbers there."""
+    axes, (width, height) = figure.axes[0], figure.get_size_inches() * 72
+    box = axes.get_position()
+    places = [[box.x0 * width, box.x1 * width, *axes.get_xlim()]]
+    places.append([(1 - box.y0) * height, (1 - box.y1) * height, *axes.get_ylim()])
+    return [[float(f"{number:.9g}") for number in place] for place in places]
 
 
 def _number(value: float | None) -> float:

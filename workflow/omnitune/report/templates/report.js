@@ -59,6 +59,87 @@ function makeWidening(plot) {
   plot.querySelector("figcaption").prepend(button);
 }
 
+// Of x and y a plot says [where the axis begins, where it ends, the number there, the number here]; all are linear.
+const placeAt = ([begin, end], [first, last], number) => begin + ((number - first) / (last - first)) * (end - begin);
+const numberAt = ([begin, end], [first, last], place) => first + ((place - begin) / (end - begin)) * (last - first);
+const wholeOf = (axes) => axes.map((axis) => axis.slice(2));
+
+function ticksOf([first, last]) {
+  const unit = 10 ** Math.floor(Math.log10((last - first) / 4));
+  const step = [1, 2, 5, 10].map((times) => times * unit).find((size) => (last - first) / size <= 6);
+  const ticks = [];
+  for (let n = Math.ceil(first / step); n * step <= last; n++) ticks.push(Number((n * step).toPrecision(9)));
+  return ticks;
+}
+
+function drawAxis(group, name, axis, shown) {
+  const parts = [...group.children], ticks = parts.filter((part) => part.querySelector("use"));
+  const old = Number(ticks[0].querySelector("use").getAttribute(name));
+  for (const number of ticksOf(shown)) {
+    const tick = ticks[0].cloneNode(true), by = placeAt(axis, shown, number) - old;
+    tick.setAttribute("transform", `translate(${name === "x" ? by : 0} ${name === "y" ? by : 0})`);
+    const size = Math.abs(number), text = size >= 1e5 || (size && size < 1e-3) ? number.toExponential() : String(number);
+    tick.querySelector("text").textContent = text.replaceAll("-", "\u2212");
+    group.insertBefore(tick, parts[0]);
+  }
+  parts.filter((part) => ticks.includes(part) || name === "y").forEach((part) => part.remove()); // of y a factor, too
+}
+
+function drawZoomed(svg, axes, shown) {
+  const [x, y] = axes.map((axis, i) => (place) => placeAt(axis, shown[i], numberAt(axis, axis.slice(2), place)));
+  for (const curve of svg.querySelectorAll("path[clip-path]")) {
+    const d = curve.getAttribute("d").replace(/([ML]) (\S+) (\S+)/g, (_, to, a, b) => `${to} ${x(a)} ${y(b)}`);
+    if (!curve.closest(".x-axis, .y-axis")) curve.setAttribute("d", d);
+  }
+  for (const mark of svg.querySelectorAll("[clip-path] use")) {
+    mark.setAttribute("x", x(mark.getAttribute("x")));
+    mark.setAttribute("y", y(mark.getAttribute("y")));
+  }
+  ["x", "y"].forEach((name, i) => drawAxis(svg.querySelector(`.${name}-axis`), name, axes[i], shown[i]));
+}
+
+function makeZoomable(plot) { // dragging over a part of a plot shows that alone, and again a part of it
+  const svg = plot.querySelector("svg[data-axes]"), drawn = svg.innerHTML, axes = JSON.parse(svg.dataset.axes);
+  const back = element("button", { type: "button", className: "whole", textContent: "whole", hidden: true });
+  const frame = document.createElementNS(svg.namespaceURI, "rect");
+  let shown = wholeOf(axes), from = null;
+  const show = (numbers) => {
+    svg.innerHTML = drawn;
+    if (numbers) drawZoomed(svg, axes, numbers);
+    shown = numbers ?? wholeOf(axes);
+    back.hidden = !numbers;
+  };
+  const placeOf = (event) => { // inside of the axes
+    const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal;
+    const place = [(event.clientX - box.x) * (view.width / box.width), (event.clientY - box.y) * (view.height / box.height)];
+    return axes.map(([begin, end], i) => Math.min(Math.max(place[i], Math.min(begin, end)), Math.max(begin, end)));
+  };
+  const rangeTo = (event) => { // a level stroke leaves the height as it is; a dot is none
+    const to = placeOf(event), far = to.map((place, i) => Math.abs(place - from[i]) > 8);
+    return far[0] ? axes.map((axis, i) => far[i] ? [from[i], to[i]] : axis.slice(0, 2)) : null;
+  };
+  back.addEventListener("click", () => show(null));
+  plot.querySelector("figcaption").prepend(back);
+  svg.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "touch" || event.button) return; // fingers scroll the page
+    event.preventDefault();
+    svg.setPointerCapture(event.pointerId);
+    from = placeOf(event);
+  });
+  svg.addEventListener("pointermove", (event) => {
+    const [x, y] = (from && rangeTo(event)) ?? [[0, 0], [0, 0]];
+    for (const [name, [a, b]] of [["x", x], ["y", y]]) frame.setAttribute(name, Math.min(a, b));
+    for (const [name, [a, b]] of [["width", x], ["height", y]]) frame.setAttribute(name, Math.abs(a - b));
+    if (from) svg.append(frame);
+  });
+  svg.addEventListener("pointerup", (event) => {
+    const range = from && rangeTo(event);
+    from = null;
+    frame.remove();
+    if (range) show(range.map((ends, i) => ends.map((end) => numberAt(axes[i], shown[i], end)).sort((a, b) => a - b)));
+  });
+}
+
 // ---------------------------------------------------------------- galleries
 
 const FIRST = 12; // prompts that are shown before more are asked for
@@ -216,6 +297,6 @@ function setUpViewer() {
 }
 
 document.querySelectorAll("table.scores").forEach((table) => { makeSortable(table); makeTaskFilter(table); });
-document.querySelectorAll(".plots .plot").forEach(makeWidening);
+document.querySelectorAll(".plots .plot").forEach((plot) => { makeWidening(plot); makeZoomable(plot); });
 document.querySelectorAll(".gallery").forEach(setUpGallery);
 setUpViewer();
