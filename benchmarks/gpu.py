@@ -19,12 +19,12 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from omnitune.config.training import TrainOptions, TransportOptions
+from omnitune.config.experiment.training import TrainOptions, TransportOptions
 from omnitune.distributed import parallel
 from omnitune.flops import ModelFlops, SampleTokens, peak_flops
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.attention import KERNELS, attend, fastest
-from omnitune.models.packing import Packing
+from omnitune.models.transformer.attention import KERNELS, attend, fastest
+from omnitune.models.transformer.packing import Packing
 from omnitune.training.flow_matching import Conditioned, latent_elements, loss_weights, velocity_errors
 from omnitune.training.model import hold_frozen, select_trained
 from omnitune.training.optimizer import build_optimizers, clear_gradients, update

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.packing import Packing
-from omnitune.models.rope import apply_rotary
-from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock
+from omnitune.models.transformer.packing import Packing
+from omnitune.models.transformer.rope import apply_rotary
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock
 
 Sample = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # latent, text features, reference latents
 

@@ -22,7 +22,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from omnitune.demo.base_model import build_base_model
 from omnitune.evaluation.generate import load_pipeline
 from omnitune.models import OmniGen2Pipeline
-from omnitune.models.step_cache import TAYLORSEER
+from omnitune.models.transformer.step_cache import TAYLORSEER
 from omnitune.report.plots import COLOURS, STYLE
 
 STEPS = 50

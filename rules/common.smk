@@ -22,7 +22,7 @@ from omnitune import paths, targets
 from omnitune.config import Benchmark, ExperimentOptions
 from omnitune.config.affects import key_line, key_params, keys_affecting
 from omnitune.config.data import DataOptions
-from omnitune.config.model import ModelOptions
+from omnitune.config.experiment.model import ModelOptions
 from omnitune.config.yaml_file import read_yaml
 from omnitune.distributed.gpus import shared_gpus
 from omnitune.evaluation.model_files import judge_folders

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.projects import changed, project, write
-from omnitune.config.judge import Judge
-from omnitune.config.measure import MeasureEntry
+from omnitune.config.benchmarks.judge import Judge
+from omnitune.config.benchmarks.measure import MeasureEntry
 from omnitune.errors import ConfigError
 from omnitune.evaluation.weights import evaluated_weights, require_there
 from omnitune.io.places import is_local

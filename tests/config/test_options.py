@@ -9,7 +9,7 @@ import yaml
 
 from helpers.projects import changed, write
 from omnitune.config import Benchmark, ExperimentOptions, Mixture, WorkflowConfig, evaluation_folders, load_config
-from omnitune.config.options import require_processes, without_meaning
+from omnitune.config.experiment.options import require_processes, without_meaning
 from omnitune.config.reference import reference_files
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep, weights_name

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnitune.config.sources import Source, read_mixture
+from omnitune.config.mixtures.sources import Source, read_mixture
 from omnitune.errors import ConfigError
 
 pytestmark = pytest.mark.unit

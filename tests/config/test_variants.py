@@ -8,7 +8,7 @@ import yaml
 
 from helpers.projects import changed, write
 from omnitune.config import ExperimentOptions
-from omnitune.config.variants import variant_name
+from omnitune.config.experiment.variants import variant_name
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.project import Project

@@ -31,7 +31,7 @@ from omnitune.conversion.verify import verify_model
 from omnitune.conversion.write import Target
 from omnitune.io.files import sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import published_name
+from omnitune.models.lora.lora import published_name
 from omnitune.paths import MODEL_FOLDER, STATE_FILE, weights_name
 
 pytestmark = pytest.mark.unit

@@ -16,7 +16,7 @@ from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import LazyTensor
 from omnitune.conversion.write import Target
 from omnitune.models import load_lora
-from omnitune.models.lora import linear_names
+from omnitune.models.lora.lora import linear_names
 from omnitune.pretrained.transformer import linear_layers, parameter_names
 
 pytestmark = pytest.mark.unit

@@ -21,7 +21,7 @@ from omnitune.demo.train_vae import orthogonalised
 from omnitune.demo.vae import WEIGHTS
 from omnitune.images.resize import target_size
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.text_features import apply_chat_template, encode_text
+from omnitune.models.text.features import apply_chat_template, encode_text
 
 pytestmark = pytest.mark.unit
 

@@ -15,10 +15,10 @@ from helpers.judge_server import Handler, judge_server
 from helpers.pictures import scene
 from omnitune.config import Benchmark
 from omnitune.config.base import check_config
-from omnitune.config.judge import Judge
+from omnitune.config.benchmarks.judge import Judge
 from omnitune.errors import ConfigError
-from omnitune.evaluation.judge_prompt import read_answer
-from omnitune.evaluation.judges import agreement, judge_images, judged_measures, read_judgements, summed_up
+from omnitune.evaluation.judges.judgements import agreement, judge_images, judged_measures, read_judgements, summed_up
+from omnitune.evaluation.judges.prompt import read_answer
 from omnitune.evaluation.prompts import Prompt
 from omnitune.io.files import sha256_of
 

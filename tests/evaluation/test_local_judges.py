@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from helpers.judge_models import build_knowing, build_random
 from omnitune.config import Benchmark
 from omnitune.config.base import check_config
-from omnitune.config.judge import Judge
+from omnitune.config.benchmarks.judge import Judge
 from omnitune.errors import ConfigError
-from omnitune.evaluation.judge_model import load_judge
-from omnitune.evaluation.judge_prompt import SYSTEM
-from omnitune.evaluation.judges import judge_images, judged_measures, read_judgements, summed_up
+from omnitune.evaluation.judges.judgements import judge_images, judged_measures, read_judgements, summed_up
+from omnitune.evaluation.judges.local import load_judge
+from omnitune.evaluation.judges.prompt import SYSTEM
 from omnitune.evaluation.model_files import check_judges, fetch_judges, judge_folders
 from omnitune.evaluation.prompts import Prompt
 from omnitune.io.files import sha256_of

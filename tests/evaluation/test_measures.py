@@ -15,12 +15,12 @@ from scipy.linalg import sqrtm
 from helpers.pictures import moved, scene
 from omnitune.config import Benchmark
 from omnitune.config.base import check_config
-from omnitune.config.measure import MeasureEntry
+from omnitune.config.benchmarks.measure import MeasureEntry
 from omnitune.errors import ConfigError
-from omnitune.evaluation import measures_of_sets
-from omnitune.evaluation.encoders import load_image, load_models
-from omnitune.evaluation.measures import Case, measure
-from omnitune.evaluation.measures_of_sets import fid, kid, measure_sets
+from omnitune.evaluation.measures import sets
+from omnitune.evaluation.measures.encoders import load_image, load_models
+from omnitune.evaluation.measures.measure import Case, measure
+from omnitune.evaluation.measures.sets import fid, kid, measure_sets
 from omnitune.evaluation.model_files import (
     NotThereError,
     check_labels,
@@ -361,7 +361,7 @@ def test_sets_agree_with_their_definition(monkeypatch: pytest.MonkeyPatch) -> No
     kernel = [[[(a @ b / 4 + 1) ** 3 for b in right] for a in left] for left, right in pairs_of(images, targets)]
     same = [(sum(map(sum, k)) - sum(k[i][i] for i in range(len(k)))) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
     wanted = 1000 * (sum(same) - 2 * np.mean(kernel[2]))
-    monkeypatch.setattr(measures_of_sets, "ROWS", 50)
+    monkeypatch.setattr(sets, "ROWS", 50)
     assert kid(torch.tensor(images), torch.tensor(targets)) == pytest.approx(wanted, rel=1e-6)
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from helpers.pipelines import described, protocol, read_rows
 from omnitune.evaluation.generate import generate
 from omnitune.evaluation.loss import loss_times
-from omnitune.evaluation.measures import Case, measure
-from omnitune.evaluation.measures_of_pixels import HIGHEST_PSNR
+from omnitune.evaluation.measures.measure import Case, measure
+from omnitune.evaluation.measures.pixels import HIGHEST_PSNR
 from omnitune.evaluation.prompts import Prompt, open_image
 from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.scoring import score

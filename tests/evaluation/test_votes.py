@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from helpers.runs import save_json, save_rows
 from omnitune.errors import ConfigError
-from omnitune.evaluation.vote_server import VoteServer, serve_votes
-from omnitune.evaluation.votes import Preference, pairs_of, preference, read_votes, undecided
+from omnitune.evaluation.votes.server import VoteServer, serve_votes
+from omnitune.evaluation.votes.votes import Preference, pairs_of, preference, read_votes, undecided
 from omnitune.io.files import sealed, sha256_of
 
 pytestmark = pytest.mark.unit

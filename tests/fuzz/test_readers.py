@@ -17,7 +17,7 @@ from omnitune.config import Mixture, load_config
 from omnitune.errors import ConfigError
 from omnitune.io.jsonl import read_objects
 from omnitune.io.weights import read_header
-from omnitune.models.adapter_metadata import checked_metadata
+from omnitune.models.lora.metadata import checked_metadata
 from omnitune.paths import METADATA_FILE
 
 pytestmark = pytest.mark.unit

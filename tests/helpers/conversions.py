@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import TARGET_MODULES
+from omnitune.models.lora.lora import TARGET_MODULES
 
 CONFIG: dict[str, Any] = {
     **TRANSFORMER,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.training.flow_matching import Conditioned, velocity_errors
 from omnitune.training.model import hold_frozen, select_trained

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from omnitune.config.sources import Source
+from omnitune.config.mixtures.sources import Source
 from omnitune.loading.mixture_report import mixture_report
 from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.index import ShardIndex

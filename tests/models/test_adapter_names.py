@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from helpers.models import adapted_transformer, text_to_image_output, tiny_transformer
 from omnitune.models import load_lora, lora_state_dict, read_lora
-from omnitune.models.adapter_names import ALPHA, FACTORS, MAGNITUDE, read_names
+from omnitune.models.lora.names import ALPHA, FACTORS, MAGNITUDE, read_names
 
 pytestmark = pytest.mark.unit
 

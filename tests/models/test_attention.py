@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from omnitune.models import attention
-from omnitune.models.attention import KERNELS, attend, candidates, fastest
-from omnitune.models.packing import Packing
+from omnitune.models.transformer import attention
+from omnitune.models.transformer.attention import KERNELS, attend, candidates, fastest
+from omnitune.models.transformer.packing import Packing
 
 pytestmark = pytest.mark.unit
 

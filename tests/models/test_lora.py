@@ -20,7 +20,7 @@ from omnitune.models import (
     read_lora,
     save_lora,
 )
-from omnitune.models.lora import resolve_targets
+from omnitune.models.lora.lora import resolve_targets
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import torch
 
 from helpers.models import tiny_transformer
 from omnitune.models import OmniGen2Transformer2DModel, lora_config
-from omnitune.models.lora_dropout import DropoutSeeds, SampleDropout, use_sample_dropout
+from omnitune.models.lora.dropout import DropoutSeeds, SampleDropout, use_sample_dropout
 
 pytestmark = pytest.mark.unit
 

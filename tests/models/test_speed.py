@@ -17,11 +17,12 @@ from torchao.float8.float8_linear import Float8Linear
 
 from helpers.models import ragged_batch
 from helpers.tiny import TRANSFORMER
-from omnitune.models import OmniGen2Transformer2DModel, attention
-from omnitune.models.float8 import convert_to_float8
-from omnitune.models.lora import TARGET_MODULES
-from omnitune.models.packing import Packing, scaled_by_rows
-from omnitune.models.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock
+from omnitune.models import OmniGen2Transformer2DModel
+from omnitune.models.lora.lora import TARGET_MODULES
+from omnitune.models.transformer import attention
+from omnitune.models.transformer.float8 import convert_to_float8
+from omnitune.models.transformer.packing import Packing, scaled_by_rows
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Attention, OmniGen2TransformerBlock
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from helpers.models import ragged_batch
 from helpers.tiny import TRANSFORMER
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.rope import sample_position_ids
+from omnitune.models.transformer.rope import sample_position_ids
 
 pytestmark = pytest.mark.unit
 

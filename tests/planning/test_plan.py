@@ -16,8 +16,8 @@ from helpers.projects import changed
 from helpers.tiny import TRANSFORMER
 from omnitune.cli import app
 from omnitune.config import ExperimentOptions
-from omnitune.config.model import ArchOptions, ModelOptions
-from omnitune.config.sources import read_mixture
+from omnitune.config.experiment.model import ArchOptions, ModelOptions
+from omnitune.config.mixtures.sources import read_mixture
 from omnitune.flops import SampleTokens
 from omnitune.loading.loader import TrainingBatches
 from omnitune.loading.order import MixtureOrder

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from helpers.projects import sha256, write
-from omnitune.config.model import ModelOptions
-from omnitune.config.starts import model_name
+from omnitune.config.experiment.model import ModelOptions
+from omnitune.config.experiment.starts import model_name
 from omnitune.pretrained.files import PARTS, WEIGHTED, check_named
 from omnitune.pretrained.prepare import prepare_pretrained
 from omnitune.pretrained.weights import check_weights

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from omnitune.config import Benchmark
-from omnitune.evaluation.votes import Side, Vote
+from omnitune.evaluation.votes.votes import Side, Vote
 from omnitune.paths import BASE, EvaluatedStep
 from omnitune.report.collect import BenchmarkEntry, Evaluation
 from omnitune.report.remarks import remarks

@@ -13,7 +13,7 @@ from omnitune.io.part_configs import PARTS
 from omnitune.io.tokenizer_files import SETTINGS_FILE
 from omnitune.io.weights import read_json
 from omnitune.models.components import load_scheduler, load_text_encoder, load_vae, read_transformer
-from omnitune.models.prompts import load_tokenizer
+from omnitune.models.text.prompts import load_tokenizer
 from omnitune.pretrained.files import check_encoder, check_parts
 
 pytestmark = pytest.mark.unit
@@ -177,7 +177,7 @@ def test_a_chat_template_in_json_is_a_text(tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text("{}")
     tokenizer = type("Tokenizer", (), {"chat_template": None})
-    monkeypatch.setattr("omnitune.models.prompts._tokenizer", lambda source: tokenizer())
+    monkeypatch.setattr("omnitune.models.text.prompts._tokenizer", lambda source: tokenizer())
     for content in ("{}", '{"chat_template": [1]}'):
         (folder / "chat_template.json").write_text(content)
         with pytest.raises(ValueError, match=r"chat_template\.json: chat_template: is missing or no text"):

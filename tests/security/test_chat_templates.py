@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from omnitune.demo.text_encoder import CHAT_TEMPLATE
-from omnitune.models.chat_template import MAX_TEMPLATE
-from omnitune.models.prompts import SYSTEM_PROMPT, apply_chat_template
+from omnitune.models.text.chat_template import MAX_TEMPLATE
+from omnitune.models.text.prompts import SYSTEM_PROMPT, apply_chat_template
 
 pytestmark = pytest.mark.unit
 

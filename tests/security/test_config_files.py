@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from omnitune.config.sources import MAX_ENTRIES, read_mixture
+from omnitune.config.mixtures.sources import MAX_ENTRIES, read_mixture
 from omnitune.config.yaml_file import MAX_BYTES, MAX_NODES, read_yaml
 from omnitune.errors import ConfigError
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from omnitune.config import Benchmark, ExperimentOptions, load_config
-from omnitune.config.options import DataOptions
-from omnitune.config.sources import read_mixture
+from omnitune.config.experiment.options import DataOptions
+from omnitune.config.mixtures.sources import read_mixture
 from omnitune.config.workflow import WorkflowConfig
-from omnitune.evaluation.judges import read_labels
+from omnitune.evaluation.judges.judgements import read_labels
 from omnitune.evaluation.prompts import read_instructions, read_prompts
 from omnitune.io.places import is_local
 from omnitune.paths import MAX_FILE_BYTES, MAX_NAME_BYTES, names_folder, path_problem

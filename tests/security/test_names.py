@@ -16,8 +16,8 @@ from snakemake_interface_executor_plugins.utils import TargetSpec, encode_target
 from helpers.fuzzing import FUZZ
 from helpers.pictures import picture
 from helpers.projects import changed, project, write
-from omnitune.config.model import ModelOptions
-from omnitune.config.starts import model_name
+from omnitune.config.experiment.model import ModelOptions
+from omnitune.config.experiment.starts import model_name
 from omnitune.errors import ConfigError
 from omnitune.named_files import read_named_files
 from omnitune.paths import SAFE_SIGNS, names_folder, require_safe

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from omnitune.config import sample_files
-from omnitune.config.sources import read_mixture
+from omnitune.config.mixtures import sample_files
+from omnitune.config.mixtures.sources import read_mixture
 from omnitune.errors import ConfigError
 from omnitune.io import storage
 from omnitune.validation.source import validate_source

@@ -12,8 +12,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from omnitune.demo.text_encoder import build_tokenizer
 from omnitune.io.tokenizer_files import BYTES, SPLITTING
-from omnitune.models.prompts import apply_chat_template, count_tokens, load_tokenizer
-from omnitune.models.text_features import encode_text
+from omnitune.models.text.features import encode_text
+from omnitune.models.text.prompts import apply_chat_template, count_tokens, load_tokenizer
 from omnitune.pretrained.files import check_parts
 
 pytestmark = pytest.mark.unit

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from helpers.models import tiny_transformer
 from omnitune.io.weights import read_header
-from omnitune.models import load_lora, lora_config, lora_state_dict, prompts, read_lora, read_transformer, save_lora
-from omnitune.models.adapter_names import PREFIX
-from omnitune.models.lora import METADATA_KEY
+from omnitune.models import load_lora, lora_config, lora_state_dict, read_lora, read_transformer, save_lora
+from omnitune.models.lora.lora import METADATA_KEY
+from omnitune.models.lora.names import PREFIX
+from omnitune.models.text import prompts
 
 pytestmark = pytest.mark.unit
 

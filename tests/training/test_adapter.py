@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from helpers.models import adapted_transformer, text_to_image_output, tiny_transformer
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 from omnitune.models import lora_state_dict, save_lora
-from omnitune.models.lora import resolve_targets
+from omnitune.models.lora.lora import resolve_targets
 from omnitune.paths import ADAPTER_FILE
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
 

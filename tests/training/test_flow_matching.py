@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnitune.config.training import TransportOptions
+from omnitune.config.experiment.training import TransportOptions
 from omnitune.training.flow_matching import (
     Conditioned,
     draw_time,

@@ -10,7 +10,7 @@ from torch import nn
 from helpers.models import ragged_batch, randomise, tiny_transformer
 from helpers.tiny import TRANSFORMER
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import ParameterGroup, TrainOptions, trained_names
+from omnitune.config.experiment.training import ParameterGroup, TrainOptions, trained_names
 from omnitune.models import lora_state_dict
 from omnitune.training.model import Trained, build_model, require_kernel, select_trained
 

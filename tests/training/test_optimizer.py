@@ -7,7 +7,7 @@ from helpers.projects import changed
 from helpers.tiny import TRANSFORMER
 from omnitune.checkpoints.average import WeightAverage
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.training.optimizer import (
     LossScale,

@@ -17,7 +17,7 @@ from omnitune.images.inspect import inspect_image
 from omnitune.images.metadata import EXIF_ORIENTATION
 from omnitune.images.preview import SHIFTED, is_shifted
 from omnitune.io.jsonl import MAX_LINE_BYTES, count_rows, read_lines
-from omnitune.models.prompts import apply_chat_template
+from omnitune.models.text.prompts import apply_chat_template
 from omnitune.validation.source import Checks, check_line, validate_source
 from omnitune.validation.summary import MAX_LABELS, OTHER
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from omnitune.models.transformer_omnigen2 import OmniGen2Transformer2DModel
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Transformer2DModel
 
 
 @dataclass(frozen=True)

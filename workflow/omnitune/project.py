@@ -10,9 +10,9 @@ from typing import Any
 from omnitune.config import Benchmark, ExperimentOptions, StartingWeights, WorkflowConfig, agreement, starting_weights
 from omnitune.config.base import check_config
 from omnitune.config.data import DataOptions
-from omnitune.config.model import ModelOptions
-from omnitune.config.sources import Source, sources_of
-from omnitune.config.variants import differing_options, variants_of
+from omnitune.config.experiment.model import ModelOptions
+from omnitune.config.experiment.variants import differing_options, variants_of
+from omnitune.config.mixtures.sources import Source, sources_of
 from omnitune.config.workflow import Cluster
 from omnitune.encoding.groups import group_shards
 from omnitune.errors import ConfigError

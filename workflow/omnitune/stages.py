@@ -211,7 +211,7 @@ class Evaluation:
 
     def judge(self, name: str) -> None:
         """Asks a judge about the images of all parts."""
-        from omnitune.evaluation.judges import judge_images
+        from omnitune.evaluation.judges.judgements import judge_images
         from omnitune.evaluation.prompts import protocol_fingerprint, read_prompts
         from omnitune.evaluation.scoring import read_parts
 

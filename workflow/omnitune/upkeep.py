@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from omnitune.checkpoints.states import newest_state, removal_of, remove
-from omnitune.config.options import NAME
+from omnitune.config.experiment.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
 from omnitune.paths import EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
 from omnitune.project import Project

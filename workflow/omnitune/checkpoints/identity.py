@@ -8,7 +8,7 @@ from typing import Any
 from omnitune.checkpoints.states import list_checkpoints, newest_state, next_superseded
 from omnitune.config import ExperimentOptions
 from omnitune.config.affects import defaults
-from omnitune.config.sources import sources_of
+from omnitune.config.mixtures.sources import sources_of
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
 from omnitune.paths import parse_converted, starting_adapter_file, weights_name

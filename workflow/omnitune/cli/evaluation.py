@@ -109,7 +109,7 @@ def vote(
     Ends when all pairs are judged, or at Ctrl-C; the next call shows what is left. Reports show the outcome.
     """
     from omnitune.evaluation.prompts import read_prompts
-    from omnitune.evaluation.vote_server import serve_votes
+    from omnitune.evaluation.votes.server import serve_votes
 
     name = file_stem(benchmark)
     protocol = as_imported(name, load_config(benchmark, Benchmark))

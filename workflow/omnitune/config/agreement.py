@@ -7,10 +7,10 @@ from typing import Any
 
 from omnitune.config.affects import keys_affecting
 from omnitune.config.base import load_config
-from omnitune.config.benchmark import Benchmark
+from omnitune.config.benchmarks.benchmark import Benchmark
 from omnitune.config.data import DataOptions
-from omnitune.config.options import ExperimentOptions
-from omnitune.config.starts import StartingWeights
+from omnitune.config.experiment.options import ExperimentOptions
+from omnitune.config.experiment.starts import StartingWeights
 from omnitune.config.workflow import Cluster
 from omnitune.errors import ConfigError
 from omnitune.paths import EXPERIMENT, MAX_NAME_BYTES, PRETRAINED, file_stem, names_folder

@@ -118,8 +118,8 @@ class Measure:
     """A figure of a generated image, and how the report shows it.
 
     Attributes:
-        function: `module:name` of a function of `omnitune.evaluation.measures.Case`, which gives None where there is
-            nothing to measure; None for a figure of the benchmark's check, check_{name}.
+        function: `module:name` of a function of `omnitune.evaluation.measures.measure.Case`, which gives None where
+            there is nothing to measure; None for a figure of the benchmark's check, check_{name}.
         label: for people.
         higher_is_better: which change counts as better.
         digits: behind the point.
@@ -202,25 +202,25 @@ IMAGE_FORMATS = {  # jpeg is without chroma subsampling
     "png": ImageFormat("png", "PNG", bytes_per_pixel=2.0),
 }
 _MEASURES = "omnitune.evaluation.measures"
-_ENCODERS = "omnitune.evaluation.encoders"
+_ENCODERS = "omnitune.evaluation.measures.encoders"
 MEASURES = Measures(
     {
-        "psnr": Measure(f"{_MEASURES}_of_pixels:psnr", "PSNR (dB)", digits=2, headline=4),
-        "ssim": Measure(f"{_MEASURES}_of_pixels:ssim", "SSIM", headline=5),
-        "identity": Measure(f"{_MEASURES}_of_edits:identity", "kept outside the edit (dB)", digits=2),
-        "shift": Measure(f"{_MEASURES}_of_edits:shift", "shift (px)", higher_is_better=False, digits=2),
-        "zoom": Measure(f"{_MEASURES}_of_edits:zoom", "zoom (%)", higher_is_better=False, digits=2),
-        "clip": Measure(f"{_MEASURES}_of_models:clip", "CLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
-        "siglip": Measure(f"{_MEASURES}_of_models:siglip", "SigLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
-        "dino": Measure(f"{_MEASURES}_of_models:dino", "DINO to inputs", digits=2, model=f"{_ENCODERS}:load_image"),
+        "psnr": Measure(f"{_MEASURES}.pixels:psnr", "PSNR (dB)", digits=2, headline=4),
+        "ssim": Measure(f"{_MEASURES}.pixels:ssim", "SSIM", headline=5),
+        "identity": Measure(f"{_MEASURES}.edits:identity", "kept outside the edit (dB)", digits=2),
+        "shift": Measure(f"{_MEASURES}.edits:shift", "shift (px)", higher_is_better=False, digits=2),
+        "zoom": Measure(f"{_MEASURES}.edits:zoom", "zoom (%)", higher_is_better=False, digits=2),
+        "clip": Measure(f"{_MEASURES}.models:clip", "CLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
+        "siglip": Measure(f"{_MEASURES}.models:siglip", "SigLIP", digits=2, model=f"{_ENCODERS}:load_text_image"),
+        "dino": Measure(f"{_MEASURES}.models:dino", "DINO to inputs", digits=2, model=f"{_ENCODERS}:load_image"),
         "preference": Measure(
-            f"{_MEASURES}_of_models:preference", "preference", digits=2, model=f"{_ENCODERS}:load_text_image"
+            f"{_MEASURES}.models:preference", "preference", digits=2, model=f"{_ENCODERS}:load_text_image"
         ),
         "aesthetic": Measure(
-            f"{_MEASURES}_of_models:aesthetic", "aesthetic", model=f"{_ENCODERS}:load_classifier", has_label=True
+            f"{_MEASURES}.models:aesthetic", "aesthetic", model=f"{_ENCODERS}:load_classifier", has_label=True
         ),
         "fid": Measure(
-            f"{_MEASURES}_of_sets:fid",
+            f"{_MEASURES}.sets:fid",
             "FID",
             higher_is_better=False,
             digits=2,
@@ -228,14 +228,14 @@ MEASURES = Measures(
             of_set=True,
         ),
         "kid": Measure(
-            f"{_MEASURES}_of_sets:kid",
+            f"{_MEASURES}.sets:kid",
             "KID x 1000",
             higher_is_better=False,
             digits=2,
             model=f"{_ENCODERS}:load_image",
             of_set=True,
         ),
-        "loss": Measure(f"{_MEASURES}:loss", "held-out loss", higher_is_better=False, headline=3),
+        "loss": Measure(f"{_MEASURES}.measure:loss", "held-out loss", higher_is_better=False, headline=3),
         "check_shape": Measure(None, "shape right", share=True),
         "check_color": Measure(None, "colour right", share=True),
         "check_position": Measure(None, "position right", share=True),

@@ -13,10 +13,10 @@ from pydantic_core import PydanticUndefined
 
 from omnitune.config.affects import affects_of
 from omnitune.config.base import Section, section_of
-from omnitune.config.benchmark import Benchmark
+from omnitune.config.benchmarks.benchmark import Benchmark
 from omnitune.config.choices import OneOf
-from omnitune.config.mixture import Mixture
-from omnitune.config.options import ExperimentOptions
+from omnitune.config.experiment.options import ExperimentOptions
+from omnitune.config.mixtures.mixture import Mixture
 from omnitune.config.workflow import WorkflowConfig
 from omnitune.io.files import write_text
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from omnitune.conversion.tensors import LazyTensor, State
-from omnitune.models.lora import FACTORS, MAGNITUDE, adapted_modules, adapter_alphas, adapter_scale
+from omnitune.models.lora.lora import FACTORS, MAGNITUDE, adapted_modules, adapter_alphas, adapter_scale
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import trained_names
+from omnitune.config.experiment.training import trained_names
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.card import model_card
 from omnitune.conversion.checkpoint import check_checkpoint, hashing_thread
@@ -28,8 +28,8 @@ from omnitune.conversion.tensors import State
 from omnitune.conversion.write import Target, Weights, is_merged, require_replaceable, write_weights
 from omnitune.io.files import portable
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.base_fingerprint import folder_fingerprint
-from omnitune.models.lora import FACTORS, linear_names
+from omnitune.models.lora.base_fingerprint import folder_fingerprint
+from omnitune.models.lora.lora import FACTORS, linear_names
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 from omnitune.pretrained.transformer import trained_layers
 from omnitune.training.adapter import lora_config_of

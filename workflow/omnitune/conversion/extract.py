@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from omnitune.config.convert import EXTRACTED_RANK
+from omnitune.config.experiment.convert import EXTRACTED_RANK
 from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.formats.readers import READERS
 from omnitune.conversion.tensors import LazyTensor, State, open_safetensors, write_safetensors
 from omnitune.models.files import is_finite
-from omnitune.models.lora import FACTORS
+from omnitune.models.lora.lora import FACTORS
 
 # In a fine-tune of the demo they explain what a full decomposition does to 2e-4 of each layer's change, at ranks from 4
 # to 64; of a matrix of 2520 x 2520 they take a sixteenth of its time.

@@ -10,9 +10,9 @@ from omnitune.conversion.read import read_checkpoint, some
 from omnitune.conversion.tensors import State
 from omnitune.io.files import sha256_of
 from omnitune.io.weights import read_header
-from omnitune.models.adapter_names import ALPHA, FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX
-from omnitune.models.base_fingerprint import folder_fingerprint
-from omnitune.models.lora import AdapterHeader, adapted_modules, adapter_alphas, adapter_scale, read_lora_header
+from omnitune.models.lora.base_fingerprint import folder_fingerprint
+from omnitune.models.lora.lora import AdapterHeader, adapted_modules, adapter_alphas, adapter_scale, read_lora_header
+from omnitune.models.lora.names import ALPHA, FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX
 from omnitune.paths import (
     ADAPTER_FILE,
     AVERAGE_FOLDER,

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 from omnitune.conversion.read import some
 from omnitune.conversion.tensors import State
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.lora import FACTORS, MAGNITUDE, published_name, resolve_targets
+from omnitune.models.lora.lora import FACTORS, MAGNITUDE, published_name, resolve_targets
 
 Shapes = dict[str, tuple[int, ...]]
 

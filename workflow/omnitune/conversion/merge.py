@@ -12,8 +12,8 @@ from omnitune.conversion.start import starting_state
 from omnitune.conversion.write import Target, Weights, require_replaceable, write_weights
 from omnitune.io.files import portable, sha256_of
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.base_fingerprint import folder_fingerprint, warn_of_other_base
-from omnitune.models.lora import linear_names, read_factors, read_lora_header, require_fitting
+from omnitune.models.lora.base_fingerprint import folder_fingerprint, warn_of_other_base
+from omnitune.models.lora.lora import linear_names, read_factors, read_lora_header, require_fitting
 from omnitune.paths import adapter_file
 from omnitune.pretrained.transformer import require_transformer
 

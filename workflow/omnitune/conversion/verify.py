@@ -11,7 +11,7 @@ from omnitune.conversion.adapters import Adapter, peft_layer
 from omnitune.conversion.formats.readers import READERS, Factors
 from omnitune.conversion.read import some
 from omnitune.conversion.tensors import Digest, LazyTensor, State
-from omnitune.models.lora import FACTORS
+from omnitune.models.lora.lora import FACTORS
 
 TOLERANCE = (
     1e-4  # of a fold or a merge, relative to what the adapter adds; the rounding to the written type comes on top

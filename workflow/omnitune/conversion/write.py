@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnitune.config.convert import EXTRACTED_RANK, SHARD_SIZE
+from omnitune.config.experiment.convert import EXTRACTED_RANK, SHARD_SIZE
 from omnitune.conversion.adapters import Adapter, folded, merged
 from omnitune.conversion.card import CARD_FILE, MARK
 from omnitune.conversion.checkpoint import hashing_thread
@@ -16,7 +16,7 @@ from omnitune.conversion.read import read_published
 from omnitune.conversion.tensors import PRECISIONS, State, open_safetensors
 from omnitune.conversion.verify import verify_adapter, verify_model
 from omnitune.io.files import atomic_folder, sha256_of, write_json
-from omnitune.models.base_fingerprint import BASE_KEY
+from omnitune.models.lora.base_fingerprint import BASE_KEY
 from omnitune.paths import (
     ADAPTER_FILE,
     COMFYUI_MODEL_FILE,

@@ -20,7 +20,7 @@ from omnitune.demo.vae import load_vae
 from omnitune.io.files import write_json
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.models.components import model_index
-from omnitune.models.transformer_omnigen2 import OmniGen2Attention
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Attention
 
 # Weights in bfloat16; transformer.json beside them holds their SHA-256, how they were trained and what they can do.
 WEIGHTS = Path(__file__).with_name("transformer.safetensors")

@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from omnitune.models import OmniGen2Transformer2DModel
-from omnitune.models.rope import THETA
-from omnitune.models.transformer_omnigen2 import MAX_REFERENCE_IMAGES
+from omnitune.models.transformer.rope import THETA
+from omnitune.models.transformer.transformer_omnigen2 import MAX_REFERENCE_IMAGES
 
 
 @dataclass

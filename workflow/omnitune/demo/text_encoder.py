@@ -17,7 +17,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from omnitune.demo.dataset import COUNTS, draw_drafts
 from omnitune.demo.scenes import BACKGROUND_COLOURS, PATTERNS, PLACES, SHAPE_COLOURS, SHAPES
-from omnitune.models.prompts import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
+from omnitune.models.text.prompts import SYSTEM_PROMPT, SYSTEM_PROMPT_DROP
 
 # What stands before each instruction. A token each: it says the same everywhere, and would be half of the sequence
 # otherwise.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 
 SHARDED = ("fsdp", "hsdp")
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 
 from omnitune.models import OmniGen2Pipeline
-from omnitune.models.text_features import text_model_of
+from omnitune.models.text.features import text_model_of
 
 logger = logging.getLogger("omnitune")
 

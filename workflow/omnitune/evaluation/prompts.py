@@ -20,7 +20,7 @@ from omnitune.images.prepare import read_rgb
 from omnitune.io.files import is_plain_file, lock_folder, sha256_of, write_json
 from omnitune.io.jsonl import read_objects
 from omnitune.io.places import require_below
-from omnitune.models.prompts import DEFAULT_NEGATIVE_PROMPT
+from omnitune.models.text.prompts import DEFAULT_NEGATIVE_PROMPT
 from omnitune.validation.row import MAX_INPUT_IMAGES, TASK_TYPES
 
 ImagePath = Annotated[PathText, Field(min_length=1)]

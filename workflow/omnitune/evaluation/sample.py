@@ -26,7 +26,7 @@ from omnitune.io.storage import is_url
 from omnitune.io.url_limits import fetching
 from omnitune.io.weights import read_header, require_weights
 from omnitune.models import DEFAULT_NEGATIVE_PROMPT, MAX_REFERENCE_IMAGES, OmniGen2Pipeline
-from omnitune.models.base_fingerprint import model_fingerprint
+from omnitune.models.lora.base_fingerprint import model_fingerprint
 from omnitune.paths import adapter_file
 from omnitune.pretrained.files import PARTS, check_parts
 from omnitune.pretrained.weights import check_weights

@@ -9,10 +9,10 @@ from typing import Any
 
 from omnitune.config import Benchmark
 from omnitune.config.choices import MEASURES
-from omnitune.evaluation.encoders import load_models
-from omnitune.evaluation.judges import judged_measures, read_judgements, summed_up
-from omnitune.evaluation.measures import Case, measure
-from omnitune.evaluation.measures_of_sets import measure_sets
+from omnitune.evaluation.judges.judgements import judged_measures, read_judgements, summed_up
+from omnitune.evaluation.measures.encoders import load_models
+from omnitune.evaluation.measures.measure import Case, measure
+from omnitune.evaluation.measures.sets import measure_sets
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_drawn
 from omnitune.io.files import is_whole, json_line, lock_folder, sealed, sha256_of, write_json, write_text

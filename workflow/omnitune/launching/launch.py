@@ -4,7 +4,7 @@ import logging
 
 from omnitune.checkpoints.identity import identity_of, require_same
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 from omnitune.console import Interrupted
 from omnitune.distributed.layout import Layout
 from omnitune.distributed.processes import (

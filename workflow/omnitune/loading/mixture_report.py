@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from omnitune.config.sources import Source
+from omnitune.config.mixtures.sources import Source
 from omnitune.loading.order import MixtureOrder
 from omnitune.sharding.index import TOKENS, ShardIndex
 

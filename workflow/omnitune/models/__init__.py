@@ -8,31 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .components import read_transformer
-    from .lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
+    from .lora.lora import load_lora, lora_config, lora_state_dict, read_lora, save_lora
     from .pipeline_omnigen2 import OmniGen2Pipeline
-    from .prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template
     from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
-    from .text_features import encode_text
-    from .transformer_omnigen2 import MAX_REFERENCE_IMAGES, OmniGen2Transformer2DModel, OmniGen2TransformerBlock
+    from .text.features import encode_text
+    from .text.prompts import DEFAULT_NEGATIVE_PROMPT, SYSTEM_PROMPT, SYSTEM_PROMPT_DROP, apply_chat_template
+    from .transformer.transformer_omnigen2 import (
+        MAX_REFERENCE_IMAGES,
+        OmniGen2Transformer2DModel,
+        OmniGen2TransformerBlock,
+    )
 
 _HOMES = {
-    "DEFAULT_NEGATIVE_PROMPT": "prompts",
-    "MAX_REFERENCE_IMAGES": "transformer_omnigen2",
-    "SYSTEM_PROMPT": "prompts",
-    "SYSTEM_PROMPT_DROP": "prompts",
+    "DEFAULT_NEGATIVE_PROMPT": "text.prompts",
+    "MAX_REFERENCE_IMAGES": "transformer.transformer_omnigen2",
+    "SYSTEM_PROMPT": "text.prompts",
+    "SYSTEM_PROMPT_DROP": "text.prompts",
     "OmniGen2DPMSolverScheduler": "scheduler",
     "OmniGen2FlowMatchScheduler": "scheduler",
     "OmniGen2Pipeline": "pipeline_omnigen2",
-    "OmniGen2Transformer2DModel": "transformer_omnigen2",
-    "OmniGen2TransformerBlock": "transformer_omnigen2",
-    "apply_chat_template": "prompts",
-    "encode_text": "text_features",
-    "load_lora": "lora",
-    "lora_config": "lora",
-    "lora_state_dict": "lora",
-    "read_lora": "lora",
+    "OmniGen2Transformer2DModel": "transformer.transformer_omnigen2",
+    "OmniGen2TransformerBlock": "transformer.transformer_omnigen2",
+    "apply_chat_template": "text.prompts",
+    "encode_text": "text.features",
+    "load_lora": "lora.lora",
+    "lora_config": "lora.lora",
+    "lora_state_dict": "lora.lora",
+    "read_lora": "lora.lora",
     "read_transformer": "components",
-    "save_lora": "lora",
+    "save_lora": "lora.lora",
 }
 
 __all__ = [

@@ -11,11 +11,10 @@ from torch import nn
 
 from omnitune.io.part_configs import read_part
 from omnitune.io.weights import read_header, read_json, require_weights
-
-from .files import load_whole, loading, require_finite
-from .prompts import load_tokenizer
-from .scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
-from .transformer_omnigen2 import OmniGen2Transformer2DModel
+from omnitune.models.files import load_whole, loading, require_finite
+from omnitune.models.scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
+from omnitune.models.text.prompts import load_tokenizer
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Transformer2DModel
 
 COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
 

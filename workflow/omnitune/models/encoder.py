@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .components import load_text_encoder, load_vae
-from .prompts import load_tokenizer
-from .text_features import encode_text, text_model_of
+from omnitune.models.components import load_text_encoder, load_vae
+from omnitune.models.text.features import encode_text, text_model_of
+from omnitune.models.text.prompts import load_tokenizer
 
 SCALING_FACTOR = 0.18215  # AutoencoderKL's own, where a config does not name one
 

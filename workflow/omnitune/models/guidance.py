@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .step_cache import Branch
+from omnitune.models.transformer.step_cache import Branch
 
 
 @dataclass

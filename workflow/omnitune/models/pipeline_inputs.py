@@ -7,8 +7,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from omnitune.images.resize import to_rgb
-
-from .transformer_inputs import MAX_REFERENCE_IMAGES
+from omnitune.models.transformer.inputs import MAX_REFERENCE_IMAGES
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 

@@ -21,15 +21,22 @@ from PIL import Image
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
 from omnitune.io.files import write_json
 from omnitune.io.places import is_local
-
-from .components import COMPONENTS, LOADERS, model_index
-from .guidance import Branches, Sample
-from .lora import OmniGen2LoraLoaderMixin
-from .pipeline_inputs import Features, ImageList, Reference, check_outputs, count_prompts, images_per_prompt, one_each
-from .scheduler import OmniGen2FlowMatchScheduler
-from .step_cache import OmniGen2StepCacheMixin
-from .text_features import encode_text, unpadded
-from .transformer_omnigen2 import OmniGen2Transformer2DModel
+from omnitune.models.components import COMPONENTS, LOADERS, model_index
+from omnitune.models.guidance import Branches, Sample
+from omnitune.models.lora.lora import OmniGen2LoraLoaderMixin
+from omnitune.models.pipeline_inputs import (
+    Features,
+    ImageList,
+    Reference,
+    check_outputs,
+    count_prompts,
+    images_per_prompt,
+    one_each,
+)
+from omnitune.models.scheduler import OmniGen2FlowMatchScheduler
+from omnitune.models.text.features import encode_text, unpadded
+from omnitune.models.transformer.step_cache import OmniGen2StepCacheMixin
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Transformer2DModel
 
 DEFAULT_LATENT_SIDE = 128
 Callback = Callable[[Any, int, list[float], dict[str, Any]], dict[str, Any] | None]

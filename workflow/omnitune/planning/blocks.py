@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from omnitune.flops import SampleTokens
-from omnitune.models.packing import Packing
+from omnitune.models.transformer.packing import Packing
 
 
 class LiveBytes(TorchDispatchMode):

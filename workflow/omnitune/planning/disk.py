@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions, StartingWeights
 from omnitune.config.choices import IMAGE_FORMATS
-from omnitune.config.sources import Source
+from omnitune.config.mixtures.sources import Source
 from omnitune.flops import PIXELS_PER_TOKEN
 from omnitune.planning.published import download_bytes, pipeline_bytes
 from omnitune.planning.samples import AssumedSamples

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.sources import Source
+from omnitune.config.mixtures.sources import Source
 from omnitune.distributed.layout import shard_size_of
 from omnitune.flops import SampleTokens
 from omnitune.planning.disk import DiskSpace

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.model import ArchOptions
+from omnitune.config.experiment.model import ArchOptions
 from omnitune.flops import peak_flops
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import WHOLE_TENSORS, TrainOptions
+from omnitune.config.experiment.training import WHOLE_TENSORS, TrainOptions
 from omnitune.distributed.layout import SHARDED, shard_size_of, sharded_strategies
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.flops import SampleTokens, Unit, gradient_reaches, is_trained

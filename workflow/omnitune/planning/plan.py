@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omnitune.config import ExperimentOptions, StartingWeights, starting_weights
-from omnitune.config.sources import sources_of
+from omnitune.config.mixtures.sources import sources_of
 from omnitune.flops import ModelFlops
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.paths import INDEX, METRICS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnitune.config.model import ModelOptions
+from omnitune.config.experiment.model import ModelOptions
 from omnitune.pretrained.files import DEMO, local_files
 
 

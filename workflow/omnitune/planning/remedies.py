@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import WHOLE_TENSORS
+from omnitune.config.experiment.training import WHOLE_TENSORS
 from omnitune.distributed.layout import SHARDED, sharded_strategies
 from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.planning.inputs import PlanInputs

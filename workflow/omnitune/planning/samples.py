@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnitune.config.data import DataOptions
-from omnitune.config.sources import Source
+from omnitune.config.mixtures.sources import Source
 from omnitune.flops import PIXELS_PER_TOKEN
 from omnitune.images.prepare import ImageLimits
 from omnitune.images.resize import target_size

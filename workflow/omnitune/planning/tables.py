@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from omnitune.checkpoints.identity import stretched
-from omnitune.config.options import without_meaning
+from omnitune.config.experiment.options import without_meaning
 from omnitune.paths import EXPERIMENT
 from omnitune.planning.memory import FITS, gigabytes
 from omnitune.planning.plan import TrainingPlan

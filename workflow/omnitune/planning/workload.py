@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.sources import Source, sources_of
+from omnitune.config.mixtures.sources import Source, sources_of
 from omnitune.flops import PIXELS_PER_TOKEN, SampleTokens
 from omnitune.loading.balance import deal, waste
 from omnitune.loading.order import MixtureOrder

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omnitune.config.model import ModelOptions
+from omnitune.config.experiment.model import ModelOptions
 from omnitune.io.part_configs import read_part
 from omnitune.io.places import is_local
 from omnitune.io.tokenizer_files import SETTINGS_FILE, read_tokenizer, tokenizer_folder

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnitune.config.model import ModelOptions
+from omnitune.config.experiment.model import ModelOptions
 from omnitune.demo.base_model import build_base_model
 from omnitune.io.files import atomic_folder, sha256_of, share, write_json
 from omnitune.io.places import is_local

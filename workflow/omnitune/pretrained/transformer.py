@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omnitune.config.training import ParameterGroup, trained_names
+from omnitune.config.experiment.training import ParameterGroup, trained_names
 from omnitune.io.part_configs import read_part
 from omnitune.io.weights import read_header, weight_map
 

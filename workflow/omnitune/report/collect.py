@@ -9,7 +9,7 @@ from typing import Any
 from omnitune.config import Benchmark, ExperimentOptions, evaluation_folders
 from omnitune.evaluation.prompts import Prompt, protocol_fingerprint
 from omnitune.evaluation.results import read_generations, read_scores
-from omnitune.evaluation.votes import Vote, read_votes
+from omnitune.evaluation.votes.votes import Vote, read_votes
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.io.files import portable
 from omnitune.paths import BASE, STARTS_FILE, VOTES, EvaluatedStep

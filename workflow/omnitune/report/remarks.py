@@ -6,7 +6,7 @@ from typing import Any
 
 from omnitune.config.choices import JUDGED, MEASURES
 from omnitune.evaluation.statistics import compare
-from omnitune.evaluation.votes import Vote, preference
+from omnitune.evaluation.votes.votes import Vote, preference
 from omnitune.paths import BASE
 from omnitune.report.collect import Evaluation
 from omnitune.report.scores import ALL, Score, primary_of, show, values_of

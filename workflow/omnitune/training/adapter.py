@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from omnitune.config.training import TrainOptions
-from omnitune.models.base_fingerprint import model_fingerprint, warn_of_other_base
-from omnitune.models.lora import (
+from omnitune.config.experiment.training import TrainOptions
+from omnitune.models.lora.base_fingerprint import model_fingerprint, warn_of_other_base
+from omnitune.models.lora.lora import (
     FACTORS,
     MAGNITUDE,
     TARGET_MODULES,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.model import ArchOptions
+from omnitune.config.experiment.model import ArchOptions
 from omnitune.io.weights import read_json
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from omnitune.config.training import TransportOptions
+from omnitune.config.experiment.training import TransportOptions
 from omnitune.encoding.read import EncodedIndex
 from omnitune.loading.loader import Sample
 from omnitune.models.encoder import FrozenEncoder

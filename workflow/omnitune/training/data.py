@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.sources import Source, sources_of
+from omnitune.config.mixtures.sources import Source, sources_of
 from omnitune.distributed.layout import Layout
 from omnitune.encoding.fingerprint import fingerprint_of
 from omnitune.encoding.read import EncodedIndex

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from omnitune.config.training import TransportOptions
+from omnitune.config.experiment.training import TransportOptions
 from omnitune.flops import SampleTokens
 
 BINS = 10

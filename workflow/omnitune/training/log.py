@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from omnitune.config.options import ExperimentOptions
+from omnitune.config.experiment.options import ExperimentOptions
 from omnitune.io.files import json_line, write_text
 from omnitune.paths import STARTS_FILE
 

@@ -26,7 +26,7 @@ from omnitune.checkpoints.states import (
     step_of,
 )
 from omnitune.config import ExperimentOptions, require_processes
-from omnitune.config.options import without_meaning
+from omnitune.config.experiment.options import without_meaning
 from omnitune.console import Progress
 from omnitune.distributed import parallel
 from omnitune.distributed.layout import Layout

@@ -8,11 +8,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from omnitune.config import ExperimentOptions
-from omnitune.config.training import TrainOptions, trained_names
+from omnitune.config.experiment.training import TrainOptions, trained_names
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.models import read_transformer
-from omnitune.models.attention import candidates
-from omnitune.models.lora_dropout import DropoutSeeds, use_sample_dropout
+from omnitune.models.lora.dropout import DropoutSeeds, use_sample_dropout
+from omnitune.models.transformer.attention import candidates
 from omnitune.training.adapter import load_starting_adapter, lora_config_of
 from omnitune.training.architecture import require_architecture
 
@@ -53,7 +53,7 @@ def build_model(options: ExperimentOptions, folder: Path, device: torch.device) 
         model.enable_gradient_checkpointing()
         model.gradient_checkpointing_every = train.gradient_checkpointing_every
     if train.fp8:
-        from omnitune.models.float8 import convert_to_float8
+        from omnitune.models.transformer.float8 import convert_to_float8
 
         convert_to_float8(model)
     if train.compile:

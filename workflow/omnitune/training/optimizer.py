@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from omnitune.config.choices import OPTIMIZERS
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 from omnitune.models import OmniGen2TransformerBlock
 from omnitune.training.schedules import peak_learning_rate
 

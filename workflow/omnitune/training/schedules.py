@@ -8,7 +8,7 @@ from diffusers.optimization import get_scheduler
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.choices import SCHEDULES
-from omnitune.config.training import TrainOptions
+from omnitune.config.experiment.training import TrainOptions
 
 Rate = Callable[[int], float]  # of each update, counted from 0
 WITHOUT_WARMUP = ("constant", "piecewise_constant")

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from omnitune.config.choices import IMAGE_FORMATS
-from omnitune.config.sources import read_mixture
+from omnitune.config.mixtures.sources import read_mixture
 from omnitune.errors import shown
 from omnitune.images.prepare import ImageLimits, target_size
 from omnitune.io.files import atomic_folder, atomic_path, json_line, lock_folder, sha256_of, write_json, write_text

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, get_args
 
-from omnitune.config.sources import Source
+from omnitune.config.mixtures.sources import Source
 from omnitune.console import Progress
 from omnitune.errors import ConfigError, Refused
 from omnitune.images.inspect import Depth, ImageFacts, inspect_image
@@ -25,7 +25,7 @@ from omnitune.io.parquet import ParquetRows
 from omnitune.io.storage import is_url, redact
 from omnitune.io.url_limits import USUAL, UrlLimits, fetching
 from omnitune.io.workers import ordered_map
-from omnitune.models.prompts import count_tokens, load_tokenizer
+from omnitune.models.text.prompts import count_tokens, load_tokenizer
 from omnitune.paths import path_hint
 from omnitune.validation.image_places import image_places
 from omnitune.validation.row import KNOWN_KEYS, Row, check_row

@@ -11,8 +11,8 @@ from omnitune.conversion.adapters import Adapter
 from omnitune.conversion.keys import empty_transformer
 from omnitune.conversion.tensors import Digest, State, write_safetensors
 from omnitune.io.files import write_json
-from omnitune.models.adapter_names import PEFT_PREFIX, PREFIX
-from omnitune.models.lora import METADATA_KEY, metadata_text
+from omnitune.models.lora.lora import METADATA_KEY, metadata_text
+from omnitune.models.lora.names import PEFT_PREFIX, PREFIX
 from omnitune.paths import ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 from omnitune.pretrained.transformer import INDEX
 

@@ -3,7 +3,7 @@
 The file is `pytorch_lora_weights.safetensors` with keys `transformer.<module>.lora_A.weight` and `lora_B.weight`, and
 with DoRA `lora_magnitude_vector`. Without more, alpha equals the rank. The adapter's config travels in the file's
 metadata under `lora_adapter_metadata`, as diffusers writes it, so that another alpha and rsLoRA survive. Files of other
-tools are read as well: adapter_names.
+tools are read as well: names.py.
 """
 
 import difflib
@@ -27,12 +27,11 @@ from torch import nn
 from omnitune.io.files import atomic_path
 from omnitune.io.places import is_local
 from omnitune.io.weights import read_header, read_json
+from omnitune.models.files import require_finite
+from omnitune.models.lora.base_fingerprint import BASE_KEY, model_fingerprint, warn_of_other_base
+from omnitune.models.lora.metadata import adapter_ranks, checked_metadata, config_of_alphas
+from omnitune.models.lora.names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
 from omnitune.paths import ADAPTER_FILE, COMFYUI_ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE, adapter_file
-
-from .adapter_metadata import adapter_ranks, checked_metadata, config_of_alphas
-from .adapter_names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
-from .base_fingerprint import BASE_KEY, model_fingerprint, warn_of_other_base
-from .files import require_finite
 
 METADATA_KEY = "lora_adapter_metadata"
 TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0")

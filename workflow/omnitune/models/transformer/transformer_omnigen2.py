@@ -22,11 +22,17 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
-from .attention import attend, fastest
-from .packing import Packing, scaled_by_rows
-from .rope import GridSize, apply_rotary, check_position_ids, image_position_ids, sample_position_ids
-from .step_cache import TeaCache
-from .transformer_inputs import MAX_REFERENCE_IMAGES, check_inputs, check_sizes
+from omnitune.models.transformer.attention import attend, fastest
+from omnitune.models.transformer.inputs import MAX_REFERENCE_IMAGES, check_inputs, check_sizes
+from omnitune.models.transformer.packing import Packing, scaled_by_rows
+from omnitune.models.transformer.rope import (
+    GridSize,
+    apply_rotary,
+    check_position_ids,
+    image_position_ids,
+    sample_position_ids,
+)
+from omnitune.models.transformer.step_cache import TeaCache
 
 TIME_CHANNELS = 256
 QK_NORM_EPS = 1e-5

@@ -21,7 +21,7 @@ from typing import get_args
 from urllib.parse import parse_qs, urlsplit
 
 from omnitune.evaluation.prompts import open_image
-from omnitune.evaluation.votes import Choice, Pair, append_vote, pairs_of, preference, read_votes, undecided
+from omnitune.evaluation.votes.votes import Choice, Pair, append_vote, pairs_of, preference, read_votes, undecided
 
 logger = logging.getLogger("omnitune")
 

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from omnitune.evaluation.measures import Case, pixels_of
+from omnitune.evaluation.measures.measure import Case, pixels_of
 from omnitune.images.motion import Motion, motion
 from omnitune.images.resize import resize
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from omnitune.config.base import load_config
 from omnitune.config.data import DataOptions
-from omnitune.config.mixture import INSIDE, Mixture, MixtureEntry
-from omnitune.config.sample_files import PATTERN, SampleFiles, check_pattern, fixed_part
+from omnitune.config.mixtures.mixture import INSIDE, Mixture, MixtureEntry
+from omnitune.config.mixtures.sample_files import PATTERN, SampleFiles, check_pattern, fixed_part
 from omnitune.config.yaml_file import line_of
 from omnitune.errors import ConfigError, Refused
 from omnitune.io.jsonl import count_lines

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from omnitune.console import UNUSED
-
-from .transformer_omnigen2 import OmniGen2Transformer2DModel, OmniGen2TransformerBlock
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Transformer2DModel, OmniGen2TransformerBlock
 
 MULTIPLE = 16
 CAPABILITY = (8, 9)  # from which GPUs multiply float8

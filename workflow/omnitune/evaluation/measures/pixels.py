@@ -3,7 +3,7 @@
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from omnitune.evaluation.measures import Case
+from omnitune.evaluation.measures.measure import Case
 
 HIGHEST_PSNR = 100.0  # dB; equal images would be infinite, which no mean and no JSON can hold
 

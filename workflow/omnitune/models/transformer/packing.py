@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .rope import rotary_frequencies
+from omnitune.models.transformer.rope import rotary_frequencies
 
 MULTIPLE = 128  # of tokens, to which sequences are padded where a kernel wants few lengths
 

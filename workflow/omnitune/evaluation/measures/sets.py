@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from omnitune.config.benchmarks.measure import MeasureEntry
 from omnitune.config.choices import MEASURES
-from omnitune.config.measure import MeasureEntry
-from omnitune.evaluation.encoders import Encoder
+from omnitune.evaluation.measures.encoders import Encoder
 from omnitune.evaluation.prompts import open_image
 
 FEWEST = 100  # images; of fewer, these distances say more of the number of images than of what they show
@@ -58,7 +58,7 @@ def measure_sets(
 
     Args:
         entries: the benchmark's measures; those of single images are passed over.
-        models: from `omnitune.evaluation.encoders.load_models`.
+        models: from `omnitune.evaluation.measures.encoders.load_models`.
         pairs: each prompt's first image with its target; more of one prompt are no more of a set.
 
     Returns:

@@ -1,7 +1,7 @@
 """Measures by models: cosines of features, times 100, and scores of models that were trained to give some."""
 
-from omnitune.evaluation.encoders import Classifier, Encoder
-from omnitune.evaluation.measures import Case
+from omnitune.evaluation.measures.encoders import Classifier, Encoder
+from omnitune.evaluation.measures.measure import Case
 
 
 def clip(case: Case) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import TaylorSeerCacheConfig
 
-from .packing import Packing
+from omnitune.models.transformer.packing import Packing
 
 Branch = tuple[int, str]  # number of the image, name of the branch
 # Change of the first block's input to change of the last one's output, highest power first, as published for OmniGen2.

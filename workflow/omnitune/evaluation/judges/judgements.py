@@ -16,11 +16,11 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from omnitune.config.base import PathText, Section, check_config
+from omnitune.config.benchmarks.judge import Judge
 from omnitune.config.choices import JUDGED, judge_measure
-from omnitune.config.judge import Judge
 from omnitune.console import Progress
-from omnitune.evaluation.judge_client import Endpoint, ask_all
-from omnitune.evaluation.judge_prompt import FORMAT, SYSTEM, Answer, MissingError, Part, parts_of
+from omnitune.evaluation.judges.client import Endpoint, ask_all
+from omnitune.evaluation.judges.prompt import FORMAT, SYSTEM, Answer, MissingError, Part, parts_of
 from omnitune.evaluation.prompts import Prompt, open_image
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
 from omnitune.io.jsonl import read_objects
@@ -107,7 +107,7 @@ def _answered(judge: Judge, questions: Sequence[_Question], pause: float) -> dic
 
         asked = {name: question.parts for name, question in left.items()}
         if left and judge.base_url is None:
-            from omnitune.evaluation.judge_model import load_judge
+            from omnitune.evaluation.judges.local import load_judge
 
             model = load_judge(judge)
             for name, parts in asked.items():

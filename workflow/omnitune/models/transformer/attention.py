@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from .packing import Packing
+from omnitune.models.transformer.packing import Packing
 
 logger = logging.getLogger("omnitune")
 

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects
 from omnitune.config.base import PathText, Section, Seed
+from omnitune.config.benchmarks.judge import Judge
+from omnitune.config.benchmarks.measure import NAMED, MeasureEntry
 from omnitune.config.choices import CHECKS, JUDGED, MEASURES, PROMPT_FORMATS, OneOf, judge_measure
-from omnitune.config.judge import Judge
-from omnitune.config.measure import NAMED, MeasureEntry
 from omnitune.paths import EvaluatedStep
 
 BASELINE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")

@@ -10,12 +10,12 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from omnitune.config.affects import NAMES, NOTHING, Affects, keys_affecting
 from omnitune.config.base import PathText, PositiveInt, Section, Seed
-from omnitune.config.convert import ConvertOptions
 from omnitune.config.data import DataOptions
-from omnitune.config.model import ModelOptions, converted_by
-from omnitune.config.sources import count_rows, sources_of
-from omnitune.config.training import TrainOptions, TransportOptions
-from omnitune.config.variants import check_layers, read_layers
+from omnitune.config.experiment.convert import ConvertOptions
+from omnitune.config.experiment.model import ModelOptions, converted_by
+from omnitune.config.experiment.training import TrainOptions, TransportOptions
+from omnitune.config.experiment.variants import check_layers, read_layers
+from omnitune.config.mixtures.sources import count_rows, sources_of
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, MAX_NAME_BYTES, EvaluatedStep, formats_of, weights_name
 

@@ -12,8 +12,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from .packing import Packing
-from .transformer_omnigen2 import OmniGen2TransformerBlock
+from omnitune.models.transformer.packing import Packing
+from omnitune.models.transformer.transformer_omnigen2 import OmniGen2TransformerBlock
 
 GOLDEN = -0x61C8864680B583EB  # 2**64 divided by the golden ratio, as a signed number
 MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # splitmix64's two

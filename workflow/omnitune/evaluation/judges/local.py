@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from omnitune.config.judge import Judge, Sampling
+from omnitune.config.benchmarks.judge import Judge, Sampling
 from omnitune.errors import reason_of
-from omnitune.evaluation.judge_prompt import SYSTEM, Answer, MissingError, Part, read_answer
+from omnitune.evaluation.judges.prompt import SYSTEM, Answer, MissingError, Part, read_answer
 from omnitune.evaluation.model_files import find_model, judge_key
-from omnitune.models.chat_template import render_chat
 from omnitune.models.files import load_whole
+from omnitune.models.text.chat_template import render_chat
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnitune.config.model import ModelOptions
-from omnitune.config.options import ExperimentOptions
+from omnitune.config.experiment.model import ModelOptions
+from omnitune.config.experiment.options import ExperimentOptions
 from omnitune.errors import ConfigError
 from omnitune.paths import BASE, EvaluatedStep, names_folder, weights_name
 

@@ -89,7 +89,7 @@ def apply_chat_template(tokenizer: Any, instruction: str, drop: bool = False) ->
         {"role": "system", "content": SYSTEM_PROMPT_DROP if drop else SYSTEM_PROMPT},
         {"role": "user", "content": "" if drop else instruction},
     ]
-    from omnitune.models.chat_template import render_chat
+    from omnitune.models.text.chat_template import render_chat
 
     template = tokenizer.chat_template
     template = template.get("default", "") if isinstance(template, dict) else template  # several have names

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from omnitune.config.judge import Judge
-from omnitune.evaluation.judge_prompt import Answer, MissingError, Part, messages, read_answer
+from omnitune.config.benchmarks.judge import Judge
+from omnitune.evaluation.judges.prompt import Answer, MissingError, Part, messages, read_answer
 
 logger = logging.getLogger("omnitune")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from omnitune.models.prompts import apply_chat_template, tokenizer_of
+from omnitune.models.text.prompts import apply_chat_template, tokenizer_of
 
 
 def text_model_of(mllm: Any) -> Any:

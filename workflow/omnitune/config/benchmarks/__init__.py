@@ -1,0 +1,1 @@
+"""Benchmark files: a protocol, its measures and its judges."""

@@ -1,0 +1,1 @@
+"""Mixing files: entries, the sources that they come to, files of samples."""

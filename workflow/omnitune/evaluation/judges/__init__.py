@@ -1,0 +1,1 @@
+"""Models that score images: asked at an endpoint or here, their answers kept."""

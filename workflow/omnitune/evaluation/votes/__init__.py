@@ -1,0 +1,1 @@
+"""People who choose between images: the page that they see, and what their votes come to."""

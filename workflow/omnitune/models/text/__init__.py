@@ -1,0 +1,1 @@
+"""Instructions: the chat that they stand in, and their features."""
