@@ -157,9 +157,10 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Removes the file and frees the lock."""
-        self.path.unlink(missing_ok=True)
+    def close(self, remove: bool = True) -> None:
+        """Frees the lock, and removes the file, but where somebody else may hold it, too."""
+        if remove:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omnitune.config import ExperimentOptions
 from omnitune.distributed.layout import Layout
-from omnitune.io.files import Lock, lock
+from omnitune.io.holder import NotedLock, lock_with_note
 from omnitune.paths import starting_adapter_file
 
 
@@ -62,6 +62,6 @@ def parse_arguments(description: str | None) -> tuple[TrainingFiles, Layout]:
     return files, Layout(found["strategy"], found["world_size"], found["shard_size"], found["strategy_reason"])
 
 
-def lock_experiment(output: Path) -> Lock:
-    """Takes the experiment's folder for this training; raises ValueError if another one holds it."""
-    return lock(output / ".train.lock", f"{output}: another training is writing here. Wait for it or stop it.")
+def lock_experiment(output: Path) -> NotedLock:
+    """Takes the experiment's folder for this training; raises ValueError, which says who, if another one holds it."""
+    return lock_with_note(output / ".train.lock", f"{output}: another training is writing here")
