@@ -14,4 +14,4 @@ with job(snakemake.log[0]), reserved_gpus(snakemake.resources.gpus_per_node):
     shards = [Path(path).parents[1] / f"{Path(path).stem}.parquet" for path in snakemake.input.digests]
     processes = max(snakemake.resources.gpus_per_node, 1)
     topology = Topology(processes, threads_per_process=max(snakemake.threads // processes, 1))
-    experiment.encode(shards, topology)
+    experiment.encode(shards, topology, project.store)

@@ -21,6 +21,7 @@ from helpers.pictures import encoded, opened, picture
 from omnitune.errors import ConfigError
 from omnitune.images.prepare import PreparedImage
 from omnitune.io import storage
+from omnitune.io.store import Store
 from omnitune.sharding import sample_images
 from omnitune.sharding.digests import read_limits, read_sources, write_shard_digests
 from omnitune.sharding.index import ShardIndex
@@ -394,3 +395,25 @@ def test_indexes_that_are_none_are_errors(validated: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("index.*"))
     with pytest.raises(ConfigError, match="validate first"):
         shard_dataset(tmp_path / "nothing", tmp_path / "out", LIMITS)
+
+
+def test_what_is_shared_depends_on_samples_and_limits_and_not_on_where_images_lie(tmp_path: Path) -> None:
+    """At depth header, which hashes no image, nothing is shared."""
+    (tmp_path / "store").mkdir()
+    store = Store(tmp_path / "store")
+    for number, place in enumerate(("first", "second/below")):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        write_samples(folder, 12)
+        shard_dataset(validate(folder), folder / "shards", LIMITS, progress=False, store=store)
+        assert len(list(store.folder.glob("*/*/entry.json"))) == 3
+        if number:
+            assert hashes(folder / "shards") == hashes(tmp_path / "first/shards")
+            assert (folder / "shards/a-00000.tar").samefile(tmp_path / "first/shards/a-00000.tar")
+    others = ImageLimits(64 * 64, [48 * 48, 32 * 32], 64)
+    shard_dataset(tmp_path / "first/validation", tmp_path / "smaller", others, progress=False, store=store)
+    assert len(list(store.folder.glob("*/*/entry.json"))) == 6
+    mixture, headers = tmp_path / "first/mix.yml", tmp_path / "headers"
+    validate_mixture(mixture, headers, Checks("header"), progress=False, samples_per_shard=5)
+    shard_dataset(headers, tmp_path / "unhashed", LIMITS, progress=False, store=store)
+    assert len(list(store.folder.glob("*/*/entry.json"))) == 6

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -116,3 +117,23 @@ def test_a_changed_token_limit_reaches_encoding_and_training_in_one_run(workplac
         assert output.count(f"{job}:") == 1, job
     assert "rule shard_dataset:" not in output
     assert "Nothing to be done" in workplace.snakemake("train")
+
+
+def test_a_second_project_shards_and_encodes_nothing(workplace: Workplace, tmp_path: Path) -> None:
+    """It lies elsewhere, and has the same data and limits."""
+    store = tmp_path / "store"
+    store.mkdir()
+    workplace.edit("config/config.yaml", lambda c: c.update(store=str(store)))
+    shutil.rmtree(workplace.root / "prepared/tiny/encoded")
+    workplace.snakemake("encode", "--forcerun", "shard_dataset")
+    second = workplace.copy_to(tmp_path / "second")
+    shutil.rmtree(second.root / "prepared")
+    shutil.rmtree(second.root / "logs")
+    second.snakemake("encode")
+    names = sorted(path.name for path in (workplace.root / SHARDS).glob("*.tar"))
+    for folder in (SHARDS, "prepared/tiny/encoded/demo"):
+        assert sorted(path.name for path in (second.root / folder).glob("*.tar")) == names
+        assert all((second.root / folder / name).samefile(workplace.root / folder / name) for name in names)
+    logs = "".join(path.read_text() for path in (second.root / "logs/encode_dataset").rglob("*.log"))
+    assert f"{len(names)} of {len(names)} shards are encoded already" in logs and "samples, on" not in logs
+    assert "Nothing to be done" in second.snakemake("encode")

@@ -14,6 +14,8 @@ from omnitune.validation.heldout import read_heldout_rows
 
 def read_named_files(project: Project) -> None:
     """Reads of mixtures and prompts all that they say, of weights the headers; raises ConfigError or ValueError."""
+    if project.store:
+        project.store.require()
     for dataset, sources in project.sources.items():
         for source in sources:
             project.sample_files(dataset, source)

@@ -21,6 +21,7 @@ from omnitune.evaluation.model_files import local_model_files
 from omnitune.evaluation.prompts import Prompt, prompt_images, read_prompts
 from omnitune.evaluation.weights import EvaluatedWeights, baseline_files, baseline_weights
 from omnitune.io.storage import is_url
+from omnitune.io.store import Store
 from omnitune.paths import (
     BASE,
     DEMO,
@@ -80,6 +81,7 @@ class Project:
         swept: name of the experiment that they are variants of; None without a sweep.
         reports: names of experiments that are compared, by the comparison's name.
         shards_url: where tars are written, if not beside their index.
+        store: what projects share, if anything.
         cluster: what jobs may ask a cluster for.
     """
 
@@ -92,6 +94,7 @@ class Project:
     swept: str | None
     reports: dict[str, list[str]]
     shards_url: str | None
+    store: Store | None
     cluster: Cluster
 
     @classmethod
@@ -119,8 +122,8 @@ class Project:
         foreign = {name: benchmark for name, benchmark in named.items() if is_foreign(benchmark)}
         starts = {name: starting_weights(options, experiments) for name, options in experiments.items()}
         variants = {name: keys for name, (_, keys) in made.items()}
-        names = (variants, swept, workflow.reports)
-        project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, workflow)
+        names, store = (variants, swept, workflow.reports), Store.of(workflow.store)
+        project = cls(experiments, files, benchmarks, foreign, starts, *names, workflow.shards_url, store, workflow)
         agreement.check_reports(workflow.reports, experiments, swept, where)
         agreement.check_judges(benchmarks)
         agreement.check_baselines(benchmarks, starts)

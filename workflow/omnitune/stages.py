@@ -21,6 +21,7 @@ from omnitune.evaluation.weights import (
     evaluated_weights,
 )
 from omnitune.io.files import write_text
+from omnitune.io.store import Store
 from omnitune.paths import (
     ANSWERS,
     BASE,
@@ -98,11 +99,11 @@ class Experiment:
         )
         return replace(files, **_given(others))
 
-    def encode(self, shards: Sequence[Path], topology: Topology) -> None:
+    def encode(self, shards: Sequence[Path], topology: Topology, store: Store | None) -> None:
         """Encodes shards, see omnitune.encoding.encode."""
         from omnitune.encoding.encode import encode
 
-        encode(self.options, self.encoding_files(), shards, topology)
+        encode(self.options, self.encoding_files(), shards, topology, store)
 
     def train(self, *, nodes: int, gpus_per_node: int, threads: int) -> None:
         """Trains inside of a job, see omnitune.launching.job."""

@@ -132,6 +132,14 @@ class WorkflowConfig(Cluster):
         ),
         Affects("shards"),
     ] = None
+    store: Annotated[
+        PathText | None,
+        Field(
+            description="Folder that projects share, which exists. Tars and encodings are taken from there where one "
+            "was made of the same samples, limits and models, and put there where not."
+        ),
+        NOTHING,
+    ] = None
 
     @model_validator(mode="after")
     def _something_to_run(self) -> Self:

@@ -37,6 +37,7 @@ from omnitune.encoding.groups import group_path, group_shards
 from omnitune.encoding.read import DROPPED, ENCODED_SCHEMA, checksum
 from omnitune.io.files import atomic_path, lock
 from omnitune.io.parquet import ParquetRows
+from omnitune.io.store import Store, store_key
 from omnitune.models.encoder import FrozenEncoder
 from omnitune.paths import shard_name
 from omnitune.pretrained.weights import check_weights
@@ -73,7 +74,13 @@ class EncodingFiles:
         return [word for name, path in vars(self).items() for word in (f"--{name}", str(path))]
 
 
-def encode(options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Path], topology: Topology) -> list[Path]:
+def encode(
+    options: ExperimentOptions,
+    files: EncodingFiles,
+    shards: Sequence[Path],
+    topology: Topology,
+    store: Store | None = None,
+) -> list[Path]:
     """Encodes shards, but for those that are done, and writes the indexes of their groups.
 
     Args:
@@ -81,6 +88,7 @@ def encode(options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Pa
         files: what is read and written.
         shards: indexes of the shards; their tars are found by them.
         topology: one node; its processes share the shards.
+        store: what projects share.
 
     Returns:
         The groups' indexes.
@@ -95,7 +103,7 @@ def encode(options: ExperimentOptions, files: EncodingFiles, shards: Sequence[Pa
         for index in indexes:
             taken = f"{index}: another process is encoding this group. Wait for it or stop it."
             stack.enter_context(lock(index.with_name(f".{index.stem}.lock"), taken))
-        _encode_groups(options, files, indexes, fingerprint, topology)
+        _encode_groups(options, files, indexes, fingerprint, topology, store)
     return list(indexes)
 
 
@@ -105,17 +113,33 @@ def _encode_groups(
     indexes: Mapping[Path, Sequence[Path]],
     fingerprint: dict[str, Any],
     topology: Topology,
+    store: Store | None,
 ) -> None:
     """Encodes the shards that are not done, and writes the indexes of their groups."""
     shards = [shard for members in indexes.values() for shard in members]
     missing = [shard for shard in shards if not _is_done(shard, files.output, fingerprint)]
+    entries = [_shared(shard, files.output, fingerprint) for shard in missing]
+    if stored_fingerprint(files.output / DROPPED) != fingerprint:
+        entries.append((store_key({"name": DROPPED, "fingerprint": fingerprint}), [files.output / DROPPED]))
+    entries = [entry for entry in entries if store is None or not store.take(*entry)]
+    missing = [shard for shard in missing if not _is_done(shard, files.output, fingerprint)]
     logger.info("%s: %d of %d shards are encoded already", files.output, len(shards) - len(missing), len(shards))
-    if missing or stored_fingerprint(files.output / DROPPED) != fingerprint:
+    if entries:
         _encode_missing(options, files, missing, topology)
+    if store:
+        for entry in entries:
+            store.put(*entry)
     for index, members in indexes.items():
         with atomic_path(index) as temporary, pq.ParquetWriter(temporary, _schema(fingerprint)) as writer:
             for shard in members:
                 writer.write_table(pq.read_table(files.output / shard.name, schema=_schema(fingerprint)))
+
+
+def _shared(shard: Path, output: Path, fingerprint: dict[str, Any]) -> tuple[str, list[Path]]:
+    """Key in a store, and files, of a shard's encoding."""
+    tar_sha256 = pq.read_table(shard, columns=["tar_sha256"])["tar_sha256"][0].as_py()
+    key = store_key({"name": shard.stem, "tar_sha256": tar_sha256, "fingerprint": fingerprint})
+    return key, [output / f"{shard.stem}.tar", output / shard.name]
 
 
 def encode_dataset(options: ExperimentOptions, files: EncodingFiles, index: Path, topology: Topology) -> list[Path]:

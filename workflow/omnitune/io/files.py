@@ -130,16 +130,31 @@ def _exchange_content(new: Path, folder: Path) -> None:
         entry.rename(folder / entry.name)
 
 
-def share(source: Path, target: Path) -> None:
+@contextmanager
+def place_beside(path: Path) -> Iterator[Path]:
+    """A name beside `path` for the block to make a file or a link at, which then takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # also where both were links to one file, which are not renamed
+
+
+def share(source: Path, target: Path, by_name: bool = True) -> None:
     """Gives a file a second place that takes no space: a hard link, else a symbolic one, else a copy.
 
-    It stays one file: what is written into either place stands in both.
+    It stays one file: what is written into either place stands in both. Without `by_name` there is no symbolic link:
+    the target stays where the source is removed.
     """
     source = source.resolve()
     try:
         os.link(source, target)
     except OSError:  # another file system, or somebody else's file
         try:
+            if not by_name:
+                raise
             target.symlink_to(source)
         except OSError:
             shutil.copy2(source, target)

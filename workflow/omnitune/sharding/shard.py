@@ -21,9 +21,11 @@ from omnitune.images.verdicts import DECODE_SECONDS
 from omnitune.io import storage
 from omnitune.io.files import atomic_path, json_line, lock, sha256_of
 from omnitune.io.parquet import ParquetRows
+from omnitune.io.store import Store, store_key
 from omnitune.io.url_limits import USUAL, UrlLimits
 from omnitune.io.workers import ordered_map
 from omnitune.paths import parse_shard
+from omnitune.sharding import FORMAT
 from omnitune.sharding.digests import LIMITS
 from omnitune.sharding.index_row import INDEX_SCHEMA
 from omnitune.sharding.sample_images import named, prepared_images
@@ -47,6 +49,7 @@ def write_shard(
     urls: UrlLimits = USUAL,
     image_root: str | None = None,
     workers: int = 1,
+    store: Store | None = None,
 ) -> int:
     """Writes a manifest's samples as one tar: {key}.json, {key}.input_0.{ext} .., {key}.output.{ext}; and its index.
 
@@ -59,6 +62,7 @@ def write_shard(
         urls: how much is read from images at URLs, how long, and from where.
         image_root: where that is a URL, redirects must stay below it.
         workers: processes that prepare images; the written bytes do not depend on it.
+        store: what projects share, for local tars.
 
     Returns:
         Number of samples.
@@ -75,7 +79,10 @@ def write_shard(
         Path(index).with_name(f".{Path(index).stem}.lock"),
         f"{tar}: another process is writing this shard. Wait for it or stop it.",
     )
+    key = None if store is None or storage.is_url(tar) else _shared_key(rows, Path(tar).stem, limits)
     with held:
+        if store and key and store.take(key, [Path(tar), Path(index)]):
+            return len(rows)
         with storage.atomic_file(tar, scratch=Path(index).parent) as temporary:
             with MemberWriter(temporary) as members:
                 prepare = partial(prepared_images, limits=limits, urls=urls, image_root=image_root)
@@ -83,7 +90,18 @@ def write_shard(
             size, digest = temporary.stat().st_size, sha256_of(temporary)
         facts = {"source": source, "shard": shard, "tar": name, "tar_bytes": size, "tar_sha256": digest}
         _write_rows(index, limits, ({**sample, **facts} for sample in samples))
+        if store and key:
+            store.put(key, [Path(tar), Path(index)])
     return len(rows)
+
+
+def _shared_key(rows: list[dict[str, Any]], name: str, limits: ImageLimits) -> str | None:
+    """What a tar is a function of, wherever its images lie; None where these were not hashed."""
+    samples = [{column: row[column] for column in (*CARRIED, "sha256")} for row in rows]
+    if any(None in sample["sha256"] for sample in samples):
+        return None
+    digest = hashlib.sha256("".join(map(json_line, samples)).encode()).hexdigest()
+    return store_key({"format": FORMAT, "name": name, "limits": asdict(limits), "samples": digest})
 
 
 def _read_rows(manifest: Path, limits: ImageLimits) -> list[dict[str, Any]]:
@@ -161,7 +179,7 @@ def shard_dataset(
     workers: int = 1,
     progress: bool = True,
     tars: str | None = None,
-    **fetched: Any,
+    **others: Any,
 ) -> list[Path]:
     """Writes every shard of a validated data set, each with its index, and the index over all: output/index.parquet.
 
@@ -172,7 +190,7 @@ def shard_dataset(
         workers: processes; the written bytes do not depend on it.
         progress: report on stderr.
         tars: URL to write the tars below, instead of into `output`.
-        fetched: `urls` and `image_root` of `write_shard`.
+        others: `urls`, `image_root` and `store` of `write_shard`.
 
     Returns:
         The shards' indexes. Raises ConfigError where nothing was validated, and what `write_shard` raises.
@@ -187,7 +205,7 @@ def shard_dataset(
         for manifest in manifests:
             parts.append(output / f"{manifest.stem}.parquet")
             tar = storage.join(tars or str(output), f"{manifest.stem}.tar")
-            write_shard(manifest, tar, parts[-1], limits, workers=workers, **fetched)
+            write_shard(manifest, tar, parts[-1], limits, workers=workers, **others)
             reporter.advance()
     write_index(parts, output / INDEX)
     known = {INDEX, MAPPED, *(f"{part.stem}{kind}" for part in parts for kind in (".parquet", ".tar"))}
