@@ -26,6 +26,7 @@ TOPICS = (
     "convert",
     "drawing",
     "step_caches",
+    "scaling",
 )
 GPU_TOPICS = ("gpu",)
 
