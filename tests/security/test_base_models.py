@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
-from omnitune.io.part_configs import PARTS
+from omnitune.io.part_configs import PARTS, read_part
 from omnitune.io.tokenizer_files import SETTINGS_FILE
 from omnitune.io.weights import read_json
 from omnitune.models.components import load_scheduler, load_text_encoder, load_vae, read_transformer
@@ -37,6 +37,16 @@ ODD: list[tuple[str, str, Any]] = [
     ("mllm", "text_config", 5),
     ("mllm", "text_config.hidden_size", 2.5),
     ("mllm", "vision_config.depth", 10**9),
+    ("mllm", "vision_config.num_hidden_layers", 10**9),
+    ("mllm", "vision_config.head_dim", 10**9),
+    ("mllm", "num_labels", 3_000_000),
+    ("mllm", "text_config.num_labels", "x"),
+    ("mllm", "vision_config.num_labels", 10**9),
+    ("mllm", "text_config.head_dim", 10**9),
+    ("mllm", "text_config.partial_rotary_factor", 1e9),
+    ("mllm", "rope_scaling.partial_rotary_factor", 0.5),
+    ("mllm", "text_config.rope_parameters.mrope_section", None),
+    ("mllm", "text_config.rope_parameters.rope_type", "longrope"),
     ("mllm", "auto_map", {"AutoModel": "own.Own"}),
     ("mllm", "quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
     ("mllm", "transformers_weights", "other.safetensors"),
@@ -93,7 +103,7 @@ def test_a_value_that_no_class_takes_is_named(tmp_path: Path, part: str, key: st
     }
     for read in (lambda folder: check_parts(folder, [part], "model.pretrained_model_path"), loaders[part]):
         with pytest.raises(
-            ValueError, match=rf"{path}: ([a-z_]+\.)?{key.rsplit('.', maxsplit=1)[-1]}: .* is not allowed: "
+            ValueError, match=rf"{path}: ([a-z_]+\.)*{key.rsplit('.', maxsplit=1)[-1]}: .* is not allowed: "
         ) as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
@@ -122,6 +132,55 @@ def test_what_no_file_holds_is_not_made(tmp_path: Path) -> None:
     for part, load in (("transformer", None), ("vae", load_vae), ("mllm", load_text_encoder)):
         with pytest.raises(ValueError, match=rf"{part}/config\.json: asks for \d+ numbers, .* hold \d+\."):
             load(tmp_path) if load else read_transformer(tmp_path / part)
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "message"),
+    [
+        ("mllm", {"text_config": {"head_dim": 1000}}, "head_dim: 1000 is not hidden_size by num_attention_heads, 128"),
+        ("mllm", {"text_config": {"hidden_size": 4096}}, r"mrope_section: \[16, 24, 24\] must add up to half of 64"),
+        (
+            "mllm",
+            {"rope_scaling": {"mrope_section": [9, 9, 9]}},
+            r"mrope_section: \[9, 9, 9\] must add up to half of 128",
+        ),
+        (
+            "vae",
+            {"layers_per_block": 100, "up_block_types": ["UpDecoderBlock2D"] * 32},
+            "layers_per_block: 100 is not allowed in 32 blocks: these are more than 256 layers",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_named(
+    tmp_path: Path, part: str, content: dict[str, Any], message: str
+) -> None:
+    """The library would fail in the middle of drawing, or after minutes."""
+    path = write_config(tmp_path, part, content)
+    (path.parent / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    for read in ({"vae": load_vae, "mllm": load_text_encoder}[part], lambda folder: check_parts(folder, [part], "key")):
+        with pytest.raises(ValueError, match=rf"{path}: {message}"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {
+            "hidden_size": 2048,
+            "num_attention_heads": 16,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        },
+        {
+            "text_config": {"head_dim": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            "hidden_size": 9,
+        },
+        {"num_labels": 2},
+        {},
+    ],
+)
+def test_published_forms_of_a_text_encoder_are_taken(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = write_config(tmp_path, "mllm", content)
+    assert read_part(path.parent, "mllm") == content
 
 
 @pytest.mark.parametrize("part", ["vae", "mllm"])

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,7 +13,8 @@ from omnitune.io.weights import read_json
 
 CONFIG_LIMIT = 4 << 20  # bytes; published ones have some thousand
 Width = Annotated[int, Field(ge=1, le=1_000_000)]  # beyond any model; larger ones would be made before they fail
-Layers = Annotated[int, Field(ge=1, le=1000)]
+MOST_LAYERS = 256  # twice those of the largest models; each takes some milliseconds before it is refused
+Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # What pydantic puts into the place of a value that may be of several types.
 UNION_TAG = re.compile(r"(constrained-)?(str|int|float)|(list|dict|nullable)\[.*\]")
@@ -80,6 +81,25 @@ class _Vae(Part):
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
+    @model_validator(mode="after")
+    def _layers_are_few(self) -> Self:
+        blocks = max(len(self.down_block_types), len(self.up_block_types))
+        if blocks * self.layers_per_block > MOST_LAYERS:
+            raise ValueError(
+                f"layers_per_block: {self.layers_per_block} is not allowed in {blocks} blocks: these are more than "
+                f"{MOST_LAYERS} layers"
+            )
+        return self
+
+
+class _Rope(Part):
+    """Of the language model. Frequencies of other types have sizes of their own."""
+
+    mrope_section: Three = [16, 24, 24]
+    rope_type: Literal["default", "mrope", "linear", "yarn"] | None = None
+    type: Literal["default", "mrope", "linear", "yarn"] | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] | None = None
+
 
 class _Text(Part):
     vocab_size: Width | None = None
@@ -90,14 +110,20 @@ class _Text(Part):
     num_key_value_heads: Width | None = None
     max_position_embeddings: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     rms_norm_eps: Positive | None = None
+    head_dim: Width | None = None
     rope_theta: Positive | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] | None = None
     hidden_act: str | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
 
 
 class _Vision(Part):
     depth: Layers | None = None
+    num_hidden_layers: Layers | None = None  # the library takes it for depth, and the next for num_heads
+    num_attention_heads: Width | None = None
+    in_channels: Width | None = None
+    head_dim: Width | None = None
     hidden_size: Width | None = None
     intermediate_size: Width | None = None
     out_hidden_size: Width | None = None
@@ -116,6 +142,21 @@ class _TextEncoder(_Text):
     architectures: Annotated[list[str], Field(min_length=1, max_length=1)] | None = None
     text_config: _Text | None = None
     vision_config: _Vision | None = None
+
+    @model_validator(mode="after")
+    def _rotation_fits(self) -> Self:
+        text = self.text_config or self
+        head = (text.hidden_size or 8192) // (text.num_attention_heads or 64)  # the defaults of its class
+        if text.head_dim not in (None, head):
+            raise ValueError(f"head_dim: {text.head_dim} is not hidden_size by num_attention_heads, {head}")
+        ropes = [rope for rope in (text.rope_scaling, text.rope_parameters) if rope] or [_Rope.model_validate({})]
+        for rope in ropes:
+            if 2 * sum(rope.mrope_section) != head:
+                raise ValueError(
+                    f"mrope_section: {rope.mrope_section} must add up to half of {head}, which is hidden_size by "
+                    "num_attention_heads"
+                )
+        return self
 
 
 class _Scheduler(Part):
@@ -137,6 +178,7 @@ ELSEWHERE: Mapping[str, tuple[str | None, ...]] = {
     **dict.fromkeys(("experts_implementation", "_experts_implementation"), (None, "eager")),
     **dict.fromkeys(("dtype", "torch_dtype"), (None, "auto", "float32", "float16", "bfloat16")),
 }
+MOST_LABELS = 30_000  # the library makes a name for each; those of the largest set of classes are 21,843
 ADAPTER_FILE = "adapter_config.json"
 
 
@@ -164,7 +206,7 @@ def read_own(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: where it is missing or no JSON, or would have the library load code, kernels, quantized weights or
-            files that were not looked at.
+            files that were not looked at, or make more names of classes than any model has.
     """
     content = read_json(path, CONFIG_LIMIT)
     sections = [content]
@@ -174,6 +216,9 @@ def read_own(path: Path) -> dict[str, Any]:
         for key in ELSEWHERE.keys() & section.keys():
             if section[key] not in ELSEWHERE[key]:
                 raise not_allowed(path, key, section[key], "something else would be loaded than this folder's weights")
+        labels = section.get("num_labels") or 0
+        if not isinstance(labels, int) or labels > MOST_LABELS:
+            raise not_allowed(path, "num_labels", labels, f"it is no number up to {MOST_LABELS}")
     return content
 
 
