@@ -108,6 +108,16 @@ def test_what_was_changed_by_hand_is_not_sealed_again() -> None:
         read_scores(Path("experiments/new/evaluation/10/b"))
 
 
+@pytest.mark.parametrize("content", [b"5\n", b"[" * 5_000, b"\xff\n"])
+def test_what_is_damaged_stays_as_it_is(content: bytes) -> None:
+    trained("old")
+    files = ["scores.json", "generations.jsonl", "parts/0.jsonl"]
+    for name in files:
+        write(Path(f"experiments/old/evaluation/10/b/{name}"), "").write_bytes(content)
+    rename_experiment(project(Path(), changed(name="x")), "old", "new")
+    assert all(Path(f"experiments/new/evaluation/10/b/{name}").read_bytes() == content for name in files)
+
+
 def test_a_folder_that_was_moved_by_hand_is_taken_over() -> None:
     trained("old")
     train = record("experiments/old/train.json")

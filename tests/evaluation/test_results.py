@@ -83,7 +83,7 @@ def test_missing_and_damaged_scores_are_named(folder: Path) -> None:
     write(folder / "scores.json", "{")
     for _ in range(2):
         found = message(read_scores, folder)
-        assert found.startswith(f"{folder}/scores.json: cannot be read (") and found.endswith(again(folder))
+        assert found.startswith(f"{folder}/scores.json: cannot be read") and found.endswith(again(folder))
         (folder / "scores.json").unlink(missing_ok=True)
 
 

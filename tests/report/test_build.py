@@ -26,7 +26,7 @@ from helpers.runs import (
 from omnitune.config import Benchmark
 from omnitune.evaluation.prompts import Prompt
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
-from omnitune.io.files import sha256_of
+from omnitune.io.files import sealed, sha256_of
 from omnitune.report.build import BenchmarkEntry, build_report
 from omnitune.report.examples import choose_examples
 from omnitune.report.images import BYTES_OF_ALL, Thumbnails
@@ -210,6 +210,74 @@ def test_files_that_were_edited_are_no_part_of_a_report(tmp_path: Path) -> None:
         assert not (tmp_path / "index.html").exists()
         path.write_bytes(before)
     assert build().exists()
+
+
+DEEP = "[" * 3000
+STEP = json.dumps({"step": 121, "loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("logs/metrics.jsonl", f"{STEP}\n5\n", r":2: cannot be read: it holds no JSON object\. Take the line out"),
+        ("logs/metrics.jsonl", '{"step": "x", "loss": [1]}\n', ':1: step: "x" is not allowed'),
+        ("logs/metrics.jsonl", '{"step": 1, "loss": [1]}\n', r":1: loss: \[1\] is not allowed"),
+        ("logs/metrics.jsonl", '{"step": 1e999}\n', ":1: step: Infinity is not allowed"),
+        ("logs/metrics.jsonl", '{"loss": 1}\n', r":1: step: is missing\."),
+        ("logs/metrics.jsonl", f"{DEEP}\n", ":1: cannot be read: it is no JSON"),
+        ("logs/metrics.jsonl", b"\xff\n", ":1: cannot be read: it is no JSON"),
+        (
+            "logs/starts.jsonl",
+            '{"time": "now", "first_step": 1, "device": "", "processes": 1}\n',
+            ':1: time: "now" is not',
+        ),
+        ("logs/starts.jsonl", "{}\n", r":1: time: is missing\."),
+        (
+            "logs/samples/prompts.jsonl",
+            '{"key": "a", "instruction": "b", "inputs": 5}\n',
+            ":1: inputs: 5 is not allowed",
+        ),
+        (
+            "train.json",
+            "5",
+            r": cannot be read: it holds no JSON object\. .* snakemake --cores 2 --force \S+/train\.json$",
+        ),
+        ("train.json", "", ": cannot be read: it is empty"),
+        ("train.json", b"\xff", ": cannot be read: it is no JSON"),
+        ("train.json", '{"states": 5}', ": states: 5 is not allowed"),
+        ("train.json", '{"mixture": [{"source": "a"}]}', r": mixture\.0\.asked: is missing"),
+        (
+            "train.json",
+            json.dumps({"identity": json.loads("[" * 40 + "]" * 40)}),
+            ": .* nested more than 32 levels deep",
+        ),
+        ("checkpoint-120/transformer/conversion.json", DEEP, ": cannot be read: it is no JSON"),
+        ("checkpoint-120/transformer/conversion.json", "{}", r": files: is missing"),
+        ("evaluation/120/scenes/scores.json", "5", r": cannot be read: it holds no JSON object\. Score again: "),
+        ("evaluation/120/scenes/scores.json", DEEP, ": cannot be read: it is no JSON"),
+        ("evaluation/120/scenes/scores.json", json.dumps(sealed({"weights": []})), ": protocol: is missing"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(tmp_path: Path, file: str, content: str | bytes, message: str) -> None:
+    experiment, prompts = tmp_path / "run", write_prompts(tmp_path / "p", 2)
+    write_options(experiment)
+    entry = BenchmarkEntry("scenes", Benchmark(prompts="p.jsonl"), prompts)
+    for step in ("0", "120"):
+        write_evaluation(experiment, entry, step, 0.5, checked=False)
+    draw(experiment / "logs/samples/00000100/a.png", "crimson")
+    path = experiment / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"^{path}{message}"):
+        build_report(experiment, tmp_path / "prepared", [entry], tmp_path / "index.html")
+
+
+def test_a_damaged_summary_of_the_data_is_named(tmp_path: Path) -> None:
+    write_options(tmp_path / "run")
+    summary = tmp_path / "prepared/validation/summary.json"
+    save_json(summary, {"sources": {"a": 5}})
+    with pytest.raises(ValueError, match=rf"{summary}: sources\.a: 5 is not allowed"):
+        build_report(tmp_path / "run", tmp_path / "prepared", [], tmp_path / "index.html")
 
 
 def test_scores_of_weights_that_are_others_now_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,17 @@ def test_damaged_files_are_left_out(found: Project) -> None:
     read_jobs()
 
 
+@pytest.mark.parametrize("content", ["5", "", "{}", '{"final_step": "x"}', "[" * 5_000])
+def test_a_training_with_a_damaged_manifest_does_not_run(found: Project, content: str) -> None:
+    """Its last rows are as young as those of one that runs."""
+    write(METRICS, step(1) + step(2))
+    assert (the(found).state, the(found).running) == ("running", 1)
+    write(Path(TRAINED), content)
+    [note] = the(found).notes
+    assert note.startswith(f"{TRAINED}: ") and note.endswith(f"snakemake --cores 2 --force {TRAINED}")
+    assert (the(found).stage, the(found).state, the(found).running) == ("train", "open", 0)
+
+
 def test_names_that_are_not_there(found: Project) -> None:
     with pytest.raises(ValueError, match="'y': there is no such experiment; known: x"):
         collect_status(found, ["y"])

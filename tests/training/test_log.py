@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnitune.training.log import note_start
+from omnitune.config import ExperimentOptions
+from omnitune.training.log import MetricsLog, note_start
 
 pytestmark = pytest.mark.unit
 
@@ -18,3 +19,12 @@ def test_each_start_leaves_a_line(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "logs/starts.jsonl").read_text().splitlines()]
     assert [(row["first_step"], row["processes"]) for row in rows] == [(1, 2), (41, 2)]
     assert all(row["device"] and datetime.fromisoformat(row["time"]).tzinfo for row in rows)
+
+
+def test_rows_of_steps_that_come_again_and_damaged_ones_are_dropped(tmp_path: Path) -> None:
+    path, kept = tmp_path / "metrics.jsonl", b'{"step": 1}\n{"step": 2, "loss": 0.5}\n'
+    path.write_bytes(kept + b'5\n{}\n\xff\n{"step": "x"}\n' + b"[" * 5_000 + b'\n{"step": 3}\n{"step": 4, "lo')
+    content = {"name": "x", "data": {"data_path": "d.yml"}, "model": {"pretrained_model_path": "demo"}}
+    options = ExperimentOptions.model_validate({**content, "logger": {"log_with": []}})
+    MetricsLog(options, tmp_path, first_step=3).close()
+    assert path.read_bytes() == kept

@@ -3,7 +3,6 @@
 From the config and the user's own files alone.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from omnitune.checkpoints.states import newest_state
 from omnitune.errors import ConfigError
 from omnitune.io.files import sha256_of
 from omnitune.io.jsonl import count_rows
+from omnitune.io.kept import read_kept
 from omnitune.io.storage import is_url
 from omnitune.paths import EXPERIMENT, INDEX, SUMMARY, VALIDATED_SOURCE, adapter_file
 from omnitune.project import Project
@@ -85,7 +85,7 @@ def _changed_rows(project: Project, dataset: str, trained: dict[str, Any]) -> It
             continue
         if any(file.is_file() and file.stat().st_mtime_ns > path.stat().st_mtime_ns for file in files):
             try:
-                before = json.loads(path.read_text(encoding="utf-8"))["rows"]
+                before = read_kept(path)["rows"]
             except (KeyError, TypeError, ValueError):  # damaged; it is written again, as the file is newer
                 continue
             now = sum(count_rows(file) for file in files if file.is_file())

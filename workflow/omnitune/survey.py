@@ -51,7 +51,7 @@ def _readable(path: Path, lines: Iterator[str]) -> Iterator[str]:
     """The lines on what a file names; one on the file itself where it cannot be read."""
     try:
         yield from lines
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         yield f"{path} cannot be read ({error}). To make it again: snakemake --cores 2 --force {path}"
 
 

@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omnitune.checkpoints.states import newest_state, removal_of, remove
 from omnitune.config.experiment.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
+from omnitune.io.weights import parse_json
 from omnitune.paths import EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
 from omnitune.project import Project
 from omnitune.records import INCOMPLETE, METADATA, is_locked, list_records, record_path
@@ -173,9 +175,13 @@ def _rename_in_files(folder: Path, old: str, new: str) -> None:
         generations, scores = evaluation / GENERATIONS_FILE, evaluation / SCORES_FILE
         if generations.is_file() and scores.is_file():
             # Scores first: where this is killed between the two, they already name the rows that are written then.
-            _rewrite(scores, partial(_resealed_scores, old=old, new=new, rows=generations.read_text(encoding="utf-8")))
+            _rewrite(scores, partial(_resealed_scores, old=old, new=new, rows=_text_of(generations)))
         for path in (generations, *sorted(evaluation.glob("parts/*.jsonl"))):
             _rewrite(path, partial(_resealed, old=old, new=new))
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")  # a damaged one is not whole, then
 
 
 def _moved(text: str, old: str, new: str) -> str:
@@ -185,17 +191,26 @@ def _moved(text: str, old: str, new: str) -> str:
 def _resealed(rows: str, old: str, new: str) -> str:
     """Lines of JSON, each sealed again where it was whole."""
     return "".join(
-        json_line(sealed(json.loads(_moved(line, old, new)))) if is_whole(json.loads(line)) else line
+        json_line(sealed(json.loads(_moved(line, old, new)))) if is_whole(_object(line)) else line
         for line in rows.splitlines(keepends=True)
     )
 
 
 def _resealed_scores(text: str, old: str, new: str, rows: str) -> str:
     """Scores of these rows of generations, where both were whole; others stay as they are."""
-    if not is_whole(json.loads(text)) or json.loads(text).get("generations_sha256") != _sha256(rows):
+    scores = _object(text)
+    if not is_whole(scores) or scores.get("generations_sha256") != _sha256(rows):
         return text
     content = {**json.loads(_moved(text, old, new)), "generations_sha256": _sha256(_resealed(rows, old, new))}
     return json.dumps(sealed(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object of a text; an empty one, which is never whole, where it is damaged."""
+    try:
+        return parse_json(text.encode())
+    except ValueError:
+        return {}
 
 
 def _sha256(text: str) -> str:
@@ -206,7 +221,10 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
     """Changes a file, and not its time: Snakemake would take it for made anew."""
     if not path.is_file():
         return
-    found, text = path.stat(), path.read_text(encoding="utf-8")
+    try:
+        found, text = path.stat(), path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:  # damaged; whoever reads it says so
+        return
     changed = change(text)
     if changed != text:
         write_text(path, changed)

@@ -1,6 +1,5 @@
 """Whether a checkpoint is the one that was trained. Imports nothing heavy."""
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from omnitune.checkpoints.states import check_files, read_state
 from omnitune.io.files import sha256_of
+from omnitune.io.kept import Trained, read_kept
 from omnitune.paths import METADATA_FILE, STATE_FILE
 
 
@@ -48,7 +48,7 @@ def check_checkpoint(checkpoint: Path, part: str) -> tuple[str | None, list[Call
         return None, []
     state, sha256 = read_state(checkpoint), sha256_of(checkpoint / STATE_FILE)
     manifest = checkpoint.parent / "train.json"
-    known = json.loads(manifest.read_text(encoding="utf-8")).get("states", {}) if manifest.is_file() else {}
+    known = read_kept(manifest, Trained).get("states", {}) if manifest.is_file() else {}
     if known.get(str(state.step), sha256) != sha256:
         raise ValueError(
             f"{checkpoint}: is not the checkpoint that {manifest} names (another hash of {STATE_FILE}). To train on "

@@ -42,10 +42,10 @@ def stored_fingerprint(path: Path) -> dict[str, Any] | None:
         else:
             with safetensors.safe_open(path, "np") as file:
                 text = (file.metadata() or {}).get(FINGERPRINT, "null")
-        found: dict[str, Any] | None = json.loads(text)
-    except (OSError, ValueError, pa.ArrowException, safetensors.SafetensorError):
+        found = json.loads(text)
+    except (OSError, RecursionError, ValueError, pa.ArrowException, safetensors.SafetensorError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def require_fingerprint(path: Path, asked: dict[str, Any]) -> None:

@@ -1,23 +1,22 @@
 """What an evaluation has left, and whether it still is what was written. Imports nothing heavy."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omnitune.io.files import is_whole, sha256_of
+from omnitune.io.kept import Drawn, Kept, Scores, read_kept, read_kept_lines
+from omnitune.io.part_configs import checked
 from omnitune.io.places import is_below
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
-    """scores.json of evaluation/{step}/{benchmark}; ValueError where it is missing or was changed."""
+def read_scores(folder: Path, model: type[Scores] = Scores) -> dict[str, Any]:
+    """scores.json of evaluation/{step}/{benchmark}; ValueError where it is missing, was changed or is no such model."""
     path = folder / SCORES_FILE
-    try:
-        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}). {_score_again(folder)}") from None
+    scores = read_kept(path, Kept, _score_again(folder))
     if not is_whole(scores):
         raise ValueError(f"{path}: was changed after it was written. {_score_again(folder)}")
+    checked(path, scores, model, _score_again(folder))
     return scores
 
 
@@ -30,7 +29,7 @@ def read_generations(folder: Path, scores: dict[str, Any]) -> dict[str, dict[str
     if not path.is_file() or sha256_of(path) != scores["generations_sha256"]:
         problem = "was changed after it was written" if path.is_file() else "is missing"
         raise ValueError(f"{path}: {problem}. {_score_again(folder)}")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = list(read_kept_lines(path, Drawn, _score_again(folder)))
     for row in rows:
         require_drawn(folder, row)
     return {row["key"]: row for row in rows}

@@ -1,6 +1,5 @@
 """Measure generated images against targets and known scenes, and sum up a benchmark."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from omnitune.evaluation.measures.sets import measure_sets
 from omnitune.evaluation.prompts import Prompt, open_image, protocol_fingerprint
 from omnitune.evaluation.results import require_drawn
 from omnitune.io.files import is_whole, json_line, lock_folder, sealed, sha256_of, write_json, write_text
+from omnitune.io.kept import Drawn, read_kept_lines
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE, EvaluatedStep
 
 
@@ -112,8 +112,7 @@ def read_parts(
     rows: dict[str, dict[str, Any]] = {}
     for path in parts:
         fix = f"Draw the images again: snakemake --cores 2 --force {path}"
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-            row = json.loads(line)
+        for number, row in enumerate(read_kept_lines(Path(path), Drawn, fix), start=1):
             if row["protocol"] != protocol:
                 raise ValueError(
                     f"{path}:{number}: made under another protocol ({row['protocol'][:12]}, not {protocol[:12]}): the "

@@ -17,12 +17,12 @@ from typing import IO, Any
 from omnitune.errors import ConfigError, Refused, shown
 from omnitune.io import storage
 from omnitune.io.files import open_regular
+from omnitune.io.kept import MAX_NESTING, is_deeper
 
 MAX_LINE_BYTES = 1 << 20  # no sample needs more; a file without line ends must not be read as one line
 MAX_FILE_BYTES = 16 << 20  # of a file that is one object
 LINE_START = 2_000  # bytes that are kept of a line that is too long
 MAX_BLANK_LINES = 100_000  # of a file that is read as a list of objects
-MAX_NESTING = 32  # of what stands on a line: a sample has two levels, and the ledger must be able to repeat it
 CHUNK = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
@@ -189,14 +189,6 @@ def _json_hint(text: str) -> str:
     if text.lstrip().startswith("["):
         return "; in a list of JSON? Write each sample on a line of its own: jq -c '.[]' FILE"
     return "; a comma stands behind the object" if text.rstrip().endswith("},") else ""
-
-
-def is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects stand inside each other more than so many levels deep."""
-    if not isinstance(value, list | dict):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(is_deeper(item, levels - 1) for item in inner)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

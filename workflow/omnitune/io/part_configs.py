@@ -17,7 +17,7 @@ MOST_LAYERS = 256  # twice those of the largest models; each takes some millisec
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # What pydantic puts into the place of a value that may be of several types.
-UNION_TAG = re.compile(r"(constrained-)?(str|int|float)|(list|dict|nullable)\[.*\]")
+UNION_TAG = re.compile(r"(constrained-)?(str|int|float|bool)|(list|dict|nullable)\[.*\]")
 Three = Annotated[list[Width], Field(min_length=3, max_length=3)]
 
 
@@ -29,7 +29,8 @@ class Part(BaseModel):
     class_name: str | None = Field(None, alias="_class_name")
 
 
-M = TypeVar("M", bound=Part)
+M = TypeVar("M", bound=BaseModel)
+TAKE = "Take the file from where the weights are from."
 
 
 class _Transformer(Part):
@@ -233,17 +234,19 @@ def require_no_adapter(folder: Path) -> None:
         raise ValueError(f"{path}: is a part of a distributed checkpoint, which is not read. Take it out.")
 
 
-def checked(path: Path, content: object, model: type[M]) -> M:
+def checked(path: Path | str, content: object, model: type[M], fix: str = TAKE) -> M:
     """The content of a JSON as its model; ValueError for the first value that it cannot take, with file and key."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(step) for step in first["loc"] if not UNION_TAG.fullmatch(str(step)))
-        raise not_allowed(path, key, first["input"], first["msg"].removeprefix("Value error, ")) from None
+        if first["type"] == "missing":
+            raise not_allowed(path, "", None, f"{key}: is missing", fix) from None
+        raise not_allowed(path, key, first["input"], first["msg"].removeprefix("Value error, "), fix) from None
 
 
-def not_allowed(path: Path, key: str, value: object, reason: str) -> ValueError:
+def not_allowed(path: Path | str, key: str, value: object, reason: str, fix: str = TAKE) -> ValueError:
     """The sentence for a value of a base model's file; without a key for several values that do not fit."""
     said = f"{key}: {json.dumps(value)[:80]} is not allowed: {reason}" if key else reason
-    return ValueError(f"{path}: {said}. Take the file from where the weights are from.")
+    return ValueError(f"{path}: {said}. {fix}")

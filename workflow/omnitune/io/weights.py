@@ -129,27 +129,34 @@ def require_json(folder: Path | str) -> None:
         read_json(path)
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """The JSON object in a file that came with weights; ValueError, with the reason, where there is none.
+def read_json(path: Path, limit: int = JSON_LIMIT, fix: str = FETCH) -> dict[str, Any]:
+    """The JSON object in a file that came with weights; ValueError, with the reason and `fix`, where there is none.
 
     Of a key that stands twice, readers take different ones: it is refused.
     """
     try:
-        data = read_limited(path, limit)
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+        return parse_json(read_limited(path, limit))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}). {FETCH}") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}). {fix}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read: {error}. {fix}") from None
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """The JSON object in bytes; ValueError, with the reason alone, where there is none."""
+    try:
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
     except _TwiceError as error:
-        raise ValueError(f"{path}: cannot be read: the key {str(error)[:80]!r} stands twice in it. {FETCH}") from None
+        raise ValueError(f"the key {str(error)[:80]!r} stands twice in it") from None
     except (ValueError, RecursionError) as error:
         reason = f"it is no JSON ({error})"
         if not data:
             reason = "it is empty"
         elif data.startswith(LFS_POINTER):
             reason = "it is a pointer of git-lfs, not the file itself (`git lfs pull` fetches it)"
-        raise ValueError(f"{path}: cannot be read: {reason}. {FETCH}") from None
+        raise ValueError(reason) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: cannot be read: it holds no JSON object. {FETCH}")
+        raise ValueError("it holds no JSON object")
     return content
 
 

@@ -1,8 +1,8 @@
 """Read what a run has left behind, as plain values for the report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omnitune.evaluation.results import read_generations, read_scores
 from omnitune.evaluation.votes.votes import Vote, read_votes
 from omnitune.evaluation.weights import EvaluatedWeights, describe_weights
 from omnitune.io.files import portable
+from omnitune.io.kept import Conversion, Kept, Metrics, Reported, Start, Summary, Trained, read_kept, read_kept_lines
 from omnitune.paths import BASE, STARTS_FILE, VOTES, EvaluatedStep
 from omnitune.pretrained.weights import check_weights
 from omnitune.report.data import read_encoded, read_shards
@@ -115,11 +116,11 @@ def collect(
     validation = prepared / "validation"
     evaluations = evaluation_folders(experiment, options) if evaluations is None else evaluations
     conversions = {
-        path.parent.relative_to(experiment).as_posix(): _json(path)
+        path.parent.relative_to(experiment).as_posix(): read_kept(path, Conversion)
         for step in sorted({step.number for step in evaluations})
         for path in sorted(experiment.glob(f"checkpoint-{step}/transformer*/conversion.json"))
     }
-    train = _json(experiment / "train.json")
+    train = _json(experiment / "train.json", Trained)
     for folder, conversion in conversions.items():
         _require_checkpoint(experiment / folder, conversion, train)
     found = [_evaluation(evaluations, entry) for entry in benchmarks]
@@ -127,14 +128,14 @@ def collect(
         name=options.name,
         options=options.model_dump(mode="json"),
         train=train,
-        metrics=_rows(experiment / "logs" / "metrics.jsonl"),
-        summary=_json(validation / "summary.json"),
-        rejected=_rows(validation / "rejected.jsonl", SHOWN_REJECTED),
+        metrics=_rows(experiment / "logs" / "metrics.jsonl", Metrics),
+        summary=_json(validation / "summary.json", Summary),
+        rejected=_rows(validation / "rejected.jsonl", Kept, SHOWN_REJECTED),
         conversions=conversions,
         shards=read_shards(prepared / "shards" / "index.parquet"),
         encoded=read_encoded(prepared / "encoded") if options.data.encode else [],
         samples=read_samples(experiment / "logs" / "samples"),
-        starts=_rows(experiment / "logs" / STARTS_FILE),
+        starts=_rows(experiment / "logs" / STARTS_FILE, Start),
         evaluations=found,
         checked={
             "weights": check_weights(_loaded_weights([experiment / folder for folder in conversions], found)),
@@ -158,7 +159,7 @@ def _weights_of(names: Mapping[str, Any]) -> EvaluatedWeights:
 def _evaluation(evaluations: Mapping[EvaluatedStep, Path], entry: BenchmarkEntry) -> Evaluation:
     own = (found for found in sorted(evaluations.items()) if entry.benchmark.evaluates(found[0]))
     folders = {step: folder / entry.name for step, folder in own}
-    scores = {step: read_scores(folder) for step, folder in folders.items()}
+    scores = {step: read_scores(folder, Reported) for step, folder in folders.items()}
     protocols = {str(step): found["protocol"] for step, found in scores.items()}
     if len(set(protocols.values())) > 1:
         raise ValueError(
@@ -215,19 +216,10 @@ def _required(path: Path) -> Path:
     return path
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _json(path: Path, model: type[Kept]) -> dict[str, Any]:
+    return read_kept(path, model) if path.is_file() else {}
 
 
-def _rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+def _rows(path: Path, model: type[Kept], limit: int | None = None) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, at most `limit`; a last line that a kill has cut is left out."""
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if limit is not None and len(rows) >= limit:
-                break
-            if line.endswith("\n") and line.strip():
-                rows.append(json.loads(line))
-    return rows
+    return list(islice(read_kept_lines(path, model, whole=False), limit)) if path.is_file() else []

@@ -1,6 +1,5 @@
 """What the report says of the training beside its curves: speed, time, memory, skipped steps, drawn images."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from omnitune.io.kept import Shown, read_kept_lines
 from omnitune.paths import PROMPTS_FILE
 from omnitune.report.data import short, thousands
 from omnitune.report.images import Thumbnails
@@ -139,8 +139,7 @@ def read_samples(folder: Path) -> list[Sample]:
     if not steps:
         return []
     path = folder / PROMPTS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    prompts = {row["key"]: row for row in map(json.loads, lines)}
+    prompts = {row["key"]: row for row in read_kept_lines(path, Shown)} if path.is_file() else {}
     ends = list(dict.fromkeys((steps[0], steps[-1])))
     shared = set.intersection(*({path.stem for path in step.glob("*.png")} for step in ends))
     samples = []

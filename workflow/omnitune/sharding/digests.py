@@ -59,7 +59,7 @@ def read_sources(index: Path) -> dict[str, dict[str, Any]]:
     try:
         metadata = pq.read_schema(index).metadata or {}
         found: dict[str, dict[str, Any]] = json.loads(metadata[SOURCES.encode()])
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, RecursionError, ValueError) as error:
         raise ConfigError(
             f"{index}: cannot be read as an index of shards ({error}). Write it again: "
             "snakemake --cores 2 shard --forcerun index_dataset"

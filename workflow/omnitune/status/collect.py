@@ -69,7 +69,8 @@ def collect_status(project: Project, names: Iterable[str] = ()) -> list[Experime
 
 def _status(expected: Expected, name: str, files: Files, jobs: Jobs) -> ExperimentStatus:
     steps, stages, notes = _stages(expected, name)
-    stage, done = _first_open(name, stages, files, steps)
+    trained, damaged = _trained(name)
+    stage, done = _first_open(stages, files, trained == steps)
     progress = read_progress(Path(METRICS.format(experiment=name)))
     mine = {file for found in stages for file in found.files}
     failed = {file: jobs.failed[file] for file in sorted(mine & jobs.failed.keys()) if not files.has(file)}
@@ -77,11 +78,11 @@ def _status(expected: Expected, name: str, files: Files, jobs: Jobs) -> Experime
     silent = time.time() - progress.written if progress else None
     trains = stage.name == "train" and progress is not None and silent is not None and silent < _patience(progress)
     stopped = bool(mine & jobs.stopped)
-    # A training that Snakemake has not started is known by its rows alone.
-    running = len(mine & jobs.running) or int(trains and not (waiting or failed or stopped))
+    # A training that Snakemake has not started is known by its rows alone; one that has left train.json has ended.
+    running = len(mine & jobs.running) or int(trains and not (waiting or failed or stopped or damaged))
     if stage.name == "train" and running and silent and not trains:
         notes.append(f"no step for {duration(silent)}")
-    notes += [*dict.fromkeys(failed.values()), *(f"in the queue: {reason}" for reason in waiting)]
+    notes += [*damaged, *dict.fromkeys(failed.values()), *(f"in the queue: {reason}" for reason in waiting)]
     left = _seconds_left(progress, steps) if stage.name == "train" and running else None
     return ExperimentStatus(
         experiment=name,
@@ -114,11 +115,19 @@ def _stages(expected: Expected, name: str) -> tuple[int | None, list[Stage], lis
     return options.train.max_train_steps, [trained], ["not in the config: its training alone is looked at"]
 
 
-def _first_open(name: str, stages: list[Stage], files: Files, steps: int | None) -> tuple[Stage, int]:
+def _trained(name: str) -> tuple[int | None, list[str]]:
+    """The last step of a training that has ended, and what is to be said of its train.json."""
+    try:
+        return trained_steps(name), []
+    except ValueError as error:
+        return None, [str(error)]
+
+
+def _first_open(stages: list[Stage], files: Files, all_steps: bool) -> tuple[Stage, int]:
     """The first stage that is not done, and how many of its jobs are. More steps open a training that was done."""
     for stage in stages:
         missing = len(files.missing(stage))
-        if stage.name == "train" and not missing and trained_steps(name) != steps:
+        if stage.name == "train" and not missing and not all_steps:
             missing = 1
         if missing:
             return stage, len(stage.files) - missing

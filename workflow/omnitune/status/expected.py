@@ -1,12 +1,12 @@
 """Which files each stage of an experiment comes to: one for each job, in the order in which the stages run."""
 
-import json
 import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from omnitune.io.kept import Ended, read_kept
 from omnitune.paths import (
     BASE_MANIFEST,
     ENCODED_GROUP,
@@ -108,9 +108,9 @@ class Expected:
 
 
 def trained_steps(experiment: str) -> int | None:
-    """The last step of a training that has ended, from its train.json; None without one that can be read."""
-    try:
-        step = json.loads(Path(TRAINED.format(experiment=experiment)).read_text(encoding="utf-8"))["final_step"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return step if isinstance(step, int) else None
+    """The last step of a training that has ended, from its train.json; None without one.
+
+    Raises ValueError for one that is damaged.
+    """
+    path = Path(TRAINED.format(experiment=experiment))
+    return read_kept(path, Ended)["final_step"] if path.is_file() else None

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from omnitune.config.experiment.options import ExperimentOptions
 from omnitune.io.files import json_line, write_text
 from omnitune.paths import STARTS_FILE
+from omnitune.training.progress import metrics_row
 
 
 class MetricsLog:
@@ -110,14 +111,9 @@ def _flatten(row: dict[str, Any]) -> dict[str, float]:
 def _keep_rows_before(path: Path, first_step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < first_step:
-                kept.append(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    lines = path.read_bytes().splitlines()
+    rows = ((line, metrics_row(line)) for line in lines)  # the last line of a killed run is cut
+    write_text(path, "".join(f"{line.decode()}\n" for line, row in rows if row and row["step"] < first_step))
 
 
 def _start_wandb(options: ExperimentOptions, folder: Path) -> Any:

@@ -65,13 +65,19 @@ def _tail(path: Path) -> list[dict[str, Any]]:
         lines = file.read().split(b"\n")
     rows = []
     for line in lines[1:] if size > TAIL_BYTES else lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        row = metrics_row(line)
+        if row:
             rows.append(row)
     return rows
+
+
+def metrics_row(line: bytes) -> dict[str, Any] | None:
+    """A row of logs/metrics.jsonl; None for a line that is damaged, or not yet whole."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _numbers(rows: list[dict[str, Any]], key: str) -> list[float]:

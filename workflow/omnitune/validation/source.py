@@ -3,7 +3,6 @@
 Files are read as streams and results written as they come, so a source may be larger than memory.
 """
 
-import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from omnitune.images.preview import SHIFTED, is_shifted
 from omnitune.images.verdicts import DECODE_SECONDS, MAX_PIXELS, ImageRefused
 from omnitune.io.files import atomic_path, json_line, lock_folder, write_json
 from omnitune.io.jsonl import Line, count_lines, decode_line, local_copies, read_lines
+from omnitune.io.kept import Summary, read_kept
 from omnitune.io.parquet import ParquetRows
 from omnitune.io.storage import is_url, redact
 from omnitune.io.url_limits import USUAL, UrlLimits, fetching
@@ -310,9 +310,8 @@ def check_files(source: Source) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a validated source or data set; ConfigError where it is missing."""
-    try:
-        content: dict[str, Any] = json.loads((Path(folder) / SUMMARY).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder}: holds no {SUMMARY}; validate first (omnitune validate).") from None
-    return content
+    """summary.json of a validated source or data set; ConfigError where it is missing, ValueError for a damaged one."""
+    path = Path(folder) / SUMMARY
+    if not path.is_file():
+        raise ConfigError(f"{folder}: holds no {SUMMARY}; validate first (omnitune validate).")
+    return read_kept(path, Summary)

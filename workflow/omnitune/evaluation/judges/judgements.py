@@ -24,6 +24,7 @@ from omnitune.evaluation.judges.prompt import FORMAT, SYSTEM, Answer, MissingErr
 from omnitune.evaluation.prompts import Prompt, open_image
 from omnitune.io.files import is_whole, json_line, sealed, sha256_of, write_json, write_text
 from omnitune.io.jsonl import read_objects
+from omnitune.io.kept import Judged, read_kept_lines
 
 logger = logging.getLogger("omnitune")
 
@@ -122,7 +123,7 @@ def read_judgements(judge: Judge, path: Path, rows: Sequence[Row]) -> list[Row]:
     fix = f"Judge again: snakemake --cores 2 --force {path}"
     if not path.is_file():
         raise ValueError(f"{path}: is missing. {fix}")
-    lines = {line["key"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    lines = {line["key"]: line for line in read_kept_lines(path, Judged, fix)}
     for row in rows:
         line = lines.get(row["key"])
         if line is None or line["sha256"] != row["sha256"]:

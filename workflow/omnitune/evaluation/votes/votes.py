@@ -135,7 +135,7 @@ class _ShownRow:
 def _shown_row(name: str, benchmark: str) -> _ShownRow:
     experiment, step, folder = evaluated_folder(name, benchmark)
     scores = read_scores(folder)
-    return _ShownRow(experiment, step, folder, scores["protocol"], read_generations(folder, scores))
+    return _ShownRow(experiment, step, folder, scores.get("protocol", ""), read_generations(folder, scores))
 
 
 def pairs_of(one: str, other: str, benchmark: str) -> list[Pair]:
