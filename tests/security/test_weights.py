@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from helpers.models import tiny_transformer
-from omnitune.io.weights import read_header
+from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
+from omnitune.conversion.inspect import inspect
+from omnitune.io.weights import read_header, read_weights_header
 from omnitune.models import load_lora, lora_config, lora_state_dict, read_lora, read_transformer, save_lora
+from omnitune.models.components import LOADERS
 from omnitune.models.lora.lora import METADATA_KEY
 from omnitune.models.lora.names import PREFIX
 from omnitune.models.text import prompts
@@ -171,3 +173,40 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> N
             break
     assert read_header(tmp_path / "x.safetensors").shapes == {"a": [1]}
     assert length < 199
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The libraries take them for numbers, which mean nothing."""
+    message = r"\.safetensors: '[a-z_.0-9A-Z]+' holds numbers of (I32|BOOL|C64), which weights are not"
+    adapter_file = written(tmp_path, {}, {name: tensor.to(dtype) for name, tensor in TENSORS.items()})
+    for read in (read_lora, inspect):
+        with pytest.raises(ValueError, match=message):
+            read(adapter_file)
+    for part, model in {"transformer": tiny_transformer(), "vae": tiny_vae(), "mllm": tiny_mllm()}.items():
+        model.save_pretrained(tmp_path / part)
+        [path] = (tmp_path / part).glob("*.safetensors")
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            LOADERS[part](tmp_path, torch.float32)
+    for place in (tmp_path / "transformer", tmp_path / "transformer/diffusion_pytorch_model.safetensors"):
+        with pytest.raises(ValueError, match=message):
+            inspect(place)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_floating_point_numbers_of_all_sizes_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    read_lora(written(tmp_path, {}, {name: tensor.to(dtype) for name, tensor in TENSORS.items()}))
+    tiny_transformer().save_pretrained(tmp_path / "transformer")
+    path = tmp_path / "transformer/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    assert read_transformer(path.parent).dtype == torch.float32
+
+
+def test_whole_numbers_that_other_programs_keep_are_taken(tmp_path: Path) -> None:
+    alphas = {f"{name.removesuffix('.lora_A.weight')}.alpha": torch.tensor(4) for name in TENSORS if ".lora_A" in name}
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({PREFIX + name: tensor for name, tensor in (TENSORS | alphas).items()}, path)
+    read_lora(path)
+    save_file({"embeddings.position_ids": torch.arange(4)}, tmp_path / "model.safetensors")
+    assert read_weights_header(tmp_path / "model.safetensors").dtypes == {"embeddings.position_ids": "I64"}

@@ -14,6 +14,8 @@ from typing import Self
 import rich.progress
 from rich.console import Console
 
+from omnitune.errors import printable
+
 logger = logging.getLogger("omnitune")
 
 
@@ -33,6 +35,13 @@ def plain_progress() -> bool:
 UNUSED = "torchao"  # diffusers and peft import it where it is installed: a second, and warnings of absent kernels
 
 
+class _Lines(logging.Formatter):
+    """Messages as they are, but for what a terminal would act on: they quote names and values of strangers' files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _says_something(record: logging.LogRecord) -> bool:
     """diffusers warns of modules to keep in float32 whenever a model is cast, also where there are none."""
     return "should be kept in float32: []" not in record.getMessage()
@@ -49,7 +58,9 @@ def setup_process(log_file: Path | str | None = None) -> None:
         os.environ[PLAIN_PROGRESS] = "1"
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="w", encoding="utf-8"))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(_Lines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     logger.setLevel(logging.INFO)
 
 

@@ -1,6 +1,7 @@
-"""Faults of input: mistakes of the user's and verdicts on data; and what an exception of a library says."""
+"""Faults of input: mistakes of the user's and verdicts on data; what a library's exception says; text of strangers."""
 
 import sys
+import unicodedata
 
 
 class ConfigError(ValueError):
@@ -29,4 +30,23 @@ def reason_of(error: BaseException) -> str:
 
 def shown(value: str) -> str:
     """A value as messages quote it: cut, as a line may be a million characters."""
-    return repr(value if len(value) <= 80 else f"{value[:80]}..")
+    return repr(cut(value))
+
+
+def cut(value: str, limit: int = 80) -> str:
+    """The first so many characters of a text, which is marked where there are more."""
+    return value if len(value) <= limit else f"{value[:limit]}.."
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what a terminal would act on or could not write; ends of lines and tabs stay.
+
+    Joiners stay, too, which some scripts and pictures need.
+    """
+    if text.isprintable():
+        return text
+    return "".join(repr(sign)[1:-1] if _acts(sign) else sign for sign in text)
+
+
+def _acts(sign: str) -> bool:
+    return unicodedata.category(sign) in {"Cc", "Cf", "Cs"} and sign not in "\n\t\u200c\u200d"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omnitune.errors import ConfigError
 from omnitune.evaluation.model_files import check_judges, check_labels
-from omnitune.io.weights import read_header
+from omnitune.io.weights import read_weights_header
 from omnitune.paths import starting_adapter_file
 from omnitune.pretrained.files import check_named
 from omnitune.pretrained.transformer import LARGEST, linear_layers, parameter_names, trained_layers
@@ -47,7 +47,7 @@ def _read_start(project: Project, experiment: str) -> None:
     val = options.val
     try:
         if options.train.lora_path and not options.adapter_upstream:
-            read_header(starting_adapter_file(options.train.lora_path))
+            read_weights_header(starting_adapter_file(options.train.lora_path))
         if "extracted" in options.convert.formats:
             names = parameter_names(LARGEST)
             trained_layers(names, linear_layers(names), options.train.parameter_groups)

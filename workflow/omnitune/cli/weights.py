@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from omnitune.cli.options import AsJson, Dtype, Ema, flag, option
+from omnitune.errors import cut, printable
 from omnitune.paths import FORMATS, Format
 from omnitune.stages import Experiment
 
 logger = logging.getLogger("omnitune")
+
+SHOWN_CHARACTERS = 2_000  # of a fact; names in a file may be of any length
 
 
 def convert(
@@ -96,13 +99,14 @@ def inspect(
 
     facts = inspect_weights(path)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(facts, indent=2))
         return
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
         text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else text
-        typer.echo(f"{name + ':':<{width}}{'none' if text is None else text}")
+        text = "none" if text is None else cut(printable(str(text)), SHOWN_CHARACTERS)
+        typer.echo(f"{name + ':':<{width}}{text}")
 
 
 def publish(

@@ -9,7 +9,7 @@ from omnitune.checkpoints.states import read_state
 from omnitune.conversion.read import read_checkpoint, some
 from omnitune.conversion.tensors import State
 from omnitune.io.files import sha256_of
-from omnitune.io.weights import read_header
+from omnitune.io.weights import read_header, read_weights_header
 from omnitune.models.lora.base_fingerprint import folder_fingerprint
 from omnitune.models.lora.lora import AdapterHeader, adapted_modules, adapter_alphas, adapter_scale, read_lora_header
 from omnitune.models.lora.names import ALPHA, FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX
@@ -87,6 +87,7 @@ def _file(path: Path) -> Facts:
     expected = parameter_names({"num_layers": counts["layers"], "num_refiner_layers": counts["noise_refiner"]})
     if header.shapes.keys() != expected:
         return _checkpoint(path)
+    read_weights_header(path)
     return {
         "kind": "transformer",
         "format": "one file of published names",

@@ -12,7 +12,7 @@ import torch
 
 from omnitune.checkpoints.distributed import TensorFolder
 from omnitune.conversion.tensors import NAMES, LazyTensor, State, open_safetensors
-from omnitune.errors import reason_of
+from omnitune.errors import cut, reason_of
 from omnitune.io.weights import require_stored, weight_map
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 from omnitune.pretrained.transformer import INDEX
@@ -202,4 +202,4 @@ def some(names: Iterable[str], limit: int = 10) -> str:
     """The first `limit` names and how many more there are."""
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    return ", ".join(cut(name) for name in listed[:limit]) + more

@@ -9,11 +9,14 @@ from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from omnitune.errors import shown
 from omnitune.io.files import open_regular
 
 HEADER_LIMIT = 16_000_000  # bytes
 MAX_TENSORS = 20_000  # of a file; the largest published ones have some thousand
 JSON_LIMIT = 64 << 20  # bytes; the largest, of tokenizers, have half of that
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}  # others are loaded too, as numbers without meaning
+COUNTS = (".alpha", "position_ids", "num_batches_tracked")  # ends of names of what some programs keep as whole numbers
 LFS_POINTER = b"version https://git-lfs"
 FETCH = "Fetch or write it again."
 
@@ -50,6 +53,15 @@ def read_header(path: Path) -> Header:
         cut = "not fully covered" in text
         problem = "it is cut off, or longer than its tensors" if cut else f"its header is damaged ({text})"
     raise ValueError(f"{path}: cannot be read as a .safetensors file: {problem}. {FETCH}")
+
+
+def read_weights_header(path: Path) -> Header:
+    """The same of a file of weights, which are floating-point numbers; ValueError also where they are not."""
+    header = read_header(path)
+    for name, dtype in header.dtypes.items():
+        if dtype not in FLOATS and not (dtype in ("I32", "I64") and name.endswith(COUNTS)):
+            raise ValueError(f"{path}: {shown(name)} holds numbers of {dtype}, which weights are not. {FETCH}")
+    return header
 
 
 def _first_bytes_problem(start: bytes, size: int) -> str | None:
@@ -91,7 +103,7 @@ def require_stored(file: Path | IO[bytes], name: Path | str) -> None:
 
 
 def require_weights(folder: Path | str) -> None:
-    """Raises ValueError for a folder of a model that lacks weights, or of which a file is damaged; see read_header.
+    """Raises ValueError for a folder of a model that lacks weights, or has damaged files; see read_weights_header.
 
     Weights are .safetensors alone: other forms can run code when they are loaded.
     """
@@ -109,7 +121,7 @@ def require_weights(folder: Path | str) -> None:
         beside = f" ({others[0]} is a file of torch.save, which is not taken)" if others else ""
         raise ValueError(f"{folder}: holds no .safetensors file{beside}. Put the weights there.")
     for name in sorted(found):
-        read_header(folder / name)
+        read_weights_header(folder / name)
 
 
 def weight_map(index: Path) -> dict[str, str]:

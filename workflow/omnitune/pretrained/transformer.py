@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.config.experiment.training import ParameterGroup, trained_names
+from omnitune.errors import cut
 from omnitune.io.part_configs import read_part
-from omnitune.io.weights import read_header, weight_map
+from omnitune.io.weights import read_weights_header, weight_map
 
 CLASS = "OmniGen2Transformer2DModel"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -97,7 +98,7 @@ def require_transformer(folder: Path, key: str) -> dict[str, Any]:
             f"{key}: {folder} has neither {single.name} nor {INDEX}; it holds {', '.join(others[:6]) or 'nothing'}."
         )
     files = sorted({folder / file for file in weight_map(index).values()}) if index.is_file() else [single]
-    found = {name for path in files for name in read_header(path).shapes}
+    found = {name for path in files for name in read_weights_header(path).shapes}
     expected = parameter_names(config)
     for kind, names in (("lacks", expected - found), ("has besides", found - expected)):
         if names:
@@ -123,4 +124,4 @@ def _config(folder: Path, key: str) -> dict[str, Any]:
 
 def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
-    return ", ".join(listed[:3]) + (", .." if len(listed) > 3 else "")
+    return ", ".join(map(cut, listed[:3])) + (", .." if len(listed) > 3 else "")

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from omnitune.errors import printable
 from omnitune.status.collect import ExperimentStatus, duration
 
 COLOURS = {"running": "green", "waiting": "yellow", "failed": "red", "stopped": "red", "done": "dim"}
@@ -34,7 +35,7 @@ def status_table(found: Sequence[ExperimentStatus]) -> RenderableType:
             _jobs(each),
         )
     notes = [f"{each.experiment}: {note}" for each in found for note in each.notes]
-    return Group(table, *map(Text, ["", *notes] if notes else []))
+    return Group(table, *(Text(printable(note)) for note in (["", *notes] if notes else [])))
 
 
 def _jobs(each: ExperimentStatus) -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+
+from omnitune.errors import shown
 
 logger = logging.getLogger("omnitune")
 
@@ -50,6 +53,14 @@ def _lines(tensors: Iterable[tuple[str, Iterable[int], Any]]) -> Iterator[tuple[
         exact = sample.dtype in EXACT
         numbers = sample.detach().cpu().to(torch.bfloat16).reshape(-1).tolist() if exact else None
         yield f"{name} {shape}", None if numbers is None else str(numbers)
+
+
+def recorded_base(adapter: Path, metadata: Mapping[str, str]) -> str | None:
+    """The fingerprint that an adapter's metadata say; None without one, ValueError for what is none."""
+    found = metadata.get(BASE_KEY)
+    if found is not None and not re.fullmatch("[0-9a-f]{64}", found):
+        raise ValueError(f"{adapter}: its metadata say {BASE_KEY}: {shown(found)}, no SHA-256. Take the key out.")
+    return found
 
 
 def warn_of_other_base(adapter: Path | str, recorded: str | None, found: str | None) -> None:

@@ -26,9 +26,9 @@ from torch import nn
 
 from omnitune.io.files import atomic_path
 from omnitune.io.places import is_local
-from omnitune.io.weights import read_header, read_json
+from omnitune.io.weights import read_json, read_weights_header
 from omnitune.models.files import require_finite
-from omnitune.models.lora.base_fingerprint import BASE_KEY, model_fingerprint, warn_of_other_base
+from omnitune.models.lora.base_fingerprint import model_fingerprint, recorded_base, warn_of_other_base
 from omnitune.models.lora.metadata import adapter_ranks, checked_metadata, config_of_alphas
 from omnitune.models.lora.names import ALPHA, FACTORS, MAGNITUDE, PEFT_PREFIX, PREFIX, AdapterNames, read_names
 from omnitune.paths import ADAPTER_FILE, COMFYUI_ADAPTER_FILE, PEFT_CONFIG_FILE, PEFT_FILE, adapter_file
@@ -231,7 +231,7 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
         FileNotFoundError: for a folder without the file.
     """
     path = _adapter_path(source, weight_name)
-    header, texts, _ = read_header(path)
+    header, texts, _ = read_weights_header(path)
     try:
         names = read_names(header, modules)
     except ValueError as error:
@@ -246,7 +246,7 @@ def read_lora_header(source: str | Path, weight_name: str = ADAPTER_FILE, module
             for name, plain in names.plain.items()
             if plain.endswith(ALPHA)
         }
-    text, base = texts.get(METADATA_KEY), texts.get(BASE_KEY)
+    text, base = texts.get(METADATA_KEY), recorded_base(path, texts)
     if text is None and names.prefixes == {PEFT_PREFIX} and (path.parent / PEFT_CONFIG_FILE).is_file():
         text = json.dumps(read_json(path.parent / PEFT_CONFIG_FILE))
     if alphas or text is None:
