@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from omnitune.models import OmniGen2Pipeline
 from omnitune.pretrained.files import PATH_KEY, VAE_KEY
 from omnitune.pretrained.hub import fetch_repository
 
@@ -60,6 +61,13 @@ def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match=r"No space left on device\. `cache_dir` names a folder") as error:
         fetch_repository("owner/name", None, PATH_KEY, str(tmp_path), None)
     assert "network" not in str(error.value)
+
+
+def test_a_pipeline_by_its_id_says_it_too(hub: None, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^base model 'owner/unknown' \(revision newest\) could not be .*there is no such"
+    ):
+        OmniGen2Pipeline.from_pretrained("owner/unknown", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
@@ -12,7 +13,7 @@ from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
 from omnitune.io.part_configs import PARTS, read_part
 from omnitune.io.tokenizer_files import SETTINGS_FILE
 from omnitune.io.weights import read_json
-from omnitune.models.components import load_scheduler, load_text_encoder, load_vae, read_transformer
+from omnitune.models.components import LOADERS, load_scheduler, load_text_encoder, load_vae, read_transformer
 from omnitune.models.text.prompts import load_tokenizer
 from omnitune.pretrained.files import check_encoder, check_parts
 
@@ -193,6 +194,18 @@ def test_a_lost_tensor_is_never_left_at_random(tmp_path: Path, part: str) -> Non
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"{part}: its files lack 1 tensors of the model, such as [a-z_.0-9]+\.bias"):
         {"vae": load_vae, "mllm": load_text_encoder}[part](tmp_path)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "mllm"])
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path, part: str) -> None:
+    """The libraries advise to call them otherwise."""
+    {"transformer": tiny_transformer, "vae": tiny_vae, "mllm": tiny_mllm}[part]().save_pretrained(tmp_path / part)
+    [path] = (tmp_path / part).glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if name.endswith("norm.weight") or "norm" in name)
+    save_file({**tensors, name: tensors[name][:1].clone()}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part}: {name} has the shape \[1\], and config\.json asks for \[\d+\]\."):
+        LOADERS[part](tmp_path, torch.float32)
 
 
 def test_what_a_library_says_names_the_folder(tmp_path: Path) -> None:

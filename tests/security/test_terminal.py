@@ -1,14 +1,19 @@
 """Text of strangers on a terminal: nothing in it acts, and all of it can be written."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from helpers.models import tiny_vae
 from omnitune.cli.weights import inspect
-from omnitune.console import setup_process
+from omnitune.console import VERBOSITIES, setup_process
 from omnitune.errors import printable
 from omnitune.models import read_lora
 from omnitune.models.lora.base_fingerprint import BASE_KEY
@@ -41,6 +46,20 @@ def test_log_lines_are_printable(capfd: pytest.CaptureFixture[str]) -> None:
     finally:
         root.handlers[:], root.level = before, level
     assert capfd.readouterr().err == "Error: a\\x1b[31m\\ud800\n"
+
+
+def test_advice_of_the_libraries_is_left_out(tmp_path: Path) -> None:
+    """Warnings of keys that are not used, or of tensors that lack, which are refused here."""
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    path = tmp_path / "vae/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "not_a_key": 1}))
+    code = (
+        "from omnitune.console import VERBOSITIES, setup_process; setup_process()\n"
+        f"from omnitune.models.components import load_vae; load_vae({str(tmp_path)!r})"
+    )
+    plain = {name: value for name, value in os.environ.items() if name not in VERBOSITIES}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain, check=True)
+    assert "not_a_key" not in done.stderr
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -33,6 +33,8 @@ def plain_progress() -> bool:
 
 
 UNUSED = "torchao"  # diffusers and peft import it where it is installed: a second, and warnings of absent kernels
+# Warnings of the libraries are advice to whoever calls them, of what is looked at here or is no fault.
+VERBOSITIES = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY")
 
 
 class _Lines(logging.Formatter):
@@ -42,17 +44,13 @@ class _Lines(logging.Formatter):
         return printable(super().format(record))
 
 
-def _says_something(record: logging.LogRecord) -> bool:
-    """diffusers warns of modules to keep in float32 whenever a model is cast, also where there are none."""
-    return "should be kept in float32: []" not in record.getMessage()
-
-
 def setup_process(log_file: Path | str | None = None) -> None:
     """At the start of a process of ours: sends log lines to stderr and, if given, to a file as well."""
     # What importing the libraries makes stays; looking for garbage among it takes a fifth of a process's start.
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     sys.modules.setdefault(UNUSED, None)  # type: ignore[arg-type]  # Python's way to say that there is no such module
-    logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
+    for name in VERBOSITIES:
+        os.environ.setdefault(name, "error")
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file:
         os.environ[PLAIN_PROGRESS] = "1"

@@ -69,13 +69,26 @@ def _require_sizes(folder: Path, build: Callable[[], nn.Module]) -> None:
     with loading(folder), torch.device("meta"):
         empty = build()
     asked = sum(parameter.numel() for parameter in empty.parameters())
-    shapes = [shape for path in folder.glob("*.safetensors") for shape in read_header(path).shapes.values()]
-    held = sum(map(math.prod, shapes))
+    shapes = [found for path in folder.glob("*.safetensors") for found in read_header(path).shapes.items()]
+    held = sum(math.prod(shape) for _, shape in shapes)
     if asked > 2 * held:  # some are used twice, and stand in the files once
         raise ValueError(
             f"{folder / 'config.json'}: asks for {asked} numbers, and the weights beside it hold {held}. It is of "
             "another model: take the file from where the weights are from."
         )
+    wanted = {_in_files(name): list(tensor.shape) for name, tensor in empty.state_dict().items()}
+    for name, shape in shapes:
+        expected = wanted.get(_in_files(name), shape)
+        if shape != expected:
+            raise ValueError(
+                f"{folder}: {name} has the shape {shape}, and config.json asks for {expected}. One of the two is of "
+                "another model: take both from one place."
+            )
+
+
+def _in_files(name: str) -> str:
+    """A tensor's name by which a text encoder's files and its class can be compared; files have shorter ones."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
 def load_scheduler(folder: str | Path) -> OmniGen2FlowMatchScheduler:

@@ -16,10 +16,12 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
 from omnitune.io.files import write_json
+from omnitune.io.hub import what_to_do
 from omnitune.io.places import is_local
 from omnitune.models.components import COMPONENTS, LOADERS, model_index
 from omnitune.models.guidance import Branches, Sample
@@ -98,7 +100,7 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             components: ready components (transformer, vae, scheduler, mllm, processor) in place of the folder's.
 
         Raises:
-            ValueError: for an unknown component name, a path that does not exist, or damaged files.
+            ValueError: for an unknown component name, a path that does not exist, a failed download, or damaged files.
             FileNotFoundError: naming the part that the folder lacks.
         """
         unknown = set(components) - set(COMPONENTS)
@@ -106,14 +108,18 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             raise ValueError(f"{sorted(unknown)} are no components of this pipeline: use {', '.join(COMPONENTS)}")
         folder = Path(pretrained_model_name_or_path)
         if not is_local(str(folder), "pretrained_model_name_or_path"):
-            snapshot = snapshot_download(
-                str(pretrained_model_name_or_path),
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-                ignore_patterns=["*.py", "assets/*", "*.png", "*.jpg"],
-            )
+            try:
+                snapshot = snapshot_download(
+                    str(pretrained_model_name_or_path),
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    token=token,
+                    ignore_patterns=["*.py", "assets/*", "*.png", "*.jpg"],
+                )
+            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                asked = f"{str(folder)!r} (revision {revision or 'newest'})"
+                raise ValueError(f"base model {asked} could not be fetched: {what_to_do(error)}") from None
             folder = Path(snapshot)
         missing = [name for name in COMPONENTS if name not in components]
         _require_parts(folder, ["model_index.json", *missing])
