@@ -16,7 +16,7 @@ from omnitune.checkpoints.distributed import read_metadata
 from omnitune.config import Mixture, load_config
 from omnitune.errors import ConfigError
 from omnitune.io.jsonl import read_objects
-from omnitune.io.weights import read_header
+from omnitune.io.model_files.weights import read_header
 from omnitune.models.lora.metadata import checked_metadata
 from omnitune.paths import METADATA_FILE
 

@@ -20,7 +20,7 @@ from omnitune.checkpoints.save import CheckpointSaver, load_checkpoint
 from omnitune.checkpoints.states import TrainerState, read_state
 from omnitune.conversion.read import read_checkpoint
 from omnitune.distributed.parallel import SharedError
-from omnitune.io.weights import require_stored
+from omnitune.io.model_files.weights import require_stored
 from omnitune.paths import METADATA_FILE, MODEL_FOLDER, OPTIMIZER_FOLDER, STATE_FILE
 
 pytestmark = pytest.mark.unit

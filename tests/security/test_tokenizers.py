@@ -11,7 +11,7 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from omnitune.demo.text_encoder import build_tokenizer
-from omnitune.io.tokenizer_files import BYTES, SPLITTING
+from omnitune.io.model_files.tokenizer import BYTES, SPLITTING
 from omnitune.models.text.features import encode_text
 from omnitune.models.text.prompts import apply_chat_template, count_tokens, load_tokenizer
 from omnitune.pretrained.files import check_parts

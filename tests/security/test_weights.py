@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
 from omnitune.conversion.inspect import inspect
-from omnitune.io.weights import read_header, read_weights_header
+from omnitune.io.model_files.weights import read_header, read_weights_header
 from omnitune.models import load_lora, lora_config, lora_state_dict, read_lora, read_transformer, save_lora
 from omnitune.models.components import LOADERS
 from omnitune.models.lora.lora import METADATA_KEY

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omnitune.errors import ConfigError
 from omnitune.evaluation.model_files import check_judges, check_labels
-from omnitune.io.weights import read_weights_header
+from omnitune.io.model_files.weights import read_weights_header
 from omnitune.paths import starting_adapter_file
 from omnitune.pretrained.files import check_named
 from omnitune.pretrained.transformer import LARGEST, linear_layers, parameter_names, trained_layers

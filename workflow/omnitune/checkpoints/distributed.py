@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from omnitune.errors import reason_of
 from omnitune.io.files import open_regular
-from omnitune.io.weights import require_stored
+from omnitune.io.model_files.weights import require_stored
 from omnitune.paths import METADATA_FILE, path_problem
 
 METADATA = "torch.distributed.checkpoint.metadata"

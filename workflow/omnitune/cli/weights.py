@@ -121,5 +121,7 @@ def publish(
     what = prepare_upload(folder, repo)
     for name, size in what.files.items():
         typer.echo(f"{size:>15,}  {name}")
-    typer.echo(f"{sum(what.files.values()):>15,}  bytes in {len(what.files)} files, for {repo}\n\n{what.card}\n")
+    typer.echo(
+        f"{sum(what.files.values()):>15,}  bytes in {len(what.files)} files, for {repo}\n\n{printable(what.card)}\n"
+    )
     typer.echo("Nothing was uploaded." if dry_run else upload(what, private=private))

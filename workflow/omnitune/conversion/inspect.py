@@ -9,7 +9,7 @@ from omnitune.checkpoints.states import read_state
 from omnitune.conversion.read import read_checkpoint, some
 from omnitune.conversion.tensors import State
 from omnitune.io.files import sha256_of
-from omnitune.io.weights import read_header, read_weights_header
+from omnitune.io.model_files.weights import read_header, read_weights_header
 from omnitune.models.lora.base_fingerprint import folder_fingerprint
 from omnitune.models.lora.lora import AdapterHeader, adapted_modules, adapter_alphas, adapter_scale, read_lora_header
 from omnitune.models.lora.names import ALPHA, FACTORS, KOHYA_PREFIX, MAGNITUDE, PEFT_PREFIX, PREFIX

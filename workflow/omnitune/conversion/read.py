@@ -13,7 +13,7 @@ import torch
 from omnitune.checkpoints.distributed import TensorFolder
 from omnitune.conversion.tensors import NAMES, LazyTensor, State, open_safetensors
 from omnitune.errors import cut, reason_of
-from omnitune.io.weights import require_stored, weight_map
+from omnitune.io.model_files.weights import require_stored, weight_map
 from omnitune.paths import AVERAGE_FOLDER, METADATA_FILE, MODEL_FOLDER
 from omnitune.pretrained.transformer import INDEX
 

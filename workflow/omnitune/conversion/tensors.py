@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from omnitune.io.weights import read_header
+from omnitune.io.model_files.weights import read_header
 from omnitune.models.files import is_finite
 
 # As .safetensors names them.

@@ -6,7 +6,7 @@ from pathlib import Path
 from omnitune.config import Benchmark
 from omnitune.config.benchmarks.judge import Judge
 from omnitune.config.choices import MEASURES
-from omnitune.io.part_configs import read_own, require_no_adapter
+from omnitune.io.model_files.part_configs import read_own, require_no_adapter
 from omnitune.io.places import is_local
 from omnitune.pretrained.weights import weights_hash
 

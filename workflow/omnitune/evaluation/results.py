@@ -5,7 +5,7 @@ from typing import Any
 
 from omnitune.io.files import is_whole, sha256_of
 from omnitune.io.kept import Drawn, Kept, Scores, read_kept, read_kept_lines
-from omnitune.io.part_configs import checked
+from omnitune.io.model_files.part_configs import checked
 from omnitune.io.places import is_below
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE
 

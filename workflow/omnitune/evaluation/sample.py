@@ -21,10 +21,10 @@ from omnitune.evaluation.prompts import open_image, read_instructions
 from omnitune.images.resize import to_pil
 from omnitune.io.files import atomic_path, portable, sha256_of
 from omnitune.io.jsonl import read_objects
+from omnitune.io.model_files.weights import read_header, require_weights
 from omnitune.io.places import check_url, is_local
 from omnitune.io.storage import is_url
 from omnitune.io.url_limits import fetching
-from omnitune.io.weights import read_header, require_weights
 from omnitune.models import DEFAULT_NEGATIVE_PROMPT, MAX_REFERENCE_IMAGES, OmniGen2Pipeline
 from omnitune.models.lora.base_fingerprint import model_fingerprint
 from omnitune.paths import adapter_file

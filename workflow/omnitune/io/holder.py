@@ -102,7 +102,8 @@ def _is_kept_up(note: Path, holder: dict[str, Any]) -> bool:
 
 def _read(note: Path) -> dict[str, Any]:
     """What a note says, and `seen`, when it was dated; nothing where there is none, or a damaged one."""
-    with suppress(OSError, ValueError, RecursionError), open_regular(note) as file:  # opened, as NFS shows old times else
+    # opened in any case, as NFS shows old times else
+    with suppress(OSError, ValueError, RecursionError), open_regular(note) as file:
         content = json.loads(file.read())
         if isinstance(content, dict):
             return {**content, "seen": os.fstat(file.fileno()).st_mtime}

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from omnitune.io.files import open_regular
-from omnitune.io.part_configs import checked
-from omnitune.io.weights import parse_json, read_json
+from omnitune.io.model_files.part_configs import checked
+from omnitune.io.model_files.weights import parse_json, read_json
 
 LARGEST = 1 << 28  # bytes of a file, and of a line; scores of the largest benchmarks have some ten million
 MAX_NESTING = 32  # of the JSON that is read; a sample has two levels, and the ledger must be able to repeat it

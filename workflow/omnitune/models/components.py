@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from omnitune.io.part_configs import read_part
-from omnitune.io.weights import read_header, read_json, require_weights
+from omnitune.io.model_files.part_configs import read_part
+from omnitune.io.model_files.weights import read_header, read_json, require_weights
 from omnitune.models.files import load_whole, loading, require_finite
 from omnitune.models.scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from omnitune.models.text.prompts import load_tokenizer

@@ -1,4 +1,4 @@
-"""Weights of strangers as they are loaded, and what they hold: it is finite. Their files: omnitune.io.weights."""
+"""Weights of strangers as they are loaded, and what they hold: it is finite. Their files: omnitune.io.model_files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -21,7 +21,7 @@ from PIL import Image
 
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
 from omnitune.io.files import write_json
-from omnitune.io.hub import what_to_do
+from omnitune.io.model_files.hub import what_to_do
 from omnitune.io.places import is_local
 from omnitune.models.components import COMPONENTS, LOADERS, model_index
 from omnitune.models.guidance import Branches, Sample

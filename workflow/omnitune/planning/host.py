@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from omnitune.config import ExperimentOptions
-from omnitune.io.weights import read_header
+from omnitune.io.model_files.weights import read_header
 from omnitune.training.progress import read_progress
 
 LIBRARIES_MB = 4000  # a process with its libraries, and what it does beside the weights

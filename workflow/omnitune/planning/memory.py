@@ -14,7 +14,7 @@ from omnitune.config.experiment.training import WHOLE_TENSORS, TrainOptions
 from omnitune.distributed.layout import SHARDED, shard_size_of, sharded_strategies
 from omnitune.distributed.parallel import COMPUTE_DTYPES
 from omnitune.flops import SampleTokens, Unit, gradient_reaches, is_trained
-from omnitune.io.weights import read_header
+from omnitune.io.model_files.weights import read_header
 from omnitune.models import OmniGen2Transformer2DModel
 from omnitune.planning.blocks import Compute, Footprint, block_footprint, ends_footprint
 from omnitune.training.model import select_trained

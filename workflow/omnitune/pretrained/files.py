@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omnitune.config.experiment.model import ModelOptions
-from omnitune.io.part_configs import read_part
+from omnitune.io.model_files.part_configs import read_part
+from omnitune.io.model_files.tokenizer import SETTINGS_FILE, read_tokenizer, tokenizer_folder
+from omnitune.io.model_files.weights import require_json, require_weights
 from omnitune.io.places import is_local
-from omnitune.io.tokenizer_files import SETTINGS_FILE, read_tokenizer, tokenizer_folder
-from omnitune.io.weights import require_json, require_weights
 from omnitune.paths import require_safe
 
 DEMO = "demo"

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from omnitune.io.hub import what_to_do
+from omnitune.io.model_files.hub import what_to_do
 from omnitune.pretrained.files import ENCODER_KEY, VAE_KEY
 
 logger = logging.getLogger("omnitune")

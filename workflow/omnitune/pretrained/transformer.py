@@ -6,8 +6,8 @@ from typing import Any
 
 from omnitune.config.experiment.training import ParameterGroup, trained_names
 from omnitune.errors import cut
-from omnitune.io.part_configs import read_part
-from omnitune.io.weights import read_weights_header, weight_map
+from omnitune.io.model_files.part_configs import read_part
+from omnitune.io.model_files.weights import read_weights_header, weight_map
 
 CLASS = "OmniGen2Transformer2DModel"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

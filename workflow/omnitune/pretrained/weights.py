@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from omnitune.errors import shown
 from omnitune.io.files import sha256_of
-from omnitune.io.weights import read_json
+from omnitune.io.model_files.weights import read_json
 from omnitune.paths import CONVERSION_FILE, MANIFEST_FILE
 
 FILE_NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")  # below its folder

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.errors import reason_of
-from omnitune.io.tokenizer_files import SPECIAL, read_tokenizer, tokenizer_folder
-from omnitune.io.weights import FETCH, read_json, require_json
+from omnitune.io.model_files.tokenizer import SPECIAL, read_tokenizer, tokenizer_folder
+from omnitune.io.model_files.weights import FETCH, read_json, require_json
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
 SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."

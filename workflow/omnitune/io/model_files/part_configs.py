@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from omnitune.io.weights import read_json
+from omnitune.io.model_files.weights import read_json
 
 CONFIG_LIMIT = 4 << 20  # bytes; published ones have some thousand
 Width = Annotated[int, Field(ge=1, le=1_000_000)]  # beyond any model; larger ones would be made before they fail
