@@ -102,6 +102,7 @@ class Summary(Kept):
 
     __pydantic_extra__: dict[str, Count | Counts | str | None]
 
+    files: list[str] = []
     sources: dict[str, _Source] = {}
 
 
