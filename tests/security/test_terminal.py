@@ -48,6 +48,7 @@ def test_log_lines_are_printable(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "Error: a\\x1b[31m\\ud800\n"
 
 
+@pytest.mark.slow
 def test_advice_of_the_libraries_is_left_out(tmp_path: Path) -> None:
     """Warnings of keys that are not used, or of tensors that lack, which are refused here."""
     tiny_vae().save_pretrained(tmp_path / "vae")
