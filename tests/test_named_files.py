@@ -12,7 +12,8 @@ from omnitune.config.benchmarks.judge import Judge
 from omnitune.config.benchmarks.measure import MeasureEntry
 from omnitune.errors import ConfigError
 from omnitune.evaluation.weights import evaluated_weights, require_there
-from omnitune.io.model_files.weights import read_header, read_json, require_weights
+from omnitune.io.json_object import read_json
+from omnitune.io.model_files.weights import read_header, require_weights
 from omnitune.io.places import is_local
 from omnitune.named_files import read_named_files
 from omnitune.project import Project

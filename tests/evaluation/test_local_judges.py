@@ -17,7 +17,7 @@ from omnitune.errors import ConfigError
 from omnitune.evaluation.judges.judgements import judge_images, judged_measures, read_judgements, summed_up
 from omnitune.evaluation.judges.local import load_judge
 from omnitune.evaluation.judges.prompt import SYSTEM
-from omnitune.evaluation.model_files import check_judges, fetch_judges, judge_folders
+from omnitune.evaluation.model_files import check_judge_models, fetch_judges, judge_folders
 from omnitune.evaluation.prompts import Prompt
 from omnitune.io.files import sha256_of
 
@@ -152,16 +152,16 @@ def test_folders_are_looked_at_before_any_job(knowing: Path, tmp_path: Path) -> 
     def benchmark(model: Path | str) -> Benchmark:
         return Benchmark(prompts="p.jsonl", judges=[judge_of(model)])
 
-    check_judges(benchmark(knowing))
+    check_judge_models(benchmark(knowing))
     fetch_judges(benchmark(knowing))
     assert judge_folders(judge_of(knowing)) == [knowing]
     assert judge_folders(judge_of("a/b")) == []
-    check_judges(benchmark("owner/on-the-hub"))
+    check_judge_models(benchmark("owner/on-the-hub"))
     with pytest.raises(ValueError, match=r"judges\.j\.model: '\./none' does not exist"):
-        check_judges(benchmark("./none"))
+        check_judge_models(benchmark("./none"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"judges\.j\.model: '\S+empty' has no config\.json"):
-        check_judges(benchmark(tmp_path / "empty"))
+        check_judge_models(benchmark(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, monkeypatch: pyt
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("omnitune.pretrained.hub.snapshot_download", full)
+    monkeypatch.setattr("omnitune.io.model_files.hub.snapshot_download", full)
     with pytest.raises(ValueError, match=r"No space left on device\. `cache_dir` names a folder") as error:
         fetch_repository("owner/name", None, PATH_KEY, str(tmp_path), None)
     assert "network" not in str(error.value)
@@ -65,7 +65,8 @@ def test_a_full_disk_is_no_fault_of_the_network(tmp_path: Path, monkeypatch: pyt
 
 def test_a_pipeline_by_its_id_says_it_too(hub: None, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^base model 'owner/unknown' \(revision newest\) could not be .*there is no such"
+        ValueError,
+        match=r"^pretrained_model_name_or_path: 'owner/unknown' \(revision newest\) could not be .*there is no such",
     ):
         OmniGen2Pipeline.from_pretrained("owner/unknown", cache_dir=tmp_path)
 

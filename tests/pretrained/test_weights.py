@@ -77,7 +77,7 @@ def test_each_repository_is_fetched_at_its_own_revision(tmp_path: Path, monkeypa
         save_file({}, folder / "model.safetensors")
         return str(folder)
 
-    monkeypatch.setattr("omnitune.pretrained.hub.snapshot_download", fetch)
+    monkeypatch.setattr("omnitune.io.model_files.hub.snapshot_download", fetch)
     sources = {"pretrained_vae_model_name_or_path": "b/vae", "pretrained_text_encoder_model_name_or_path": "c/text"}
     revisions = {"pretrained_vae_revision": "2", "pretrained_text_encoder_revision": "3"}
     options = ModelOptions(pretrained_model_path="a/base", pretrained_revision="1", **sources, **revisions)

@@ -422,14 +422,8 @@ def test_when_how_long_and_on_what_it_ran(tmp_path: Path) -> None:
     save_rows(
         tmp_path / "run/logs/starts.jsonl",
         [
-            {"time": "2026-05-04T10:20:30+00:00", "first_step": 1, "device": "H100", "processes": 8, "torch": "2.13.0"},
-            {
-                "time": "2026-05-04T12:00:00+00:00",
-                "first_step": 41,
-                "device": "H100",
-                "processes": 4,
-                "torch": "2.13.0",
-            },
+            {"time": f"2026-05-04T{time}+00:00", "first_step": step, "device": "H100", "processes": count, "torch": "2"}
+            for time, step, count in (("10:20:30", 1, 8), ("12:00:00", 41, 4))
         ],
     )
     page = build_training(tmp_path, [{"step": step, "loss": 1.0, "seconds": 60.0} for step in range(1, 121)])

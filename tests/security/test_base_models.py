@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from helpers.models import tiny_mllm, tiny_transformer, tiny_vae
+from omnitune.io.json_object import read_json
 from omnitune.io.model_files.part_configs import PARTS, read_part
 from omnitune.io.model_files.tokenizer import SETTINGS_FILE
-from omnitune.io.model_files.weights import read_json
 from omnitune.models.components import LOADERS, load_scheduler, load_text_encoder, load_vae, read_transformer
 from omnitune.models.text.prompts import load_tokenizer
 from omnitune.pretrained.files import check_encoder, check_parts

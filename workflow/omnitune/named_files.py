@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omnitune.errors import ConfigError
-from omnitune.evaluation.model_files import check_judges, check_labels
+from omnitune.evaluation.model_files import check_judge_models, check_labels
 from omnitune.io.model_files.weights import read_weights_header
 from omnitune.paths import starting_adapter_file
 from omnitune.pretrained.files import check_named
@@ -34,7 +34,7 @@ def read_named_files(project: Project) -> None:
         project.labels(name)
         try:
             check_labels(benchmark)
-            check_judges(benchmark)
+            check_judge_models(benchmark)
         except ValueError as error:
             raise ConfigError(f"benchmark {name!r}: {str(error).removesuffix('.')}.") from None
         for baseline in benchmark.baselines:

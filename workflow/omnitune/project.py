@@ -109,14 +109,7 @@ class Project:
         if workflow.sweep:
             base = workflow.sweep.options
             found += [(options.with_steps(base), Path(base)) for options, _ in made.values()]
-        experiments: dict[str, ExperimentOptions] = {}
-        files: dict[str, Path] = {}
-        for options, path in found:
-            if options.name in experiments:
-                raise ConfigError(
-                    f"{path}: name: {options.name!r} is also the name in {files[options.name]}. Rename one."
-                )
-            experiments[options.name], files[options.name] = options, path
+        experiments, files = agreement.by_name(found)
         named = agreement.read_benchmarks(workflow.benchmarks, where)
         benchmarks = {name: as_imported(name, benchmark) for name, benchmark in named.items()}
         foreign = {name: benchmark for name, benchmark in named.items() if is_foreign(benchmark)}

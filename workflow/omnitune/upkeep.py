@@ -13,7 +13,7 @@ from typing import Any
 from omnitune.checkpoints.states import newest_state, removal_of, remove
 from omnitune.config.experiment.options import NAME
 from omnitune.io.files import is_whole, json_line, remove_tree, sealed, write_text
-from omnitune.io.model_files.weights import parse_json
+from omnitune.io.json_object import parse_json
 from omnitune.paths import EXPERIMENT, GENERATIONS_FILE, SCORES_FILE, VARIANT, parse_converted
 from omnitune.project import Project
 from omnitune.records import INCOMPLETE, METADATA, is_locked, list_records, record_path

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from omnitune.config.data import DataOptions
+
 CPUS = os.cpu_count() or 1
 
 
@@ -47,7 +49,9 @@ InputPixels = Annotated[
     str, option("max_input_pixels", "Limit of input images, or limits for 1, 2, .. inputs: N[,N..].")
 ]
 SideLength = Annotated[int, option("max_side_length", "Limit of any side in pixels.", min=16)]
-OUTPUT_PIXELS, INPUT_PIXELS, SIDE_LENGTH = 1048576, "1048576,1048576,589824,262144", 2048
+USUAL = {name: field.default for name, field in DataOptions.model_fields.items()}
+OUTPUT_PIXELS, SIDE_LENGTH = USUAL["max_output_pixels"], USUAL["max_side_length"]
+INPUT_PIXELS = ",".join(map(str, USUAL["max_input_pixels"]))
 
 
 def input_limits(text: str) -> list[int]:

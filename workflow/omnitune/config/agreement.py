@@ -66,6 +66,17 @@ def check_reports(
             raise ConfigError(f"{key}: an experiment stands there twice. Take one of the two out.")
 
 
+def by_name(found: Iterable[tuple[ExperimentOptions, Path]]) -> tuple[dict[str, ExperimentOptions], dict[str, Path]]:
+    """Options and their files by the experiment's name; ConfigError where two have one name."""
+    experiments: dict[str, ExperimentOptions] = {}
+    files: dict[str, Path] = {}
+    for options, path in found:
+        if options.name in experiments:
+            raise ConfigError(f"{path}: name: {options.name!r} is also the name in {files[options.name]}. Rename one.")
+        experiments[options.name], files[options.name] = options, path
+    return experiments, files
+
+
 def check_judges(benchmarks: Mapping[str, Benchmark]) -> None:
     """Raises ConfigError where a judge runs here in one benchmark, and behind an endpoint in another."""
     local: dict[str, tuple[str, bool]] = {}

@@ -11,7 +11,7 @@ from omnitune.config import ExperimentOptions
 from omnitune.paths import ADAPTER_FILE, COMFYUI_ADAPTER_FILE, COMFYUI_MODEL_FILE, STATE_FILE
 
 CARD_FILE = "README.md"
-MARK = "Written by `omnitune convert`."  # by which a card is known to be no one's own
+MARK = "Written by `omnitune "  # by which a card is known to be no one's own
 LICENCE = "apache-2.0"  # of the published OmniGen2
 SHOWN = ("learning_rate", "lr_scheduler", "optimizer", "global_batch_size", "mixed_precision", "ema_decay")
 SHOWN_OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_use_dora", "lora_use_rslora", "lora_target_modules")
@@ -65,8 +65,8 @@ def model_card(options: ExperimentOptions, model_path: Path, report: Mapping[str
         _options(options),
         "## Loading\n",
         LOADING[_kind(report)],
-        _verified(report),
-        MARK + "\n",
+        _verified("trained weights", report),
+        MARK + "convert`.\n",
     ]
     return "\n".join(parts)
 
@@ -85,8 +85,8 @@ def merge_card(report: Mapping[str, Any]) -> str:
         "\n".join(["| SHA-256 of the adapter | strength |", "|---|---|", *rows, ""]),
         "## Loading\n",
         LOADING[_kind(report)],
-        _verified(report),
-        MARK + "\n",
+        _verified("sum", report),
+        MARK + "merge`.\n",
     ]
     return "\n".join(parts)
 
@@ -137,9 +137,9 @@ def _kind(report: Mapping[str, Any]) -> str:
     return "pipeline" if report["format"] == "pipeline" else "adapter" if apart else "transformer"
 
 
-def _verified(report: Mapping[str, Any]) -> str:
-    """How far what programs read is from what was trained; of an extraction the change of each layer is compared."""
+def _verified(wanted: str, report: Mapping[str, Any]) -> str:
+    """How far what programs read is from what it should be; of an extraction the change of each layer is compared."""
     extracted = report["format"] == "extracted"
     key, what = ("error", "error of a layer's change") if extracted else ("difference", "difference")
     rows = [f"- {found['read_as']}: largest relative {what} {found[key]:.1e}" for found in report["verified"]]
-    return "\n".join(["Compared with the trained weights, as read by\n", *rows, ""])
+    return "\n".join([f"Compared with the {wanted}, as read by\n", *rows, ""])

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from omnitune.conversion.card import CARD_FILE
 from omnitune.errors import reason_of
 from omnitune.io.files import sha256_of
-from omnitune.io.model_files.weights import FETCH, read_json
+from omnitune.io.json_object import FETCH, read_json
 from omnitune.paths import CONVERSION_FILE
 
 TOKEN = "HF_TOKEN"  # the only place that a token is taken from

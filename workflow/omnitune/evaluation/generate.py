@@ -1,6 +1,5 @@
 """Generate a benchmark's images with given weights, in parts that jobs can share, and held-out losses beside them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from omnitune.images.decode import own_limits
 from omnitune.images.formats import FORMATS
 from omnitune.images.resize import to_pil
 from omnitune.io.files import atomic_path, is_whole, json_line, lock, sealed, sha256_of, write_text
+from omnitune.io.json_object import parse_json
 from omnitune.models import (
     OmniGen2DPMSolverScheduler,
     OmniGen2FlowMatchScheduler,
@@ -207,10 +207,10 @@ def _finished(job: _Job, ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Rows of earlier runs that hold, by key: same protocol, same weights, image as written."""
     rows: dict[str, dict[str, Any]] = {}
     for path in ledgers:
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
-            with suppress(ValueError, RecursionError):  # of a line that a kill has cut, or that somebody else wrote
-                row = json.loads(line)
-                if isinstance(row, dict) and _holds(job, row):
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            with suppress(ValueError):  # of a line that a kill has cut, or that somebody else wrote
+                row = parse_json(line)
+                if _holds(job, row):
                     rows[row["key"]] = row
     return rows
 

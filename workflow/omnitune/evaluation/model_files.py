@@ -77,7 +77,7 @@ def judge_key(judge: Judge) -> str:
     return f"judges.{judge.name}.model"
 
 
-def check_judges(benchmark: Benchmark) -> None:
+def check_judge_models(benchmark: Benchmark) -> None:
     """Raises NotThereError for the model of a local judge that is a folder and not there, or looks like one."""
     for judge in benchmark.judges:
         if judge.base_url is None and is_local(judge.model, judge_key(judge)):

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.io.files import is_whole, sha256_of
+from omnitune.io.json_object import checked
 from omnitune.io.kept import Drawn, Kept, Scores, read_kept, read_kept_lines
-from omnitune.io.model_files.part_configs import checked
 from omnitune.io.places import is_below
 from omnitune.paths import GENERATIONS_FILE, SCORES_FILE
 

@@ -5,7 +5,6 @@ the lock and dates it anew every few seconds. No clock of another machine is com
 watched.
 """
 
-import json
 import logging
 import os
 import platform
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from omnitune.io.files import Held, Lock, lock, open_regular, write_json
+from omnitune.io.json_object import parse_json
 
 BEAT_SECONDS = 10.0
 WATCHED_BEATS = 3  # without one of which a holder on another machine is taken for dead
@@ -103,10 +103,8 @@ def _is_kept_up(note: Path, holder: dict[str, Any]) -> bool:
 def _read(note: Path) -> dict[str, Any]:
     """What a note says, and `seen`, when it was dated; nothing where there is none, or a damaged one."""
     # opened in any case, as NFS shows old times else
-    with suppress(OSError, ValueError, RecursionError), open_regular(note) as file:
-        content = json.loads(file.read())
-        if isinstance(content, dict):
-            return {**content, "seen": os.fstat(file.fileno()).st_mtime}
+    with suppress(OSError, ValueError), open_regular(note) as file:
+        return {**parse_json(file.read()), "seen": os.fstat(file.fileno()).st_mtime}
     return {}
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 from omnitune.errors import ConfigError, Refused, shown
 from omnitune.io import storage
 from omnitune.io.files import open_regular
-from omnitune.io.kept import MAX_NESTING, is_deeper
+from omnitune.io.json_object import MAX_NESTING, is_deeper
 
 MAX_LINE_BYTES = 1 << 20  # no sample needs more; a file without line ends must not be read as one line
 MAX_FILE_BYTES = 16 << 20  # of a file that is one object

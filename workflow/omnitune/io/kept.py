@@ -8,11 +8,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from omnitune.io.files import open_regular
-from omnitune.io.model_files.part_configs import checked
-from omnitune.io.model_files.weights import parse_json, read_json
+from omnitune.io.json_object import MAX_NESTING, checked, is_deeper, parse_json, read_json
 
 LARGEST = 1 << 28  # bytes of a file, and of a line; scores of the largest benchmarks have some ten million
-MAX_NESTING = 32  # of the JSON that is read; a sample has two levels, and the ledger must be able to repeat it
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Counts = dict[str, Count]
 
@@ -190,11 +188,3 @@ def _looked_at(where: str, content: dict[str, Any], model: type[Kept], fix: str)
         raise ValueError(f"{where}: cannot be read: it is nested more than {MAX_NESTING} levels deep. {fix}")
     checked(where, content, model, fix)
     return content
-
-
-def is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects stand inside each other more than so many levels deep."""
-    if not isinstance(value, list | dict):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(is_deeper(item, levels - 1) for item in inner)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from omnitune.errors import ConfigError
 from omnitune.io.files import Held, atomic_folder, place_beside, sha256_of, share, write_json
+from omnitune.io.json_object import read_json
 
 ENTRY_FILE = "entry.json"  # in an entry: SHA-256 of its files
 LARGE = ".tar"  # stays one file in all projects; others are copied, as Snakemake goes by the age of some
@@ -57,7 +58,7 @@ class Store:
         try:
             if not (entry / ENTRY_FILE).is_file():
                 return False
-            hashes = json.loads((entry / ENTRY_FILE).read_text(encoding="utf-8"))
+            hashes = read_json(entry / ENTRY_FILE)
             damaged = [path.name for path in files if sha256_of(entry / path.name) != hashes.get(path.name)]
             if damaged:
                 logger.warning("%s: %s is not what was put there; it is made again", entry, ", ".join(damaged))
@@ -65,7 +66,7 @@ class Store:
             for path in files:
                 with place_beside(path) as temporary:
                     (share if path.suffix == LARGE else shutil.copyfile)(entry / path.name, temporary)
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s: cannot be taken (%s); it is made again", entry, error)
             return False
         logger.info("taken from %s: %s", self.folder, ", ".join(path.name for path in files))

@@ -1,7 +1,7 @@
 """The parts of a pipeline folder in the published layout, each loaded by our own class and without remote code."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,24 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from omnitune.io.json_object import read_json
 from omnitune.io.model_files.part_configs import read_part
-from omnitune.io.model_files.weights import read_header, read_json, require_weights
+from omnitune.io.model_files.weights import read_header, require_weights
 from omnitune.models.files import load_whole, loading, require_finite
 from omnitune.models.scheduler import OmniGen2DPMSolverScheduler, OmniGen2FlowMatchScheduler
 from omnitune.models.text.prompts import load_tokenizer
 from omnitune.models.transformer.transformer_omnigen2 import OmniGen2Transformer2DModel
 
 COMPONENTS = ("transformer", "vae", "scheduler", "mllm", "processor")
+
+
+def require_parts(folder: Path, parts: Sequence[str]) -> None:
+    """Raises FileNotFoundError for a part that a pipeline folder lacks."""
+    for part in parts:
+        if not (folder / part).exists():
+            raise FileNotFoundError(
+                f"{folder} has no {part}: a pipeline folder holds model_index.json, {', '.join(COMPONENTS)}"
+            )
 
 
 def load_transformer(folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> OmniGen2Transformer2DModel:

@@ -15,15 +15,13 @@ from accelerate.hooks import CpuOffload
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 
 from omnitune.images.resize import resize, target_size, to_pil, to_rgb, to_tensor
 from omnitune.io.files import write_json
-from omnitune.io.model_files.hub import what_to_do
+from omnitune.io.model_files.hub import download
 from omnitune.io.places import is_local
-from omnitune.models.components import COMPONENTS, LOADERS, model_index
+from omnitune.models.components import COMPONENTS, LOADERS, model_index, require_parts
 from omnitune.models.guidance import Branches, Sample
 from omnitune.models.lora.lora import OmniGen2LoraLoaderMixin
 from omnitune.models.pipeline_inputs import (
@@ -108,21 +106,17 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             raise ValueError(f"{sorted(unknown)} are no components of this pipeline: use {', '.join(COMPONENTS)}")
         folder = Path(pretrained_model_name_or_path)
         if not is_local(str(folder), "pretrained_model_name_or_path"):
-            try:
-                snapshot = snapshot_download(
-                    str(pretrained_model_name_or_path),
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    token=token,
-                    ignore_patterns=["*.py", "assets/*", "*.png", "*.jpg"],
-                )
-            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-                asked = f"{str(folder)!r} (revision {revision or 'newest'})"
-                raise ValueError(f"base model {asked} could not be fetched: {what_to_do(error)}") from None
-            folder = Path(snapshot)
+            folder = download(
+                str(folder),
+                revision,
+                "pretrained_model_name_or_path",
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                ignore_patterns=["*.py", "assets/*", "*.png", "*.jpg"],
+            )
         missing = [name for name in COMPONENTS if name not in components]
-        _require_parts(folder, ["model_index.json", *missing])
+        require_parts(folder, ["model_index.json", *missing])
         loaded = {name: LOADERS[name](folder, torch_dtype or torch.float32) for name in missing}
         return cls(**components, **loaded)
 
@@ -439,15 +433,6 @@ class OmniGen2Pipeline(DiffusionPipeline, OmniGen2LoraLoaderMixin, OmniGen2StepC
             return _stack(pixels)
         arrays = [image.permute(1, 2, 0).cpu().numpy() for image in pixels]
         return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
-
-
-def _require_parts(folder: Path, parts: Sequence[str]) -> None:
-    """Raises FileNotFoundError for a part that a pipeline folder lacks."""
-    for part in parts:
-        if not (folder / part).exists():
-            raise FileNotFoundError(
-                f"{folder} has no {part}: a pipeline folder holds model_index.json, {', '.join(COMPONENTS)}"
-            )
 
 
 def _bring_in(model: Any) -> None:

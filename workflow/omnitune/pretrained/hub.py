@@ -4,10 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-from omnitune.io.model_files.hub import what_to_do
+from omnitune.io.model_files.hub import download
 from omnitune.pretrained.files import ENCODER_KEY, VAE_KEY
 
 logger = logging.getLogger("omnitune")
@@ -38,15 +35,7 @@ def fetch_repository(
     allowed = None if patterns is None else list(patterns)
     if not downloaded:
         logger.info("fetching %s, revision %s", name, revision or "newest")
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, cache_dir=cache_dir, allow_patterns=allowed, local_files_only=downloaded
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        own = key in {VAE_KEY, ENCODER_KEY}
-        elsewhere = f" Or leave {key} out: the base model has a part of its own." if own else ""
-        raise ValueError(
-            f"{key}: {name!r} (revision {revision or 'newest'}) could not be fetched: {what_to_do(error, elsewhere)}"
-        ) from None
+    own = key in {VAE_KEY, ENCODER_KEY}
+    elsewhere = f" Or leave {key} out: the base model has a part of its own." if own else ""
+    options = {"cache_dir": cache_dir, "allow_patterns": allowed, "local_files_only": downloaded}
+    return download(name, revision, key, elsewhere, **options)

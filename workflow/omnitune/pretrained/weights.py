@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from omnitune.errors import shown
 from omnitune.io.files import sha256_of
-from omnitune.io.model_files.weights import read_json
+from omnitune.io.kept import Conversion, Kept, read_kept
 from omnitune.paths import CONVERSION_FILE, MANIFEST_FILE
 
 FILE_NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")  # below its folder
@@ -30,18 +30,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest that speaks for a folder; None where none does. Raises ValueError for one that cannot be read."""
     for path in (folder / CONVERSION_FILE, folder.parent / MANIFEST_FILE):
         if path.is_file():
-            try:
-                content = read_json(path)
-            except ValueError as error:
-                raise ValueError(f"{error} {_fix(path)}") from None
-            try:
-                if path.parent == folder:
-                    hashes = {name: str(facts["sha256"]) for name, facts in content["files"].items()}
-                else:
-                    start = f"{folder.name}/"
-                    hashes = {k.removeprefix(start): str(v) for k, v in content.items() if k.startswith(start)}
-            except (AttributeError, LookupError, TypeError) as error:
-                raise ValueError(f"{path}: cannot be read ({error}). {_fix(path)}") from None
+            if path.parent == folder:
+                files = read_kept(path, Conversion, _fix(path))["files"]
+                hashes = {name: facts["sha256"] for name, facts in files.items()}
+            else:
+                start = f"{folder.name}/"
+                content = read_kept(path, Kept, _fix(path))
+                hashes = {k.removeprefix(start): str(v) for k, v in content.items() if k.startswith(start)}
             outside = [name for name in hashes if not FILE_NAME.fullmatch(name) or ".." in name.split("/")]
             if outside:
                 raise ValueError(f"{path}: names {shown(outside[0])}, which is no file of this folder. {_fix(path)}")

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 
 from rich.console import Console, Group, RenderableType
@@ -55,11 +55,12 @@ def status_json(found: Sequence[ExperimentStatus]) -> str:
 def follow(collect: Callable[[], Sequence[ExperimentStatus]], interval: float) -> None:
     """Keeps the table fresh until it is interrupted (Ctrl-C); where it cannot, as in a file, prints it anew."""
     console = Console()
-    with suppress(KeyboardInterrupt), ExitStack() as stack:
-        live = Live(console=console, auto_refresh=False)
-        if console.is_terminal:
-            stack.enter_context(live)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with suppress(KeyboardInterrupt), live or nullcontext():
         while True:
             table = status_table(collect())
-            live.update(table, refresh=True) if console.is_terminal else console.print(table)
+            if live:
+                live.update(table, refresh=True)
+            else:
+                console.print(table)
             time.sleep(interval)

@@ -6,7 +6,7 @@ from typing import Any
 
 from omnitune.config import ExperimentOptions
 from omnitune.config.experiment.model import ArchOptions
-from omnitune.io.model_files.weights import read_json
+from omnitune.io.json_object import read_json
 
 
 def read_architecture(transformer: Path) -> dict[str, Any]:

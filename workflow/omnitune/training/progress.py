@@ -1,11 +1,12 @@
 """How far a training is, from its logged rows. Imports nothing heavy: rules and `omnitune status` ask often."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from omnitune.io.json_object import parse_json
 
 TAIL_BYTES = 1 << 18  # some hundred rows
 RECENT = 100  # steps that figures are of
@@ -74,10 +75,10 @@ def _tail(path: Path) -> list[dict[str, Any]]:
 def metrics_row(line: bytes) -> dict[str, Any] | None:
     """A row of logs/metrics.jsonl; None for a line that is damaged, or not yet whole."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row.get("step"), int) else None
 
 
 def _numbers(rows: list[dict[str, Any]], key: str) -> list[float]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from omnitune.config import Benchmark
 from omnitune.evaluation.formats.source import LaidOut, Layout, SourcePrompt, prompts_file, text_of
+from omnitune.io.json_object import MAX_NESTING, is_deeper
 from omnitune.io.jsonl import read_objects
-from omnitune.io.kept import MAX_NESTING, is_deeper
 
 
 def read(benchmark: Benchmark, pixels: bool) -> Iterator[SourcePrompt]:

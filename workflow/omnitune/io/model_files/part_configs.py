@@ -1,23 +1,19 @@
 """What the parts of a base model say of themselves in JSON: the keys that code acts on. Imports nothing heavy."""
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from omnitune.io.model_files.weights import read_json
+from omnitune.io.json_object import checked, not_allowed, read_json
 
 CONFIG_LIMIT = 4 << 20  # bytes; published ones have some thousand
 Width = Annotated[int, Field(ge=1, le=1_000_000)]  # beyond any model; larger ones would be made before they fail
 MOST_LAYERS = 256  # twice those of the largest models; each takes some milliseconds before it is refused
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# What pydantic puts into the place of a value that may be of several types.
-UNION_TAG = re.compile(r"(constrained-)?(str|int|float|bool)|(list|dict|nullable)\[.*\]")
 Three = Annotated[list[Width], Field(min_length=3, max_length=3)]
 
 
@@ -27,10 +23,6 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     class_name: str | None = Field(None, alias="_class_name")
-
-
-M = TypeVar("M", bound=BaseModel)
-TAKE = "Take the file from where the weights are from."
 
 
 class _Transformer(Part):
@@ -232,21 +224,3 @@ def require_no_adapter(folder: Path) -> None:
         raise ValueError(f"{folder / ADAPTER_FILE}: an adapter does not belong into a model's folder. Take it out.")
     for path in sorted(folder.glob("shard-*-model-*.safetensors")):
         raise ValueError(f"{path}: is a part of a distributed checkpoint, which is not read. Take it out.")
-
-
-def checked(path: Path | str, content: object, model: type[M], fix: str = TAKE) -> M:
-    """The content of a JSON as its model; ValueError for the first value that it cannot take, with file and key."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"] if not UNION_TAG.fullmatch(str(step)))
-        if first["type"] == "missing":
-            raise not_allowed(path, "", None, f"{key}: is missing", fix) from None
-        raise not_allowed(path, key, first["input"], first["msg"].removeprefix("Value error, "), fix) from None
-
-
-def not_allowed(path: Path | str, key: str, value: object, reason: str, fix: str = TAKE) -> ValueError:
-    """The sentence for a value of a base model's file; without a key for several values that do not fit."""
-    said = f"{key}: {json.dumps(value)[:80]} is not allowed: {reason}" if key else reason
-    return ValueError(f"{path}: {said}. {fix}")

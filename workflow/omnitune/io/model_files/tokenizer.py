@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, Strict, model_validator
 
-from omnitune.io.model_files.part_configs import Part, checked, not_allowed, read_own
-from omnitune.io.model_files.weights import FETCH, JSON_LIMIT, read_json, read_limited
+from omnitune.io.json_object import FETCH, JSON_LIMIT, checked, not_allowed, read_json, read_limited
+from omnitune.io.model_files.part_configs import Part, read_own
 
 SETTINGS_FILE, MAP_FILE, TEMPLATE_FILE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
 STEPS_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"

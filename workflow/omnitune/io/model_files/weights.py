@@ -1,24 +1,21 @@
 """Files of weights and their folders, judged by headers and JSON before a library takes them. Imports nothing heavy."""
 
 import errno
-import json
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from omnitune.errors import shown
 from omnitune.io.files import open_regular
+from omnitune.io.json_object import FETCH, LFS_POINTER, read_json
 
 HEADER_LIMIT = 16_000_000  # bytes
 MAX_TENSORS = 20_000  # of a file; the largest published ones have some thousand
-JSON_LIMIT = 64 << 20  # bytes; the largest, of tokenizers, have half of that
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}  # others are loaded too, as numbers without meaning
 COUNTS = (".alpha", "position_ids", "num_batches_tracked")  # ends of names of what some programs keep as whole numbers
-LFS_POINTER = b"version https://git-lfs"
-FETCH = "Fetch or write it again."
 
 
 class Header(NamedTuple):
@@ -79,15 +76,6 @@ def _first_bytes_problem(start: bytes, size: int) -> str | None:
     return "it is cut off" if size < 8 + length else None
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The content of a plain file; OSError for one that cannot be read, or has more bytes."""
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit} bytes")
-    return data
-
-
 def require_stored(file: Path | IO[bytes], name: Path | str) -> None:
     """Raises ValueError for a file of torch.save with compressed parts, which torch never writes: of any size."""
     if zipfile.is_zipfile(file):
@@ -139,47 +127,3 @@ def require_json(folder: Path | str) -> None:
     """Raises ValueError for a .json file of a folder that is no JSON object."""
     for path in sorted(Path(folder).glob("*.json")):
         read_json(path)
-
-
-def read_json(path: Path, limit: int = JSON_LIMIT, fix: str = FETCH) -> dict[str, Any]:
-    """The JSON object in a file that came with weights; ValueError, with the reason and `fix`, where there is none.
-
-    Of a key that stands twice, readers take different ones: it is refused.
-    """
-    try:
-        return parse_json(read_limited(path, limit))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}). {fix}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read: {error}. {fix}") from None
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """The JSON object in bytes; ValueError, with the reason alone, where there is none."""
-    try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
-    except _TwiceError as error:
-        raise ValueError(f"the key {str(error)[:80]!r} stands twice in it") from None
-    except (ValueError, RecursionError) as error:
-        reason = f"it is no JSON ({error})"
-        if not data:
-            reason = "it is empty"
-        elif data.startswith(LFS_POINTER):
-            reason = "it is a pointer of git-lfs, not the file itself (`git lfs pull` fetches it)"
-        raise ValueError(reason) from None
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
-    return content
-
-
-class _TwiceError(Exception):
-    """Of a key in an object of JSON."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        for key, value in pairs:
-            if json.dumps(value) != json.dumps(found[key]):
-                raise _TwiceError(key)
-    return found

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnitune.io.files import atomic_path
-from omnitune.io.model_files.weights import read_json, read_weights_header
+from omnitune.io.json_object import read_json
+from omnitune.io.model_files.weights import read_weights_header
 from omnitune.io.places import is_local
 from omnitune.models.files import require_finite
 from omnitune.models.lora.base_fingerprint import model_fingerprint, recorded_base, warn_of_other_base

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from omnitune.errors import reason_of
+from omnitune.io.json_object import FETCH, read_json
 from omnitune.io.model_files.tokenizer import SPECIAL, read_tokenizer, tokenizer_folder
-from omnitune.io.model_files.weights import FETCH, read_json, require_json
+from omnitune.io.model_files.weights import require_json
 
 SYSTEM_PROMPT = "You are a helpful assistant that generates high-quality images based on user instructions."
 SYSTEM_PROMPT_DROP = "You are a helpful assistant that generates images."
